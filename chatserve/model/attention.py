@@ -1,0 +1,157 @@
+"""Our attention function inside transformers' models: pages instead of a cache object.
+
+May not know: scheduling, page ownership, single model families.
+
+Theory: transformers looks an attention function up by name and hands it, for each layer, the
+projected query, key and value and whatever keyword arguments the model's forward was given.
+A step's metadata travels as one such keyword, `paged`, so nothing is global and two models may run
+in two threads. For a name without a mask function transformers builds no mask. Hence a model that
+changes attention in another way (a bias in the mask, a keyword that we do not know) must not get
+by: anything unknown that is not None is refused, and the probe compares the outcome at load.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from chatserve.errors import ModelRefused
+from chatserve.model.layout import KVLayout
+from chatserve_kernels import AttentionBatch, append_kv, paged_attention
+
+ATTENTION_NAME = "chatserve_paged"
+
+# Keywords that models pass along and that change nothing here: positions are already in the query
+# and key, the rest asks for what we never return. The value shown, or None, is all that we accept.
+_WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "position_embeddings"})
+_ONLY_AT = {
+    "dropout": 0.0,
+    "use_cache": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_router_logits": False,
+    "is_causal": True,
+}
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class LayerCall:
+    """One layer's attention, as the model asks for it.
+
+    query [rows, heads, head_dim], key and value [rows, kv_heads, head_dim], any strides.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    window: int | None
+    soft_cap: float | None
+    sinks: Tensor | None
+
+
+class Paged(Protocol):
+    """What the `paged` keyword carries."""
+
+    def attend(self, call: LayerCall) -> Tensor:
+        """[rows, heads, head_dim]"""
+        ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PagedStep:
+    """One forward pass over pages: appends each layer's K and V, then attends."""
+
+    batch: AttentionBatch
+    pool: Tensor
+    layout: KVLayout
+
+    def attend(self, call: LayerCall) -> Tensor:
+        """[rows, heads, head_dim]; writes the rows that the batch names."""
+        kv = self.layout.layer_view(self.pool, call.layer)
+        append_kv(call.key, call.value, kv, self.batch)
+        return paged_attention(
+            call.query,
+            kv,
+            self.batch,
+            scale=call.scale,
+            window=call.window,
+            soft_cap=call.soft_cap,
+            sinks=call.sinks,
+        )
+
+
+def paged_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    paged: Paged | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls: query [1, heads, rows, head_dim], key and value
+    [1, kv_heads, rows, head_dim] → ([1, rows, heads, head_dim], None).
+
+    Raises ModelRefused for a call that it does not understand, which the probe meets first.
+    """
+    name = type(module).__name__
+    if paged is None:
+        raise ModelRefused(f"{name} does not hand keyword arguments on to its attention")
+    if attention_mask is not None:
+        raise ModelRefused(f"{name} brings an attention mask of its own")
+    for keyword, given in others.items():
+        if given is None or keyword in _WITHOUT_EFFECT:
+            continue
+        if keyword not in _ONLY_AT or given != _ONLY_AT[keyword]:
+            raise ModelRefused(f"{name} asks its attention for '{keyword}', which is not supported")
+    if getattr(module, "is_causal", True) is not True:
+        raise ModelRefused(f"{name} is not causal")
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise ModelRefused(f"{name} does not know its layer")
+    mixed = paged.attend(
+        LayerCall(
+            layer=layer,
+            query=query[0].transpose(0, 1),
+            key=key[0].transpose(0, 1),
+            value=value[0].transpose(0, 1),
+            scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            window=sliding_window,
+            soft_cap=softcap,
+            sinks=s_aux,
+        )
+    )
+    return mixed[None], None
+
+
+AttentionInterface.register(ATTENTION_NAME, paged_attention_forward)
+
+
+def run_paged(
+    model: nn.Module, tokens: Tensor, positions: Tensor, *, paged: Paged, logit_rows: Tensor
+) -> Tensor:
+    """Logits [len(logit_rows), vocabulary] in float32 of a flattened batch.
+
+    tokens, positions: int64 [rows]; logit_rows: int64 [any], rows of which logits are wanted.
+    The model's attention implementation must be ATTENTION_NAME.
+    """
+    with torch.inference_mode():
+        output = model(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            attention_mask=None,
+            use_cache=False,
+            logits_to_keep=logit_rows,
+            paged=paged,
+        )
+    logits: Tensor = output.logits
+    return logits[0].float()

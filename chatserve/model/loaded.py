@@ -1,0 +1,107 @@
+"""A model that is ready: what it is, and one forward pass over pages.
+
+May not know: requests, sequences, page ownership, text.
+"""
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from chatserve.errors import ModelRefused
+from chatserve.model.attention import PagedStep, run_paged
+from chatserve.model.layout import KVLayout
+from chatserve_kernels import AttentionBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What the model's makers suggest in generation_config.json; neutral where they are silent.
+
+    eos_ids: every id that ends a reply. As in vLLM the sampling fields count whether or not
+    do_sample is set; do_sample is told as it stands.
+    """
+
+    eos_ids: tuple[int, ...] = ()
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class LoadedModel:
+    """One model on one device, probed. `forward` is for one thread at a time."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        layout: KVLayout,
+        context_length: int,
+        generation: GenerationDefaults,
+        fingerprint: Future[bytes],
+    ) -> None:
+        self.name = name
+        self.layout = layout
+        self.context_length = context_length
+        self.generation = generation
+        self.dtype: torch.dtype = layout.dtype
+        self.device: torch.device = model.device
+        self.config: PreTrainedConfig = model.config
+        embeddings = model.get_output_embeddings()
+        self.vocabulary_size: int = (
+            embeddings.weight.shape[0]
+            if isinstance(embeddings, torch.nn.Linear)
+            else int(model.config.vocab_size)
+        )
+        self._model = model
+        self._fingerprint = fingerprint
+
+    def fingerprint(self) -> bytes:
+        """32 bytes (see `fingerprint.py`). Waits until the weights are hashed.
+
+        Raises ModelRefused when a weight file could not be read, or changed meanwhile.
+        """
+        try:
+            return self._fingerprint.result()
+        except OSError as error:
+            raise ModelRefused(f"The model '{self.name}' could not be hashed: {error}") from error
+
+    def fingerprint_ready(self) -> bool:
+        """Whether `fingerprint` would answer at once."""
+        return self._fingerprint.done()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention: AttentionBatch,
+        *,
+        pool: Tensor,
+        logit_rows: Tensor,
+    ) -> Tensor:
+        """Logits [R, vocabulary_size] in float32 for the rows named by `logit_rows`.
+
+        tokens, positions: int64 [T], T = attention.query_starts[-1], slices laid end to end;
+        pool: [pages, layout.page_elements] in the layout's dtype, written in place;
+        logit_rows: int64 [R]. All on `device`. Raises ValueError for shapes that do not fit.
+        """
+        rows = attention.rows
+        if tokens.shape != (rows,) or positions.shape != (rows,):
+            raise ValueError(f"tokens and positions must both be [{rows}]")
+        if pool.ndim != 2 or pool.shape[1] != self.layout.page_elements:
+            raise ValueError(f"the pool must be [pages, {self.layout.page_elements}]")
+        if attention.page_size != self.layout.page_size:
+            raise ValueError(f"the model was loaded for pages of {self.layout.page_size}")
+        return run_paged(
+            self._model,
+            tokens,
+            positions,
+            paged=PagedStep(attention, pool, self.layout),
+            logit_rows=logit_rows,
+        )

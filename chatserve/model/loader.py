@@ -1,0 +1,221 @@
+"""From a model's name to a LoadedModel, or to one sentence why not.
+
+May not know: requests, text, the engine. Reads safetensors only and runs no code from the folder.
+
+Order: find the files → judge the config → start hashing the weights in threads → read them →
+fix the rotary factors → survey the layers → compare with the model's own logits.
+"""
+
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from chatserve.errors import ModelRefused
+from chatserve.model.attention import ATTENTION_NAME
+from chatserve.model.checkpoint import Checkpoint, open_checkpoint, stored_dtype
+from chatserve.model.fingerprint import FingerprintFields, config_text, weights_digest
+from chatserve.model.layout import KVLayout
+from chatserve.model.loaded import GenerationDefaults, LoadedModel
+from chatserve.model.probe import compare_with_eager, survey_layers
+from chatserve.model.rotary import fix_rotary, positions_max, rotary_digest
+from chatserve.model.suitability import check_config, expected_windows
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_model(
+    path: Path | str,
+    *,
+    device: str,
+    dtype: str,
+    page_size: int,
+    context_length: int | None = None,
+    digest_cache: Path | None = None,
+) -> LoadedModel:
+    """Load, check and probe a model for serving.
+
+    path: a local folder or a hub id. device: as torch spells it. dtype: 'auto', 'float32',
+    'bfloat16' or 'float16' (see `choose_dtype`). page_size: positions per page.
+    context_length: narrows what the config allows. digest_cache: where weight digests are kept.
+    Raises ModelRefused with one sentence.
+    """
+    checkpoint = open_checkpoint(path)
+    config = _read_config(checkpoint)
+    check_config(config)
+    served = positions_max(config)
+    if context_length is not None:
+        served = min(served, context_length)
+    target = torch.device(device)
+    chosen = choose_dtype(dtype, stored=stored_dtype(checkpoint), device=target)
+    fields = config_text(config.to_dict())
+    weights = _in_thread(checkpoint, digest_cache)
+    model = _read_weights(checkpoint, config, chosen).to(target)  # pyright: ignore[reportArgumentType]
+    generation = _generation_defaults(model)
+    fix_rotary(model, served)
+    model.set_attn_implementation(ATTENTION_NAME)
+    try:
+        shapes = survey_layers(model, windows=expected_windows(config), context_length=served)
+        layout = KVLayout(page_size, chosen, shapes)
+        compare_with_eager(model, layout, served)
+    except ModelRefused:
+        raise
+    except Exception as error:  # a model may fail in any way when it is called as we call it
+        raise ModelRefused(
+            f"'{config.model_type}' cannot run through pages: {_first_line(error)}"
+        ) from error
+    rotary = rotary_digest(model)
+
+    def digest(weights_hash: bytes) -> bytes:
+        return FingerprintFields(
+            weights=weights_hash,
+            config=fields,
+            compute_dtype=str(chosen),
+            rotary=rotary,
+            layout=layout,
+        ).digest()
+
+    return LoadedModel(
+        model,
+        name=checkpoint.folder.name if Path(path).exists() else str(path),
+        layout=layout,
+        context_length=served,
+        generation=generation,
+        fingerprint=_mapped(weights, digest),
+    )
+
+
+def choose_dtype(dtype: str, *, stored: str, device: torch.device) -> torch.dtype:
+    """The type to compute in. 'auto': the checkpoint's own type (`stored`, as safetensors spells
+    it), or float32 where the device has no fast arithmetic in it. Raises ModelRefused.
+    """
+    if dtype != "auto":
+        if dtype not in _DTYPES:
+            raise ModelRefused(f"There is no dtype '{dtype}'; choose auto or {', '.join(_DTYPES)}")
+        return _DTYPES[dtype]
+    on_gpu = device.type == "cuda"
+    if stored == "BF16" and (torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()):
+        return torch.bfloat16
+    if stored == "F16" and on_gpu:
+        return torch.float16
+    return torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    """torch keeps these two questions private, and not every version has both."""
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, question, bool)() for question in questions)
+
+
+def _read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    try:
+        config: Any = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except Exception as error:  # broken JSON, unknown kinds, values out of range: many types
+        raise ModelRefused(
+            f"The config of '{checkpoint.folder.name}' cannot be used: {_first_line(error)}"
+        ) from error
+    return config
+
+
+def _read_weights(
+    checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Every parameter comes from the files: random ones must never be served."""
+    try:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+    except Exception as error:  # truncated files, wrong shapes, unsupported settings
+        raise ModelRefused(
+            f"The weights of '{checkpoint.folder.name}' cannot be loaded: {_first_line(error)}"
+        ) from error
+    model, information = loaded
+    for kind, word in (
+        ("missing_keys", "lacks"),
+        ("mismatched_keys", "has another shape for"),
+        ("unexpected_keys", "has weights that the model does not know:"),
+        ("error_msgs", "failed at"),
+    ):
+        names = sorted(str(name) for name in information.get(kind) or ())
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelRefused(
+                f"The checkpoint '{checkpoint.folder.name}' {word} '{names[0]}'{more}"
+            )
+    return model.eval()
+
+
+def _generation_defaults(model: PreTrainedModel) -> GenerationDefaults:
+    given: dict[str, Any] = vars(model.generation_config)
+    eos: Any = given.get("eos_token_id")
+    if eos is None:
+        eos = getattr(model.config, "eos_token_id", None)
+    eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = {name: given[name] for name in names if given.get(name) is not None}
+    return GenerationDefaults(eos_ids=eos_ids, do_sample=bool(given.get("do_sample")), **sampling)
+
+
+def _in_thread(checkpoint: Checkpoint, digest_cache: Path | None) -> Future[bytes]:
+    """The weights' digest, computed while they load; a daemon, so a refusal can exit at once."""
+    future: Future[bytes] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(weights_digest(checkpoint.weights, cache_file=digest_cache))
+        except BaseException as error:  # handed to whoever asks for the result
+            future.set_exception(error)
+
+    Thread(target=work, name="weights-digest", daemon=True).start()
+    return future
+
+
+def _mapped(source: Future[bytes], function: Callable[[bytes], bytes]) -> Future[bytes]:
+    target: Future[bytes] = Future()
+
+    def deliver(done: Future[bytes]) -> None:
+        error = done.exception()
+        if error is None:
+            target.set_result(function(done.result()))
+        else:
+            target.set_exception(error)
+
+    source.add_done_callback(deliver)
+    return target
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without transformers' progress bars and reports: what matters is raised instead."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

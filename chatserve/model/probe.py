@@ -1,0 +1,150 @@
+"""Two trials at load: what the layers hand to attention, and whether pages give the same logits.
+
+May not know: model families. Nothing is assumed about a family that the trials do not show.
+
+Theory: the survey runs one token and writes down each attention call, which gives the page layout
+and shows layers that call twice or never, or that hide their window in a mask. The comparison runs
+about 40 tokens twice: once with transformers' own eager attention, once through pages that lie out
+of order in a pool full of NaN, as two slices and a decode row beside a batch mate. Whatever the
+eager run does that ours does not (a bias in the mask, another scale) shows in the logits.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from chatserve.errors import ModelRefused
+from chatserve.model.attention import ATTENTION_NAME, LayerCall, PagedStep, run_paged
+from chatserve.model.layout import KVLayout, LayerShape
+from chatserve_kernels import AttentionBatch
+
+_PROBE_TOKENS = 40
+# Difference of the centred logits relative to their size, by the type the model computes in.
+# Rounding stays well below, a wrong mask or scale is at some tenths.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+
+class LayerSurvey:
+    """Stands in for pages during one token, whose attention is its own value."""
+
+    def __init__(self) -> None:
+        self.calls: list[LayerCall] = []
+
+    def attend(self, call: LayerCall) -> Tensor:
+        """[1, heads, head_dim]"""
+        self.calls.append(call)
+        return call.value.repeat_interleave(call.query.shape[1] // call.value.shape[1], dim=1)
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Generator[None]:
+    """transformers' own attention for a while, then ours again."""
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION_NAME)
+
+
+def survey_layers(
+    model: PreTrainedModel, *, windows: tuple[int | None, ...], context_length: int
+) -> tuple[LayerShape, ...]:
+    """The K and V shape of each layer. windows: what the config says (`expected_windows`).
+
+    Raises ModelRefused for a model whose layers do not each call our attention once, with K and V
+    alike and the window that the config promises.
+    """
+    survey = LayerSurvey()
+    one = torch.zeros(1, dtype=torch.int64, device=model.device)
+    run_paged(model, one, one, paged=survey, logit_rows=one)
+    kind = model.config.model_type
+    layers = [call.layer for call in survey.calls]
+    if layers != list(range(len(windows))):
+        raise ModelRefused(
+            f"'{kind}' has {len(windows)} layers, but the layers {layers} called paged attention; "
+            "each must do so once, in order"
+        )
+    for call, window in zip(survey.calls, windows, strict=True):
+        if call.key.shape != call.value.shape or call.key.shape[2] != call.query.shape[2]:
+            raise ModelRefused(
+                f"Layer {call.layer} of '{kind}' has K {tuple(call.key.shape)} and V "
+                f"{tuple(call.value.shape)}, which do not fit the page layout"
+            )
+        # A window that is as long as the context hides nothing.
+        if min(window or context_length, context_length) != min(
+            call.window or context_length, context_length
+        ):
+            raise ModelRefused(
+                f"Layer {call.layer} of '{kind}' has the window {call.window} in its attention, "
+                f"but {window} by the config"
+            )
+    return tuple(LayerShape(call.key.shape[1], call.key.shape[2]) for call in survey.calls)
+
+
+def compare_with_eager(model: PreTrainedModel, layout: KVLayout, context_length: int) -> float:
+    """Relative difference between the logits through pages and the model's own.
+
+    Raises ModelRefused when it is over the tolerance of the type, or not finite.
+    """
+    length = min(_PROBE_TOKENS, context_length)
+    vocabulary = int(model.config.vocab_size)
+    tokens = (torch.arange(length, device=model.device) * 7919 + 13) % vocabulary
+    with eager_attention(model), torch.inference_mode():
+        positions = torch.arange(length, device=model.device)[None]
+        eager = model(input_ids=tokens[None], position_ids=positions, use_cache=False).logits
+    expected = _centred(eager[0].float())
+    if not bool(expected.isfinite().all()):
+        raise ModelRefused(f"'{model.config.model_type}' gives logits that are not finite")
+    paged = _centred(_run_in_slices(model, layout, tokens))
+    difference = float((paged - expected).norm() / expected.norm().clamp_min(1e-6))
+    if not difference <= _TOLERANCE[layout.dtype]:  # not: NaN must fail too
+        raise ModelRefused(
+            f"'{model.config.model_type}' gives other logits through pages than by itself "
+            f"(relative difference {difference:.2g}); it is not supported"
+        )
+    return difference
+
+
+def _run_in_slices(model: PreTrainedModel, layout: KVLayout, tokens: Tensor) -> Tensor:
+    """Logits [length, vocabulary] of tokens [length], computed in three steps."""
+    length, device = tokens.shape[0], tokens.device
+    size = layout.page_size
+    pages = -(-length // size)
+    mate_page = pages
+    pool = layout.allocate(pages + 1, device, fill=float("nan"))
+    table = torch.arange(pages - 1, -1, -1, device=device)  # out of order
+    cuts = sorted({0, length * 3 // 5, max(length - 1, 0), length})
+    rows: list[Tensor] = []
+    for step, (begin, end) in enumerate(pairwise(cuts)):
+        positions = torch.arange(begin, end, device=device)
+        # The mate, another sequence, adds one token a step in front of the slice.
+        mate = torch.full((1,), step % size, device=device)
+        tables = torch.zeros((2, pages), dtype=torch.int64, device=device)
+        tables[0, 0], tables[1] = mate_page, table
+        batch = AttentionBatch(
+            query_starts=(0, 1, 1 + end - begin),
+            context_lengths=(step % size + 1, end),
+            page_tables=tables,
+            write_pages=torch.cat((torch.full_like(mate, mate_page), table[positions // size])),
+            write_offsets=torch.cat((mate, positions % size)),
+            write_rows=None,
+            page_size=size,
+        )
+        logits = run_paged(
+            model,
+            torch.cat((tokens[-1:], tokens[begin:end])),
+            torch.cat((mate, positions)),
+            paged=PagedStep(batch, pool, layout),
+            logit_rows=torch.arange(1, batch.rows, device=device),
+        )
+        rows.append(logits)
+    return torch.cat(rows)
+
+
+def _centred(logits: Tensor) -> Tensor:
+    """A constant added to all logits of a row means nothing, and would hide differences."""
+    return logits - logits.mean(dim=-1, keepdim=True)

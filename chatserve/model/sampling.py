@@ -1,0 +1,218 @@
+"""Logits to tokens: penalties, filters, counter-based noise, log-probabilities.
+
+May not know: requests, pages, text. A row describes itself completely.
+
+Theory: a sampled token is a function of its row alone. The noise is one number in [0, 1), a hash
+of (seed, sample index, absolute position), and the token is where that number falls in the
+cumulative filtered distribution, laid out in vocabulary order and summed in float64. So a token
+does not depend on batch mates, on preemption, or on how its prompt was sliced (but for the
+logits' own rounding).
+
+Order, as in vLLM: logprobs from the model's raw logits; then logit_bias, repetition, presence and
+frequency penalties, banned ids; temperature 0 takes the best; else temperature, min_p, top_k,
+top_p.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """How one row's token is chosen. Neutral values: top_k 0, top_p 1, min_p 0, penalties 1, 0, 0.
+
+    temperature: 0 is greedy. position: absolute, of the token being sampled.
+    history: all tokens so far, of which the first prompt_length are the prompt; the repetition
+    penalty counts all, presence and frequency what follows the prompt. May be empty where no
+    penalty is set. banned: ids that must not come. top_logprobs: None = no logprobs, k = the k
+    best as well. Ids outside the vocabulary have no logit and are passed over.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    banned: tuple[int, ...] = ()
+    seed: int = 0
+    sample: int = 0
+    position: int = 0
+    history: tuple[int, ...] = ()
+    prompt_length: int = 0
+    top_logprobs: int | None = None
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything but temperature and filters is at work."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or bool(self.logit_bias)
+            or bool(self.banned)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """Natural logs of the model's own probabilities, before penalties and temperature.
+
+    chosen: of the sampled token. top: (token id, logprob), best first.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """tokens: int64 [R] on the logits' device. finite: False where a row had NaN, +inf, or nothing
+    finite; its token is 0 and means nothing. logprobs: None where not asked for or not finite.
+    """
+
+    tokens: Tensor
+    finite: list[bool]
+    logprobs: list[RowLogprobs | None]
+
+
+def uniform(seed: int, sample: int, position: int) -> float:
+    """The noise of one token: in [0, 1), a multiple of 2^-53, the same on every machine."""
+    counter = struct.pack("<QQQ", seed & _MASK64, sample, position)
+    digest = hashlib.blake2b(counter, digest_size=8, person=b"chatserve noise").digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Samples:
+    """One token for each row of logits, float32 [R, vocabulary]; they are not changed.
+
+    Raises ValueError when rows and logits do not match.
+    """
+    if logits.ndim != 2 or logits.shape[0] != len(rows) or logits.dtype != torch.float32:
+        raise ValueError(f"logits must be float32 [{len(rows)}, vocabulary]")
+    if not rows:
+        return Samples(torch.empty(0, dtype=torch.int64, device=logits.device), [], [])
+    best, tokens = logits.max(dim=-1)  # NaN wins a max, so `best` tells all three faults
+    finite: list[bool] = best.isfinite().tolist()
+    changed = [i for i, row in enumerate(rows) if row.changes_logits and finite[i]]
+    adjusted = logits
+    if changed:
+        adjusted = logits.clone()
+        for i in changed:
+            _adjust(adjusted[i], rows[i])
+        best, tokens = adjusted.max(dim=-1)
+        for i in changed:
+            finite[i] = bool(best[i].isfinite())
+    noisy = [i for i, row in enumerate(rows) if row.temperature > 0 and finite[i]]
+    if noisy:
+        chosen = _draw(adjusted[noisy].double(), [rows[i] for i in noisy])
+        tokens[torch.tensor(noisy, device=tokens.device)] = chosen
+    if not all(finite):
+        tokens[[i for i, good in enumerate(finite) if not good]] = 0
+    return Samples(tokens, finite, _logprobs(logits, tokens, rows, finite))
+
+
+def _adjust(logits: Tensor, row: SampleRow) -> None:
+    """Bias, penalties and bans on one row of logits [vocabulary], in place."""
+    vocabulary, device = logits.shape[0], logits.device
+    for token, bias in row.logit_bias:
+        if 0 <= token < vocabulary:
+            logits[token] += bias
+    if row.repetition_penalty != 1.0:
+        seen, _ = _counts(row.history, vocabulary, device)
+        at = logits[seen]
+        logits[seen] = torch.where(at > 0, at / row.repetition_penalty, at * row.repetition_penalty)
+    if row.presence_penalty != 0.0 or row.frequency_penalty != 0.0:
+        seen, counts = _counts(row.history[row.prompt_length :], vocabulary, device)
+        logits[seen] -= row.presence_penalty + row.frequency_penalty * counts
+    banned = [token for token in row.banned if 0 <= token < vocabulary]
+    if banned:
+        logits[banned] = float("-inf")
+
+
+def _counts(
+    tokens: tuple[int, ...], vocabulary: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Distinct ids inside the vocabulary, int64 [n], and how often each occurs, float32 [n]."""
+    ids, counts = np.unique(np.asarray(tokens, dtype=np.int64), return_counts=True)
+    inside = (ids >= 0) & (ids < vocabulary)
+    return (
+        torch.from_numpy(ids[inside]).to(device),
+        torch.from_numpy(counts[inside].astype(np.float32)).to(device),
+    )
+
+
+def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Tokens int64 [R] from float64 logits [R, vocabulary] by inverse transform."""
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+
+    top = logits.max(dim=-1, keepdim=True).values
+    # Relative to the best token: its weight is exactly 1, so it never rounds away.
+    weights = torch.exp((logits - top) / column([row.temperature for row in rows]))
+    if any(row.min_p > 0 for row in rows):
+        weights.masked_fill_(weights < column([row.min_p for row in rows]), 0.0)
+    filtered = [i for i, row in enumerate(rows) if row.top_k > 0 or row.top_p < 1]
+    if filtered:
+        kept = _keep_top(weights[filtered], [rows[i] for i in filtered])
+        weights[torch.tensor(filtered, device=weights.device)] = kept
+    cumulative = weights.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    noise = column([uniform(row.seed, row.sample, row.position) for row in rows])
+    # The first token whose cumulative weight is over the target; it has weight of its own. The
+    # product may round up to the total itself, beyond every token.
+    target = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def _keep_top(weights: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """weights [R, vocabulary] with zeros outside each row's top_k, then outside its top_p.
+
+    Exactly top_k tokens stay, of equal ones the smaller id. top_p keeps the fewest best tokens
+    that reach it, always one.
+    """
+    ordered, ids = weights.sort(dim=-1, descending=True, stable=True)
+    vocabulary = weights.shape[1]
+    ranks = torch.arange(vocabulary, device=weights.device)[None]
+    counts = [row.top_k if row.top_k > 0 else vocabulary for row in rows]
+    inside = ranks < torch.tensor(counts, device=weights.device)[:, None]
+    ordered = ordered.masked_fill(~inside, 0.0)
+    cumulative = ordered.cumsum(dim=-1)
+    shares = torch.tensor([row.top_p for row in rows], dtype=torch.float64, device=weights.device)
+    # What stands before a token must not yet reach top_p. Shifted rather than subtracted: the
+    # difference would round.
+    before = torch.cat((torch.zeros_like(cumulative[:, :1]), cumulative[:, :-1]), dim=-1)
+    reached = before >= shares[:, None] * cumulative[:, -1:]
+    reached[:, 0] = False
+    reached.masked_fill_(shares[:, None] >= 1, False)
+    ordered = ordered.masked_fill(reached, 0.0)
+    return torch.zeros_like(weights).scatter_(1, ids, ordered)
+
+
+def _logprobs(
+    logits: Tensor, tokens: Tensor, rows: Sequence[SampleRow], finite: Sequence[bool]
+) -> list[RowLogprobs | None]:
+    result: list[RowLogprobs | None] = [None] * len(rows)
+    wanted = [i for i, row in enumerate(rows) if row.top_logprobs is not None and finite[i]]
+    if not wanted:
+        return result
+    everything = torch.log_softmax(logits[wanted], dim=-1)
+    chosen: list[float] = everything.gather(1, tokens[wanted][:, None])[:, 0].tolist()
+    most = min(max(rows[i].top_logprobs or 0 for i in wanted), logits.shape[1])
+    values, ids = everything.topk(most, dim=-1)
+    for i, value, best_ids, best in zip(wanted, chosen, ids.tolist(), values.tolist(), strict=True):
+        count = rows[i].top_logprobs or 0
+        pairs = tuple(zip(best_ids[:count], best[:count], strict=True))
+        result[i] = RowLogprobs(value, pairs)
+    return result

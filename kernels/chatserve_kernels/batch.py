@@ -1,0 +1,114 @@
+"""AttentionBatch: which query rows attend to which pages, and where new K and V go.
+
+May not know: layers, models, the meaning of a token. One value serves every layer of a step.
+
+Theory: the rows of a step are the slices of several sequences laid end to end.
+
+    row            0  1  2  3 | 4 | 5  6            query_starts = (0, 4, 5, 7)
+    sequence            0       1    2
+    position       8  9 10 11   40   0  1           context_lengths = (12, 41, 2)
+
+The last query of a slice sits at position context_length - 1, the ones before it count back from
+there, and each attends to the positions up to its own. Lengths are host integers, so that shapes
+are known without waiting for a device. A sequence with one query is a *decode row*; decode rows
+are computed together, in groups of like context length, the groups being worked out once a step.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeGroup:
+    """Decode rows whose contexts fill about the same number of pages.
+
+    rows: int64 [n], row of the flattened batch of each; tables: int64 [n, pages], where `pages`
+    covers the longest of them; lengths: int64 [n], tokens attended to.
+    """
+
+    rows: Tensor
+    tables: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionBatch:
+    """The step's metadata, the same for all layers. Raises ValueError when it contradicts itself.
+
+    query_starts: sequences + 1 host integers, from 0, strictly growing; the last is the number of
+        rows in the flattened batch.
+    context_lengths: host integers, tokens attended to by each slice's last query, itself included.
+    page_tables: int32 or int64 [sequences, max_pages], padded with 0.
+    write_pages, write_offsets: int64 [writes], where appended rows go.
+    write_rows: int64 [writes], the rows to append; None means every row, in order. A row that is
+        left out (a full hit) still attends to its own position, which is already in its page.
+    """
+
+    query_starts: tuple[int, ...]
+    context_lengths: tuple[int, ...]
+    page_tables: Tensor
+    write_pages: Tensor
+    write_offsets: Tensor
+    write_rows: Tensor | None
+    page_size: int
+
+    def __post_init__(self) -> None:
+        sequences = len(self.context_lengths)
+        if len(self.query_starts) != sequences + 1 or self.query_starts[0] != 0:
+            raise ValueError("query_starts must begin with 0 and have sequences + 1 entries")
+        if self.page_tables.ndim != 2 or self.page_tables.shape[0] != sequences:
+            raise ValueError(f"page_tables must be [{sequences}, max_pages]")
+        if self.page_tables.dtype not in (torch.int32, torch.int64):
+            raise ValueError("page_tables must be int32 or int64")
+        capacity = self.page_tables.shape[1] * self.page_size
+        for sequence, context in enumerate(self.context_lengths):
+            queries = self.query_starts[sequence + 1] - self.query_starts[sequence]
+            if not 1 <= queries <= context <= capacity:
+                raise ValueError(
+                    f"sequence {sequence}: {queries} queries, context {context}, "
+                    f"room for {capacity} tokens in its page table"
+                )
+        writes = self.rows if self.write_rows is None else self.write_rows.shape[0]
+        if self.write_pages.shape != (writes,) or self.write_offsets.shape != (writes,):
+            raise ValueError(f"write_pages and write_offsets must be [{writes}]")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the flattened batch."""
+        return self.query_starts[-1]
+
+    @cached_property
+    def slices(self) -> tuple[int, ...]:
+        """The sequences with more than one query."""
+        starts = self.query_starts
+        return tuple(s for s in range(len(starts) - 1) if starts[s + 1] - starts[s] > 1)
+
+    @cached_property
+    def decode_groups(self) -> tuple[DecodeGroup, ...]:
+        """The sequences with one query, grouped so that padding at most doubles the work."""
+        starts = self.query_starts
+        by_size: defaultdict[int, list[int]] = defaultdict(list)
+        for sequence, context in enumerate(self.context_lengths):
+            if starts[sequence + 1] - starts[sequence] == 1:
+                pages = -(-context // self.page_size)
+                by_size[(pages - 1).bit_length()].append(sequence)
+        return tuple(self._group(sequences) for _, sequences in sorted(by_size.items()))
+
+    def _group(self, sequences: list[int]) -> DecodeGroup:
+        device = self.page_tables.device
+        lengths = [self.context_lengths[sequence] for sequence in sequences]
+        pages = -(-max(lengths) // self.page_size)
+        chosen = torch.tensor(sequences, dtype=torch.int64, device=device)
+        return DecodeGroup(
+            rows=torch.tensor(
+                [self.query_starts[sequence] for sequence in sequences],
+                dtype=torch.int64,
+                device=device,
+            ),
+            tables=self.page_tables[chosen, :pages].long(),
+            lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
+        )

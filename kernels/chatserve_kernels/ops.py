@@ -1,0 +1,226 @@
+"""The checked doors of the paged operations, and the plain torch bodies behind them.
+
+May not know: chatserve, models, requests. A door checks shapes, dtypes and strides and raises
+ValueError; a body trusts its door.
+
+Theory: K and V are gathered from their pages, because plain torch cannot read through a table.
+A slice gathers exactly the positions its queries may see. Decode rows of like length are gathered
+together, padded to whole pages; what lies in the padding may be anything, NaN included, so it is
+overwritten with zeros before it meets an arithmetic operation (0 * NaN is NaN). Query heads that
+share a kv head are never given copies of it: for a slice they are an expanded (stride 0)
+dimension, for a decode row they take the place of the query positions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatserve_kernels.batch import AttentionBatch, DecodeGroup
+
+# Explicit scores are float32 [heads, queries, context]; at most this many elements at a time
+# (64 MiB), so that a long slice of a model with soft cap or sinks does not need gigabytes.
+SCORE_ELEMENTS_MAX = 1 << 24
+
+
+def paged_attention(
+    query: Tensor,
+    kv: Tensor,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of each query over the pages of its sequence.
+
+    query: [rows, heads, head_dim], any strides; rows = batch.query_starts[-1].
+    kv: [pages, 2, page_size, kv_heads, head_dim], the query's dtype; one page's K and V must be
+        contiguous, pages may be apart by any stride. kv_heads divides heads.
+    window: a query at position p sees only positions t > p - window (None: all t ≤ p).
+    soft_cap: scores s become soft_cap * tanh(s / soft_cap).
+    sinks: [heads], logits that join each softmax without a value.
+    Returns [rows, heads, head_dim], contiguous, in the query's dtype. Raises ValueError.
+    See `reference.paged_attention` for the meaning.
+    """
+    _check_kv(kv, batch)
+    if query.ndim != 3 or query.shape[0] != batch.rows or query.shape[2] != kv.shape[4]:
+        raise ValueError(f"query is {tuple(query.shape)}, not [{batch.rows}, heads, head_dim]")
+    if query.shape[1] % kv.shape[3]:
+        raise ValueError(f"{query.shape[1]} heads are no multiple of {kv.shape[3]} kv heads")
+    if query.dtype != kv.dtype:
+        raise ValueError(f"query is {query.dtype}, its pages are {kv.dtype}")
+    if window is not None and window < 1:
+        raise ValueError("a window holds at least one position")
+    if soft_cap is not None and soft_cap <= 0:
+        raise ValueError("a soft cap is positive")
+    if sinks is not None and sinks.shape != (query.shape[1],):
+        raise ValueError("sinks must be [heads]")
+    result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for sequence in batch.slices:
+        rows = slice(batch.query_starts[sequence], batch.query_starts[sequence + 1])
+        result[rows] = _attend_slice(
+            query[rows], kv, batch, sequence, scale=scale, window=window, soft_cap=soft_cap,
+            sinks=sinks,
+        )  # fmt: skip
+    for group in batch.decode_groups:
+        result[group.rows] = _attend_decode(
+            query[group.rows], kv, group, scale=scale, window=window, soft_cap=soft_cap,
+            sinks=sinks,
+        )  # fmt: skip
+    return result
+
+
+def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
+    """Write K and V of the rows that the batch names into their pages, in place.
+
+    key, value: [rows, kv_heads, head_dim], any strides. kv: as in `paged_attention`.
+    Two rows never name the same page and offset. Raises ValueError.
+    """
+    _check_kv(kv, batch)
+    expected = (batch.rows, kv.shape[3], kv.shape[4])
+    if key.shape != expected or value.shape != expected:
+        raise ValueError(f"key {tuple(key.shape)}, value {tuple(value.shape)}, not {expected}")
+    if key.dtype != kv.dtype or value.dtype != kv.dtype:
+        raise ValueError(f"key is {key.dtype}, value {value.dtype}, their pages {kv.dtype}")
+    if batch.write_rows is not None:
+        key, value = key[batch.write_rows], value[batch.write_rows]
+    if key.shape[0] == 0:
+        return
+    kv[:, 0][batch.write_pages, batch.write_offsets] = key
+    kv[:, 1][batch.write_pages, batch.write_offsets] = value
+
+
+def copy_pages(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
+    """Copy whole pages inside the pool, all reads before any write.
+
+    pool: [pages, page_elements], contiguous. sources, destinations: int64 [copies]; a destination
+    occurs once. Raises ValueError.
+    """
+    if pool.ndim != 2 or not pool.is_contiguous():
+        raise ValueError("the pool must be a contiguous [pages, page_elements]")
+    if sources.ndim != 1 or sources.shape != destinations.shape:
+        raise ValueError("sources and destinations must both be [copies]")
+    if sources.shape[0]:
+        pool.index_copy_(0, destinations, pool.index_select(0, sources))
+
+
+def _check_kv(kv: Tensor, batch: AttentionBatch) -> None:
+    if kv.ndim != 5 or kv.shape[1] != 2 or kv.shape[2] != batch.page_size:
+        raise ValueError(
+            f"kv is {tuple(kv.shape)}, not [pages, 2, {batch.page_size}, kv_heads, head_dim]"
+        )
+    _, _, page_size, kv_heads, head_dim = kv.shape
+    inner = (page_size * kv_heads * head_dim, kv_heads * head_dim, head_dim, 1)
+    if kv.stride()[1:] != inner:
+        raise ValueError("K and V of one page must be contiguous")
+
+
+def _attend_slice(
+    query: Tensor,
+    kv: Tensor,
+    batch: AttentionBatch,
+    sequence: int,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """One slice: query [q, heads, head_dim] → the same shape."""
+    queries, heads, head_dim = query.shape
+    kv_heads, page_size = kv.shape[3], batch.page_size
+    context = batch.context_lengths[sequence]
+    oldest = 0 if window is None else max(0, context - queries - window + 1)
+    pages = slice(oldest // page_size, -(-context // page_size))
+    table = batch.page_tables[sequence, pages]
+    positions = slice(oldest - pages.start * page_size, context - pages.start * page_size)
+    # [pages, page_size, kv_heads, head_dim] → [kv_heads, 1, positions, head_dim]
+    key, value = (
+        kv[:, part][table].flatten(0, 1)[positions].transpose(0, 1)[:, None] for part in (0, 1)
+    )
+    grouped = query.view(queries, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
+    grouped_sinks = None if sinks is None else sinks.view(kv_heads, -1, 1, 1)
+    key_positions = torch.arange(oldest, context, device=query.device)
+    query_positions = torch.arange(context - queries, context, device=query.device)
+    mask = _visible(query_positions[:, None], key_positions[None], window)
+    mixed = _softmax_mix(
+        grouped, key, value, mask, scale=scale, soft_cap=soft_cap, sinks=grouped_sinks
+    )
+    return mixed.permute(2, 0, 1, 3).reshape(queries, heads, head_dim)
+
+
+def _attend_decode(
+    query: Tensor,
+    kv: Tensor,
+    group: DecodeGroup,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Many sequences with one query each: query [n, heads, head_dim] → the same shape."""
+    sequences, heads, head_dim = query.shape
+    kv_heads, page_size = kv.shape[3], kv.shape[2]
+    last = group.lengths[:, None] - 1
+    key_positions = torch.arange(group.tables.shape[1] * page_size, device=query.device)[None]
+    mask = _visible(last, key_positions, window)
+    hidden = ~mask[:, :, None, None]
+    # [n, pages, page_size, kv_heads, head_dim] → [n, kv_heads, positions, head_dim]
+    key, value = (
+        kv[:, part][group.tables].flatten(1, 2).masked_fill_(hidden, 0).transpose(1, 2)
+        for part in (0, 1)
+    )
+    grouped = query.view(sequences, kv_heads, heads // kv_heads, head_dim)
+    grouped_sinks = None if sinks is None else sinks.view(1, kv_heads, -1, 1)
+    mixed = _softmax_mix(
+        grouped, key, value, mask[:, None, None], scale=scale, soft_cap=soft_cap,
+        sinks=grouped_sinks,
+    )  # fmt: skip
+    return mixed.reshape(sequences, heads, head_dim)
+
+
+def _visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
+    mask = key_positions <= query_positions
+    if window is not None:
+        mask &= key_positions > query_positions - window
+    return mask
+
+
+def _softmax_mix(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """query [b, h, q, d]; key, value [b, h or 1, t, d], finite; mask bool, broadcast to
+    [b, h, q, t], at least one True per query; sinks broadcast to [b, h, q, 1].
+    """
+    if soft_cap is None and sinks is None:
+        shape = (*query.shape[:2], *key.shape[2:])
+        return F.scaled_dot_product_attention(
+            query, key.expand(shape), value.expand(shape), attn_mask=mask, scale=scale
+        )
+    per_query = query.shape[0] * query.shape[1] * key.shape[2]
+    run = max(1, SCORE_ELEMENTS_MAX // per_query)
+    mixed: list[Tensor] = []
+    for first in range(0, query.shape[2], run):
+        part = query[:, :, first : first + run]
+        scores = torch.matmul(part.float(), key.float().transpose(-1, -2)) * scale
+        if soft_cap is not None:
+            scores = torch.tanh(scores / soft_cap) * soft_cap
+        part_mask = mask[..., first : first + run, :] if mask.shape[-2] > 1 else mask
+        scores = scores.masked_fill(~part_mask, float("-inf"))
+        if sinks is None:
+            weights = torch.softmax(scores, dim=-1)
+        else:
+            part_sinks = sinks[..., first : first + run, :] if sinks.shape[-2] > 1 else sinks
+            joined = torch.cat((scores, part_sinks.float().expand(*scores.shape[:-1], 1)), dim=-1)
+            weights = torch.softmax(joined, dim=-1)[..., :-1]
+        mixed.append(torch.matmul(weights.to(value.dtype), value))
+    return torch.cat(mixed, dim=2)

@@ -1,0 +1,79 @@
+"""What each operation means, in plain loops and float64. Slow and obviously right.
+
+May not know: any faster way. Tests hold every backend against these functions; nothing else
+calls them.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from chatserve_kernels.batch import AttentionBatch
+
+
+def paged_attention(
+    query: Tensor,
+    kv: Tensor,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of each query over the pages of its sequence.
+
+    query: [rows, heads, head_dim]; kv: [pages, 2, page_size, kv_heads, head_dim]; sinks: [heads].
+    Head h reads kv head h // (heads / kv_heads). The score s of a query at position p and a key
+    at position t ≤ p is scale * q·k, then soft_cap * tanh(s / soft_cap); with a window only
+    t > p - window counts; a sink adds exp(sink) to the softmax's denominator and nothing else.
+    Returns [rows, heads, head_dim] in the query's dtype.
+    """
+    result = torch.zeros_like(query)
+    heads, kv_heads = query.shape[1], kv.shape[3]
+    for sequence, context in enumerate(batch.context_lengths):
+        first, end = batch.query_starts[sequence], batch.query_starts[sequence + 1]
+        for row in range(first, end):
+            position = context - (end - row)
+            for head in range(heads):
+                scores: list[float] = []
+                values: list[Tensor] = []
+                for t in range(position + 1):
+                    if window is not None and t <= position - window:
+                        continue
+                    page = int(batch.page_tables[sequence, t // batch.page_size])
+                    k, v = kv[page, :, t % batch.page_size, head * kv_heads // heads].double()
+                    score = scale * float(query[row, head].double() @ k)
+                    if soft_cap is not None:
+                        score = soft_cap * math.tanh(score / soft_cap)
+                    scores.append(score)
+                    values.append(v)
+                sink = -math.inf if sinks is None else float(sinks[head])
+                top = max(*scores, sink)
+                weights = [math.exp(score - top) for score in scores]
+                total = sum(weights) + math.exp(sink - top)
+                mixed = torch.zeros(query.shape[2], dtype=torch.float64, device=query.device)
+                for weight, value in zip(weights, values, strict=True):
+                    mixed += weight / total * value
+                result[row, head] = mixed.to(query.dtype)
+    return result
+
+
+def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
+    """Write rows of K and V into their pages, one by one.
+
+    key, value: [rows, kv_heads, head_dim]; kv: [pages, 2, page_size, kv_heads, head_dim].
+    """
+    rows = range(batch.rows) if batch.write_rows is None else batch.write_rows.tolist()
+    for write, row in enumerate(rows):
+        page, offset = int(batch.write_pages[write]), int(batch.write_offsets[write])
+        kv[page, 0, offset] = key[row].to(kv.dtype)
+        kv[page, 1, offset] = value[row].to(kv.dtype)
+
+
+def copy_pages(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
+    """Copy whole pages of `pool` [pages, page_elements]; all reads happen before any write."""
+    held = [pool[int(source)].clone() for source in sources]
+    for destination, page in zip(destinations.tolist(), held, strict=True):
+        pool[destination] = page
