@@ -63,6 +63,11 @@ class Stream:
         """True once every sample's final emission has been put."""
         return len(self._ended) == self.samples
 
+    @property
+    def unfinished(self) -> frozenset[int]:
+        """Samples whose final emission has not been put."""
+        return frozenset(range(self.samples)) - self._ended
+
     def put(self, emission: Emission) -> None:
         """Merge one emission. Called by the engine only."""
         sample = emission.sample

@@ -1,0 +1,299 @@
+"""BlockManager: the one hash-addressed door of the cache floor.
+
+    match    how much of a prefix is resident          (changes nothing)
+    adopt    take the resident prefix into a table     (retained before anything is allocated)
+    reserve  room for positions about to be written    (whole or not at all; copies on write)
+    fork     share a table with another sequence
+    seal     name a full page, or adopt its twin
+    release  give a table back; truncate first where tokens were cut off
+    settle   a step has committed
+    claims   who computes what now (`claims.py`)
+
+Theory of operation. A table's sealed pages are named and immutable; only its last, partial page
+is written, and only by its only owner: `reserve` orders a PageCopy for any other writer. When a
+page fills whose name is resident already (two sequences computed the same thing at once), `seal`
+swaps the table over to the resident one and drops the newcomer, so a name has one page.
+
+A release while steps are in flight leaves pages LEAVING until those commit; they are counted as
+`coming`, so that nobody is preempted for pages that are on their way anyway.
+
+Without caching (`caching=False`) nothing is ever named: the same code, no hits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chatserve.cache.claims import Claims, ClaimStatistics
+from chatserve.cache.page_pool import PageId, PagePool, PageState, PoolStatistics
+from chatserve.cache.page_table import PageTable
+from chatserve.cache.prefix_index import PrefixIndex
+from prefix_store.names import PageName
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """Copy a page's bytes on the device, before anything in the step writes."""
+
+    source: PageId
+    target: PageId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStatistics:
+    """The cache floor at one moment. *_tokens and *_total count from the start of the process.
+
+    logical_pages counts every owner of a page, physical_pages each owned page once: their
+    difference is what sharing saves.
+    """
+
+    page_size: int
+    pages: PoolStatistics
+    claims: ClaimStatistics
+    named_pages: int
+    logical_pages: int
+    physical_pages: int
+    query_tokens: int
+    hit_tokens: int
+    sealed_total: int
+    twins_total: int
+    copies_total: int
+    evicted_for_space_total: int
+    evicted_by_flush_total: int
+    truncated_total: int
+
+
+class BlockManager:
+    """Pages of one device under names of one page size. Owned by the event loop."""
+
+    def __init__(self, *, pages: int, page_size: int, caching: bool = True) -> None:
+        assert page_size > 0, "a page has at least one position"
+        self.page_size = page_size
+        self.pool = PagePool(pages)
+        self.claims = Claims()
+        self._caching = caching
+        self._index = PrefixIndex()
+        self._query_tokens = 0
+        self._hit_tokens = 0
+        self._sealed = 0
+        self._twins = 0
+        self._copies = 0
+        self._evicted = 0
+        self._flushed = 0
+        self._truncated = 0
+
+    # What there is -------------------------------------------------------------------------
+
+    @property
+    def available(self) -> int:
+        """Pages that can be had now: free ones, and cached ones by eviction."""
+        return self.pool.free + self.pool.cached
+
+    @property
+    def coming(self) -> int:
+        """Pages that will be available when the steps in flight have committed."""
+        return self.pool.leaving
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that hold so many positions."""
+        return -(-tokens // self.page_size)
+
+    def match(self, names: Sequence[PageName], tokens: bytes) -> int:
+        """How many pages of this prefix are resident. tokens: int32 bytes, at least that many."""
+        if not self._caching:
+            return 0
+        step = 4 * self.page_size
+        for index, name in enumerate(names):
+            if self._index.find(name, tokens[index * step : (index + 1) * step]) is None:
+                return index
+        return len(names)
+
+    # Taking and giving back ----------------------------------------------------------------
+
+    def adopt(self, table: PageTable, names: Sequence[PageName], tokens: bytes) -> int:
+        """Retain the resident part of a prefix in an empty table; returns its pages."""
+        assert not table.pages, "a prefix is adopted by an empty table"
+        if not self._caching:
+            return 0
+        step = 4 * self.page_size
+        for index, name in enumerate(names):
+            page = self._index.find(name, tokens[index * step : (index + 1) * step])
+            if page is None:
+                break
+            self._retain(page)
+            table.pages.append(page)
+            table.names.append(name)
+        return len(table.pages)
+
+    def count_query(self, prompt_tokens: int, hit_tokens: int) -> None:
+        """Book one request's look-up, in tokens."""
+        self._query_tokens += prompt_tokens
+        self._hit_tokens += hit_tokens
+
+    def reserve(
+        self, table: PageTable, start: int, end: int, *, step: int
+    ) -> tuple[PageCopy, ...] | None:
+        """Make positions start..end writable by this table alone, in the step being planned.
+
+        Returns the copies which that step must do first, or None with nothing changed where there
+        are not enough pages.
+        """
+        first = start // self.page_size
+        shared = [
+            index
+            for index in range(first, min(len(table.pages), self.pages_for(end)))
+            if self.pool.references(table.pages[index]) > 1
+        ]
+        new = max(0, self.pages_for(end) - len(table.pages))
+        if not self._make_room(new + len(shared)):
+            return None
+        copies: list[PageCopy] = []
+        for index in shared:
+            source, target = table.pages[index], self.pool.allocate()
+            assert index >= table.sealed, "a sealed page is never written"
+            table.pages[index] = target
+            self._release_page(source, step)
+            copies.append(PageCopy(source, target))
+        for _ in range(new):
+            table.pages.append(self.pool.allocate())
+        self._copies += len(copies)
+        return tuple(copies)
+
+    def claim(self, holder: int, names: Sequence[PageName]) -> None:
+        """`holder` will compute these names. Nothing to claim where nothing is ever named."""
+        if self._caching:
+            self.claims.claim(holder, names)
+
+    def fork(self, table: PageTable) -> PageTable:
+        """A second table over the same pages, the partial one included."""
+        for page in table.pages:
+            self._retain(page)
+        return PageTable(pages=table.pages[:], names=table.names[:])
+
+    def seal(self, table: PageTable, name: PageName, tokens: bytes, *, step: int) -> list[int]:
+        """Name the table's first unsealed page, which is full and computed.
+
+        step: the last step in flight that may touch the page. Returns the followers that waited
+        for this name. Where the page could not be named, `table.sealed` stays as it was.
+        """
+        if not self._caching:
+            return []
+        index = table.sealed
+        page = table.pages[index]
+        twin = self._index.find(name, tokens)
+        if twin == page:
+            pass  # a fork of this table has sealed the shared page already
+        elif twin is not None:
+            self._retain(twin)
+            table.pages[index] = twin
+            self._release_page(page, step)
+            self._twins += 1
+        elif self._index.holds(name):
+            return []  # a name with other tokens: the newcomer, and what follows, stay nameless
+        else:
+            self.pool.seal(page)
+            parent = table.names[-1] if table.names else None
+            self._index.add(page, name, parent, tokens)
+            self._sealed += 1
+        table.names.append(name)
+        return self.claims.sealed(name)
+
+    def truncate(self, table: PageTable, tokens: int) -> None:
+        """Cut the names (and, where nobody else has them, the pages' names) after `tokens`.
+
+        The pages stay in the table until it is released.
+        """
+        keep = tokens // self.page_size
+        while table.sealed > keep:
+            table.names.pop()
+            page = table.pages[table.sealed]
+            if self.pool.references(page) == 1 and not self._index.has_children(page):
+                self._index.remove(page)
+                self.pool.truncate(page)
+                self._truncated += 1
+
+    def release(self, table: PageTable, *, step: int) -> None:
+        """Give all pages back. step: the last step in flight that may touch them (0: none)."""
+        for page in reversed(table.pages):
+            self._release_page(page, step)
+        table.pages = table.pages[:0]
+        table.names = []
+
+    def settle(self, step: int) -> None:
+        """All steps up to this one have committed."""
+        for page in self.pool.settle(step):
+            self._index.set_idle(page)
+
+    def flush(self) -> int:
+        """Forget every page that nobody owns. Returns how many."""
+        count = 0
+        while self._evict_one():
+            count += 1
+        self._evicted -= count
+        self._flushed += count
+        return count
+
+    # Looking at it -------------------------------------------------------------------------
+
+    def statistics(self) -> CacheStatistics:
+        """A frozen picture."""
+        pages = self.pool.statistics()
+        return CacheStatistics(
+            page_size=self.page_size,
+            pages=pages,
+            claims=self.claims.statistics(),
+            named_pages=len(self._index),
+            logical_pages=pages.references,
+            physical_pages=pages.open + pages.loading + pages.sealed,
+            query_tokens=self._query_tokens,
+            hit_tokens=self._hit_tokens,
+            sealed_total=self._sealed,
+            twins_total=self._twins,
+            copies_total=self._copies,
+            evicted_for_space_total=self._evicted,
+            evicted_by_flush_total=self._flushed,
+            truncated_total=self._truncated,
+        )
+
+    def check(self) -> None:
+        """Every invariant of the floor, in O(pages). For tests."""
+        self.pool.check()
+        self._index.check()
+        self.claims.check()
+        named = self._index.pages()
+        for page in range(self.pool.total):
+            state = self.pool.state(page)
+            has_name = state in (PageState.SEALED, PageState.CACHED, PageState.NAMED_LEAVING)
+            assert has_name == (page in named), (page, state)
+        evictable = 0
+        while (page := self._index.next_victim()) is not None and evictable == 0:
+            assert self.pool.state(page) is PageState.CACHED
+            evictable += 1
+        assert evictable or not self.pool.cached, "cached pages that cannot be evicted"
+
+    # Inside --------------------------------------------------------------------------------
+
+    def _retain(self, page: PageId) -> None:
+        if self.pool.references(page) == 0:
+            self._index.set_owned(page)
+        self.pool.retain(page)
+
+    def _release_page(self, page: PageId, step: int) -> None:
+        if self.pool.release(page, step) is PageState.CACHED:
+            self._index.set_idle(page)
+
+    def _make_room(self, pages: int) -> bool:
+        if pages > self.available:
+            return False
+        while self.pool.free < pages:
+            if not self._evict_one():
+                return False
+        return True
+
+    def _evict_one(self) -> bool:
+        page = self._index.next_victim()
+        if page is None:
+            return False
+        self._index.remove(page)
+        self.pool.evict(page)
+        self._evicted += 1
+        return True

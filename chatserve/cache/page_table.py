@@ -1,0 +1,32 @@
+"""PageTable: the pages of one sequence, in order of position.
+
+    position p lives in pages[p // page_size], at offset p % page_size
+
+The first `sealed` pages are named; after them there is at most one that is being written, or a few
+that are reserved for the step in flight. Only the block manager changes a table.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+
+from prefix_store.names import PageName
+
+
+@dataclass(slots=True)
+class PageTable:
+    """Page ids (int32), and the names of the sealed ones."""
+
+    pages: "array[int]" = field(default_factory=lambda: array("i"))
+    names: list[PageName] = field(default_factory=list[PageName])
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    @property
+    def sealed(self) -> int:
+        """How many pages, from the first, have names."""
+        return len(self.names)
+
+    def snapshot(self) -> bytes:
+        """The page ids as native int32 bytes: a frozen value that may cross to another thread."""
+        return self.pages.tobytes()

@@ -1,0 +1,239 @@
+"""Engine: one loop that plans, dispatches, commits and delivers.
+
+    open(request) ─▶ queue ─▶ plan n+1 ─▶ runner's thread
+                               ▲              │ result n
+                     deliver ◀─┴── commit n ◀─┘
+
+Theory of operation. With two steps in flight the runner is never idle: step n+1 is planned and
+handed over while step n runs, and its unknown tokens are named by (step, row). When n's result
+arrives it is committed, n+2 is planned and dispatched, and only then are n's tokens delivered.
+With one step in flight the same code plans after each commit.
+
+All scheduling state lives on the event loop. `prepare` is the one method for other threads.
+An exception of our own in planning or committing starts the cache anew and queues everything
+again (`Scheduler.recover`): text is truth, pages are a cache.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from chatserve.cache.block_manager import CacheStatistics
+from chatserve.engine.plan import StepResult
+from chatserve.engine.runner import Runner, RunnerThread
+from chatserve.engine.scheduler import Outcome, Scheduler
+from chatserve.engine.sequence import PreparedRequest
+from chatserve.engine.statistics import EngineStatistics
+from chatserve.engine.stream import Stream
+from chatserve.engine.values import Emission, FinishReason, Progress, Request
+from chatserve.errors import EngineError, Unavailable
+from prefix_store.names import PageNamer, RootFields, token_bytes
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_SECONDS = 30.0  # a step on a slow CPU with a long slice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """fingerprint: 32 bytes that stand for model and formats; layout: the page layout in words.
+
+    steps_in_flight: 1 or 2. vocabulary_size: ids are below it.
+    """
+
+    fingerprint: bytes
+    layout: str
+    vocabulary_size: int
+    steps_in_flight: int = 2
+
+
+class Engine:
+    """Streams out for requests in. `run` must be running for anything to happen."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        namer: PageNamer,
+        *,
+        settings: EngineSettings,
+    ) -> None:
+        assert settings.steps_in_flight in (1, 2)
+        self._scheduler = scheduler
+        self._runner = runner
+        self._namer = namer
+        self._settings = settings
+        self._streams: dict[int, Stream] = {}
+        self._groups: dict[Stream, int] = {}
+        self._results: deque[StepResult] = deque()
+        self._outcomes: deque[Outcome] = deque()
+        self._signal = asyncio.Event()
+        self._thread: RunnerThread | None = None
+        self._running_steps = 0
+        self._recovering = False
+        self.on_step: Callable[[], None] = _nothing  # tests look at the invariants after each
+
+    # Doors ---------------------------------------------------------------------------------
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a sequence may have, prompt and reply together."""
+        return self._scheduler.limits.context_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        return self._settings.vocabulary_size
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the device works, as far as we know."""
+        return self._scheduler.broken is None
+
+    def prepare(self, request: Request) -> PreparedRequest:
+        """Name the request's pages. Pure, for any thread, linear in its tokens."""
+        settings = self._settings
+        fields = RootFields(
+            tenant=request.tenant,
+            cache_salt=request.cache_salt,
+            fingerprint=settings.fingerprint,
+            layout=settings.layout,
+        )
+        root = self._namer.root(fields)
+        digest = blake2b(root + token_bytes(request.tokens), digest_size=16).digest()
+        names = tuple(self._namer.names(root, request.tokens))
+        return PreparedRequest(request=request, root=root, names=names, digest=digest)
+
+    def open(self, prepared: PreparedRequest) -> Stream:
+        """Queue a request and return its stream. On the event loop; never waits.
+
+        Raises what `Scheduler.submit` raises.
+        """
+        group = self._scheduler.submit(prepared)
+        stream = Stream(
+            request_id=prepared.request.request_id,
+            samples=prepared.request.samples,
+            on_close=self._close_stream,
+            on_finish=self._finish_sample,
+            on_progress=self._progress,
+        )
+        self._streams[group] = stream
+        self._groups[stream] = group
+        self._signal.set()
+        return stream
+
+    def statistics(self) -> EngineStatistics:
+        """A frozen picture of the scheduler."""
+        return self._scheduler.statistics()
+
+    def cache_statistics(self) -> CacheStatistics:
+        """A frozen picture of the cache floor."""
+        return self._scheduler.blocks.statistics()
+
+    # The loop ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run steps until cancelled; then the runner's thread is joined and streams are ended."""
+        self._thread = RunnerThread(self._runner, self._arrive)
+        try:
+            while True:
+                self._signal.clear()
+                self._step()
+                await self._signal.wait()
+                await asyncio.sleep(0)  # arrivals of this tick join the same step
+        finally:
+            self._thread.close()
+            await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
+            self._end_streams()
+
+    def _step(self) -> None:
+        """Commit what has arrived, dispatch what is possible, deliver what was committed."""
+        try:
+            while self._results and not self._recovering:
+                self._running_steps -= 1
+                result = self._results.popleft()
+                self._outcomes += self._scheduler.commit(result)
+                self.on_step()
+            self._dispatch()
+        except Exception:
+            _log.exception("the engine starts again on an empty cache")
+            self._recovering = True
+        if self._recovering and self._running_steps == len(self._results):
+            self._recover()
+        self._deliver()
+
+    def _dispatch(self) -> None:
+        assert self._thread is not None
+        while not self._recovering and self._running_steps < self._settings.steps_in_flight:
+            plan = self._scheduler.plan()
+            if plan is None:
+                break
+            self._thread.submit(plan)
+            self._running_steps += 1
+            self.on_step()
+
+    def _recover(self) -> None:
+        """All steps have come back: begin anew."""
+        self._results.clear()
+        self._running_steps = 0
+        self._recovering = False
+        self._outcomes += self._scheduler.recover()
+        self._deliver()
+        for stream, group in tuple(self._groups.items()):
+            for sample in stream.unfinished - self._scheduler.samples(group):
+                error = EngineError("The engine failed on this request.")
+                self._outcomes.append(
+                    Outcome(group, Emission(sample=sample, finish=FinishReason.ERROR, error=error))
+                )
+        self._signal.set()
+
+    def _deliver(self) -> None:
+        while self._outcomes:
+            outcome = self._outcomes.popleft()
+            stream = self._streams.get(outcome.group)
+            if stream is None:
+                continue
+            stream.put(outcome.emission)
+            if stream.over:
+                del self._streams[outcome.group]
+                del self._groups[stream]
+
+    def _arrive(self, result: StepResult) -> None:
+        self._results.append(result)
+        self._signal.set()
+
+    # Streams talk back ---------------------------------------------------------------------
+
+    def _close_stream(self, stream: Stream) -> None:
+        group = self._groups.pop(stream, None)
+        if group is not None:
+            del self._streams[group]
+            self._scheduler.abort(group)
+            self._signal.set()
+
+    def _finish_sample(self, stream: Stream, sample: int, kept_tokens: int) -> None:
+        group = self._groups.get(stream)
+        if group is not None:
+            self._outcomes += self._scheduler.finish(group, sample, kept_tokens)
+            self._signal.set()
+
+    def _progress(self, stream: Stream) -> Progress | None:
+        group = self._groups.get(stream)
+        return None if group is None else self._scheduler.progress(group)
+
+    def _end_streams(self) -> None:
+        """The engine stops: nobody waits for ever."""
+        self._deliver()
+        for stream in tuple(self._groups):
+            for sample in stream.unfinished:
+                error = Unavailable("The server is shutting down.")
+                stream.put(Emission(sample=sample, finish=FinishReason.ERROR, error=error))
+        self._streams.clear()
+        self._groups.clear()
+
+
+def _nothing() -> None:
+    pass

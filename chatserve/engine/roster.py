@@ -1,0 +1,238 @@
+"""Roster: every living sequence, in exactly one place, and its ways from place to place.
+
+            submit                 start
+    ──────────────────▶ QUEUED ──────────────▶ RUNNING ──end──▶ ENDED
+                        ▲  │ ▲                  │   │ fork
+                 woken  │  │ └──── preempt ─────┘   └──▶ RUNNING (a child)
+                        │  ▼ follow
+                      FOLLOWING
+
+Whoever stops running gives up its claims and its pages in the same call, and those who followed
+it are ordinary queued requests again. The roster decides nothing: the scheduler does.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable
+
+from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.page_table import PageTable
+from chatserve.engine.sequence import Life, PreparedRequest, Sequence
+from chatserve.engine.values import Receipt
+from chatserve.engine.waiting import WaitingQueue
+
+
+class Roster:
+    """Sequences by id, by group and by life. `running` is in (priority, admission) order."""
+
+    def __init__(
+        self, blocks: BlockManager, *, aging_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        self.blocks = blocks
+        self.waiting = WaitingQueue(aging_seconds=aging_seconds)
+        self.running: list[Sequence] = []
+        self.held: dict[int, Sequence] = {}  # queued, but out of the waiting queue: suspects
+        self._aging_seconds = aging_seconds
+        self._clock = clock
+        self._sequences: dict[int, Sequence] = {}
+        self._groups: dict[int, dict[int, Sequence]] = {}
+        self._next_id = 0
+        self._admissions = 0
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def group(self, group: int) -> dict[int, Sequence]:
+        """Living sequences of a request by sample; before the fork all samples name one."""
+        return self._groups.get(group, {})
+
+    def sequences(self) -> tuple[Sequence, ...]:
+        """All living ones."""
+        return tuple(self._sequences.values())
+
+    def alive(self, sequence: int, incarnation: int) -> Sequence | None:
+        """The running sequence of that life, or None."""
+        found = self._sequences.get(sequence)
+        return found if found is not None and found.incarnation == incarnation else None
+
+    def submit(self, prepared: PreparedRequest) -> Sequence:
+        """Queue a new request; its id is also its group's."""
+        request = prepared.request
+        self._next_id += 1
+        sequence = Sequence(
+            id=self._next_id,
+            group=self._next_id,
+            prepared=prepared,
+            sample=0,
+            arrival=self._next_id,
+            arrived_at=self._clock(),
+            tokens=array("i", request.tokens),
+            names=list(prepared.names),
+            unforked=tuple(range(1, request.samples)),
+            priority=request.priority,
+        )
+        self._sequences[sequence.id] = sequence
+        self._groups[sequence.group] = dict.fromkeys(range(request.samples), sequence)
+        self.waiting.enter(request.tenant)
+        self.waiting.push(sequence)
+        return sequence
+
+    def start(self, sequence: Sequence, matched: int) -> None:
+        """A queued sequence runs, with the first `matched` pages of its prefix adopted.
+
+        A full hit leaves one position to compute, whose KV is not written again. What is
+        missing is claimed.
+        """
+        if self.held.pop(sequence.id, None) is None:
+            self.waiting.pop(sequence)
+        hit = matched * self.blocks.page_size
+        if hit == len(sequence.tokens):
+            sequence.suppress_write = True
+            hit -= 1
+        sequence.planned = sequence.computed = hit
+        sequence.life = Life.RUNNING
+        self._admissions += 1
+        sequence.admission = self._admissions
+        self.blocks.claim(sequence.id, sequence.names[matched:])
+        if sequence.receipt is None:
+            prompt = len(sequence.request.tokens)
+            sequence.receipt = Receipt(device=min(hit, prompt), computed=prompt - min(hit, prompt))
+            self.blocks.count_query(prompt, sequence.receipt.device)
+        self.running.append(sequence)
+        self._sort()
+
+    def follow(self, sequence: Sequence, matched: int) -> bool:
+        """Let a queued sequence wait for the leader of its next page, if it has one.
+
+        The leader inherits the follower's priority.
+        """
+        leader = self.blocks.claims.follow(sequence.id, sequence.names[matched:])
+        if leader is None:
+            return False
+        self.waiting.pop(sequence)
+        sequence.life = Life.FOLLOWING
+        ahead = self._sequences[leader]
+        if sequence.priority < ahead.priority:
+            ahead.priority = sequence.priority
+            self._sort()
+        return True
+
+    def wake(self, followers: Iterable[int]) -> None:
+        """What these waited for is resident, or will not come."""
+        for follower in followers:
+            sequence = self._sequences[follower]
+            assert sequence.life is Life.FOLLOWING, "only a follower is woken"
+            sequence.life = Life.QUEUED
+            self.waiting.push(sequence)
+
+    def fork(self, parent: Sequence) -> list[Sequence]:
+        """One child for each sample that has no sequence of its own yet; they share all pages."""
+        children: list[Sequence] = []
+        for sample in parent.unforked:
+            self._next_id += 1
+            child = Sequence(
+                id=self._next_id,
+                group=parent.group,
+                prepared=parent.prepared,
+                sample=sample,
+                arrival=parent.arrival,
+                arrived_at=parent.arrived_at,
+                tokens=parent.tokens[:],
+                names=parent.names[:],
+                table=self.blocks.fork(parent.table),
+                life=Life.RUNNING,
+                planned=parent.planned,
+                computed=parent.computed,
+                last_step=parent.last_step,
+                admission=parent.admission,
+                priority=parent.priority,
+                probation_until=parent.probation_until,
+                receipt=parent.receipt,
+            )
+            self._sequences[child.id] = child
+            self._groups[child.group][sample] = child
+            self.waiting.enter(child.request.tenant)
+            children.append(child)
+        if children:
+            parent.unforked = ()
+            self.running += children
+            self._sort()
+        return children
+
+    def preempt(self, sequence: Sequence, *, hold: bool = False) -> None:
+        """A running sequence gives everything back and queues in its old place, or is held."""
+        self._stop(sequence)
+        self._rest(sequence)
+        if hold:
+            self.held[sequence.id] = sequence
+        else:
+            self.waiting.push(sequence)
+
+    def end(self, sequence: Sequence) -> None:
+        """The sequence is over, wherever it was. Its pages are free or cached when the last step
+        that touches them commits."""
+        life, sequence.life = sequence.life, Life.ENDED
+        if life is Life.RUNNING:
+            self._stop(sequence)
+        elif life is Life.FOLLOWING:
+            self.blocks.claims.forget(sequence.id)
+        elif self.held.pop(sequence.id, None) is None:
+            self.waiting.remove(sequence)
+        del self._sequences[sequence.id]
+        samples = self._groups[sequence.group]
+        for sample in (sequence.sample, *sequence.unforked):
+            del samples[sample]
+        if not samples:
+            del self._groups[sequence.group]
+        self.waiting.leave(sequence.request.tenant)
+
+    def restart(self, blocks: BlockManager) -> None:
+        """Begin again on an empty cache, trusting nothing but what was emitted: all are queued."""
+        self.blocks = blocks
+        self.waiting = WaitingQueue(aging_seconds=self._aging_seconds)
+        self.running.clear()
+        self.held.clear()
+        for sequence in self._sequences.values():
+            sequence.incarnation += 1
+            sequence.table = PageTable()
+            del sequence.tokens[len(sequence.request.tokens) + sequence.emitted :]
+            sequence.names = list(sequence.prepared.names)
+            self._rest(sequence)
+            self.waiting.enter(sequence.request.tenant)
+            self.waiting.push(sequence)
+
+    def check(self) -> None:
+        """Every invariant. For tests."""
+        self.waiting.check()
+        running = {item.id for item in self.running}
+        queued = {item.id for item in self.waiting.sequences()}
+        assert len(running) == len(self.running), "a sequence runs twice"
+        assert self.running == sorted(self.running, key=_place)
+        for sequence in self._sequences.values():
+            assert (sequence.id in running) == (sequence.life is Life.RUNNING)
+            places = (sequence.id in queued) + (sequence.id in self.held)
+            assert places == (sequence.life is Life.QUEUED), sequence.life
+            if sequence.life is not Life.RUNNING:
+                assert not sequence.table.pages, "only running sequences hold pages"
+                assert sequence.pending is None
+        owners = sum(len(item.table) for item in self.running)
+        assert owners == self.blocks.pool.statistics().references, "pages without an owner"
+
+    def _stop(self, sequence: Sequence) -> None:
+        sequence.incarnation += 1
+        self.wake(self.blocks.claims.drop(sequence.id))
+        self.blocks.release(sequence.table, step=sequence.last_step)
+        self.running.remove(sequence)
+
+    def _rest(self, sequence: Sequence) -> None:
+        sequence.planned = sequence.computed = 0
+        sequence.pending = None
+        sequence.suppress_write = False
+        sequence.priority = sequence.request.priority
+        sequence.life = Life.QUEUED
+
+    def _sort(self) -> None:
+        self.running.sort(key=_place)
+
+
+def _place(sequence: Sequence) -> tuple[int, int, int]:
+    return (sequence.priority, sequence.admission, sequence.sample)

@@ -1,0 +1,562 @@
+"""Scheduler: decides what each step computes, and what its outcome means.
+
+    plan() → StepPlan        synchronous; orders one step, while another may be in flight
+    commit(StepResult)       synchronous; appends tokens, seals pages, ends sequences; returns
+                             the emissions, which the engine delivers
+
+It knows tokens and pages. It knows neither time (a clock is injected) nor threads nor streams.
+
+Theory of operation. Each plan walks the running sequences once, in (priority, admission) order:
+one position for those that only need their next token, slices of the rest of the budget for those
+with more to compute. Whoever finds no page takes those of the last running sequence behind it,
+whole, and at worst gives up its own; the first in the order is never robbed, and so always gets
+on. Then queued sequences are admitted while pages and budget last: a resident prefix is adopted
+before anything is allocated, the rest of the prompt must fit as a whole, and its page names are
+claimed. A sequence whose next page is claimed by a running one follows that one instead.
+
+A failed step names nothing, so all that took part are simply preempted; `suspects.py` finds out
+whose fault it was.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from chatserve.cache.block_manager import BlockManager, PageCopy
+from chatserve.engine.pace import Pace
+from chatserve.engine.plan import SampleOrder, Slice, StepFailure, StepPlan, StepResult
+from chatserve.engine.roster import Roster
+from chatserve.engine.sequence import Life, PreparedRequest, Sequence
+from chatserve.engine.statistics import EngineCounts, EngineStatistics
+from chatserve.engine.suspects import Suspects
+from chatserve.engine.values import Emission, FinishReason, Progress, TokenLogprobs
+from chatserve.errors import (
+    Busy,
+    ChatserveError,
+    ContextLengthExceeded,
+    NumericalFault,
+    Quarantined,
+    RequestError,
+    StepFault,
+    Unavailable,
+)
+from prefix_store.names import PageNamer, token_bytes
+
+BUSY_RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """Bounds of one scheduler.
+
+    sequences_max: running at once. queued_max: waiting at once, after which requests are refused.
+    context_length: tokens a sequence may ever have, at most what all pages hold.
+    preemptions_max: in one step; what is still short then waits for the next.
+    """
+
+    sequences_max: int
+    queued_max: int
+    context_length: int
+    preemptions_max: int = 8
+    aging_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An emission for a group (all samples of one request)."""
+
+    group: int
+    emission: Emission
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    number: int
+    slices: list[Slice] = field(default_factory=list[Slice])
+    copies: list[PageCopy] = field(default_factory=list[PageCopy])
+    rows: int = 0
+    preempted: int = 0
+
+
+class Scheduler:
+    """See the module. Owned by the event loop; every method is synchronous."""
+
+    def __init__(
+        self,
+        make_blocks: Callable[[], BlockManager],
+        namer: PageNamer,
+        pace: Pace,
+        *,
+        limits: SchedulerLimits,
+        clock: Callable[[], float],
+    ) -> None:
+        blocks = make_blocks()
+        assert limits.context_length <= blocks.pool.total * blocks.page_size
+        self.limits = limits
+        self.broken: str | None = None
+        self.counts = EngineCounts()
+        self.roster = Roster(blocks, aging_seconds=limits.aging_seconds, clock=clock)
+        self._make_blocks = make_blocks
+        self._namer = namer
+        self._pace = pace
+        self._clock = clock
+        self._suspects = Suspects()
+        self._in_flight: deque[StepPlan] = deque()
+        self._number = 0
+        self._committed = 0
+        self._touching: Sequence | None = None
+        self._outcomes: list[Outcome] = []
+
+    @property
+    def blocks(self) -> BlockManager:
+        """The cache floor's door."""
+        return self.roster.blocks
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued, running or in flight."""
+        return bool(len(self.roster) or self._in_flight)
+
+    @property
+    def in_flight(self) -> int:
+        """Steps planned and not committed."""
+        return len(self._in_flight)
+
+    # Requests come and go ------------------------------------------------------------------
+
+    def submit(self, prepared: PreparedRequest) -> int:
+        """Queue a request; returns its group.
+
+        Raises ContextLengthExceeded or RequestError for what can never run, Quarantined for an
+        input that broke a step before, Busy for a full queue, Unavailable for a broken device.
+        """
+        request, limits = prepared.request, self.limits
+        if self.broken is not None:
+            raise Unavailable("The device failed; the server must be restarted.")
+        assert request.tokens, "a request has at least one token"
+        assert request.max_tokens > 0, "a request asks for at least one token"
+        length = len(request.tokens) + request.max_tokens
+        if length > limits.context_length:
+            raise ContextLengthExceeded(
+                f"The context is {limits.context_length} tokens; this request needs {length}: "
+                f"{len(request.tokens)} of the prompt and {request.max_tokens} to generate."
+            )
+        prompt_pages = self.blocks.pages_for(len(request.tokens) + 1) + request.samples - 1
+        if request.samples > limits.sequences_max or prompt_pages > self.blocks.pool.total:
+            raise RequestError(f"n={request.samples} is more than this server can run.", param="n")
+        if self._suspects.refuses(prepared.digest):
+            raise Quarantined("The same request broke this server before; it is not run again.")
+        if len(self.roster.waiting) + self.blocks.claims.waiting >= limits.queued_max:
+            raise Busy("Too many requests are waiting.", retry_after=BUSY_RETRY_SECONDS)
+        return self.roster.submit(prepared).group
+
+    def abort(self, group: int) -> None:
+        """Nobody wants the rest of this request. At any state; harmless if it has ended."""
+        for sequence in set(self.roster.group(group).values()):
+            self.counts.finished[FinishReason.ABORT] += len(sequence.unforked) + 1
+            self.roster.end(sequence)
+
+    def finish(self, group: int, sample: int, kept_tokens: int) -> tuple[Outcome, ...]:
+        """A sample's text is complete with its first `kept_tokens` generated tokens.
+
+        What was computed after those loses its names. Returns the final emission.
+        """
+        sequence = self.roster.group(group).get(sample)
+        if sequence is None:
+            return ()
+        assert not sequence.unforked, "a stop string before the first token"
+        keep = len(sequence.request.tokens) + kept_tokens
+        self.blocks.truncate(sequence.table, keep)
+        return (self._final(sequence, FinishReason.STOP),)
+
+    def samples(self, group: int) -> frozenset[int]:
+        """Samples of a request that have not ended."""
+        return frozenset(self.roster.group(group))
+
+    def progress(self, group: int) -> Progress | None:
+        """How far the furthest sample of a group is; `queued` counts all who wait."""
+        sequences = self.roster.group(group)
+        if not sequences:
+            return None
+        first = max(sequences.values(), key=lambda item: item.computed)
+        prompt = len(first.request.tokens)
+        queued = len(self.roster.waiting) if first.life is Life.QUEUED else 0
+        return Progress(queued=queued, prompt_tokens=prompt, computed=min(prompt, first.computed))
+
+    # Plan ----------------------------------------------------------------------------------
+
+    def plan(self) -> StepPlan | None:
+        """Order the next step; None where there is nothing to order now."""
+        draft = _Draft(number=self._number + 1)
+        if self._suspects.any:
+            self._plan_probation(draft)
+        else:
+            room = self._plan_running(draft)
+            if not draft.preempted:
+                self._admit(draft, room)
+        self._touching = None
+        if not draft.slices:
+            return None
+        self._number = draft.number
+        plan = StepPlan(
+            number=draft.number,
+            after=self._committed,
+            copies=tuple(draft.copies),
+            slices=tuple(draft.slices),
+        )
+        self._in_flight.append(plan)
+        return plan
+
+    def _plan_running(self, draft: _Draft) -> int:
+        """Order what runs; returns the budget that is left."""
+        nexts = sum(1 for item in self.roster.running if item.known - item.planned == 1)
+        room = max(self._pace.budget() - nexts, self.blocks.page_size)
+        for sequence in tuple(self.roster.running):
+            if sequence.life is not Life.RUNNING or sequence.ordered_enough:
+                continue
+            self._touching = sequence
+            todo = sequence.known - sequence.planned
+            if todo == 1:
+                self._order(draft, sequence, 1)
+            elif room > 0:
+                room -= self._order(draft, sequence, min(todo, room))
+        return room
+
+    def _admit(self, draft: _Draft, room: int) -> None:
+        roster, blocks = self.roster, self.blocks
+        while room > 0 and (sequence := roster.waiting.peek(self._clock())) is not None:
+            self._touching = sequence
+            samples = len(sequence.unforked) + 1
+            if len(roster.running) + samples > self.limits.sequences_max:
+                return
+            tokens = sequence.tokens.tobytes()
+            matched = blocks.match(sequence.names, tokens)
+            if roster.follow(sequence, matched):
+                continue
+            # Retained before anything is allocated, so that making room cannot take them.
+            blocks.adopt(sequence.table, sequence.names[:matched], tokens)
+            need = blocks.pages_for(len(sequence.tokens) + 1) - matched + samples - 1
+            spare = len(roster.running)  # each running one may need its next page soon
+            if need + spare > blocks.available:
+                blocks.release(sequence.table, step=0)
+                assert spare or blocks.coming, "admission let in what can never fit"
+                return
+            roster.start(sequence, matched)
+            todo = sequence.known - sequence.planned
+            room -= self._order(draft, sequence, min(todo, room))
+
+    def _plan_probation(self, draft: _Draft) -> None:
+        """One suspect alone, and only when nothing else is in flight."""
+        if self._in_flight:
+            return
+        sequence = self._suspects.on_probation
+        if sequence is None:
+            sequence = self._suspects.next()
+            self._touching = sequence
+            for other in tuple(self.roster.running):
+                self.roster.preempt(other)
+            tokens = sequence.tokens.tobytes()
+            matched = self.blocks.adopt(sequence.table, sequence.names, tokens)
+            self.roster.start(sequence, matched)
+        self._touching = sequence
+        self._order(draft, sequence, min(sequence.known - sequence.planned, self._pace.budget()))
+
+    def _order(self, draft: _Draft, sequence: Sequence, count: int) -> int:
+        """Put the next `count` positions into the draft; returns how many it was (maybe 0)."""
+        start, end = sequence.planned, sequence.planned + count
+        if not sequence.suppress_write:
+            copies = self._find_pages(draft, sequence, start, end)
+            if copies is None:
+                return 0
+            draft.copies += copies
+        known = len(sequence.tokens)
+        pending = None
+        if end > known:
+            assert sequence.pending is not None
+            assert sequence.pending[0] == draft.number - 1, "a pending token is one step old"
+            pending = sequence.pending[1]
+        sequence.planned, sequence.last_step = end, draft.number
+        orders = () if end < sequence.known else self._orders(draft, sequence, end)
+        draft.slices.append(
+            Slice(
+                sequence=sequence.id,
+                incarnation=sequence.incarnation,
+                start=start,
+                tokens=tuple(sequence.tokens[start:end]),
+                pending=pending,
+                pages=sequence.table.snapshot(),
+                write=not sequence.suppress_write,
+                orders=orders,
+            )
+        )
+        sequence.suppress_write = False
+        return count
+
+    def _orders(self, draft: _Draft, sequence: Sequence, end: int) -> tuple[SampleOrder, ...]:
+        """Sampling orders after position `end` - 1; at the prompt's end the samples fork."""
+        request = sequence.request
+        prompt = len(request.tokens)
+        banned = tuple(sorted(request.stop_ids)) if end - prompt < request.min_tokens else ()
+        history = tuple(sequence.tokens) if request.sampling.needs_history else ()
+        orders: list[SampleOrder] = []
+        for child in (sequence, *self.roster.fork(sequence)):
+            child.pending = (draft.number, draft.rows)
+            draft.rows += 1
+            orders.append(
+                SampleOrder(
+                    sequence=child.id,
+                    incarnation=child.incarnation,
+                    sampling=request.sampling,
+                    sample=child.sample,
+                    position=end,
+                    banned=banned,
+                    history=history,
+                    prompt_tokens=prompt,
+                )
+            )
+        return tuple(orders)
+
+    def _find_pages(
+        self, draft: _Draft, sequence: Sequence, start: int, end: int
+    ) -> tuple[PageCopy, ...] | None:
+        """Pages for positions start..end, at the cost of whoever is last; None: not this step."""
+        blocks, running = self.blocks, self.roster.running
+        while True:
+            copies = blocks.reserve(sequence.table, start, end, step=draft.number)
+            if copies is not None:
+                return copies
+            # At most one page more than new ones: the copy of a shared partial page.
+            short = blocks.pages_for(end) - len(sequence.table) + 1
+            if blocks.coming and blocks.available + blocks.coming >= short:
+                return None  # they come when the step in flight commits
+            if draft.preempted >= self.limits.preemptions_max:
+                return None
+            victim = running[-1]
+            draft.preempted += 1
+            self.counts.preemptions += 1
+            self.roster.preempt(victim)
+            if victim is sequence:
+                return None
+
+    # Commit --------------------------------------------------------------------------------
+
+    def commit(self, result: StepResult) -> tuple[Outcome, ...]:
+        """Take the oldest step's result; returns what its consumers should see."""
+        plan = self._in_flight.popleft()
+        assert plan.number == result.number, "steps commit in order"
+        self._committed = plan.number
+        if result.failure is not None:
+            self._outcomes += self._fail(plan, result.failure)
+        else:
+            self._suspects.good_step()
+            self._pace.observe(plan.token_count, result.seconds)
+            self.counts.step(plan.token_count, result.seconds)
+            self._apply(plan, result)
+        self._touching = None
+        self.blocks.settle(plan.number)
+        assert self.blocks.pool.balanced(), "pages do not add up"
+        return self._take_outcomes()
+
+    def _take_outcomes(self) -> tuple[Outcome, ...]:
+        taken = tuple(self._outcomes)
+        self._outcomes.clear()
+        return taken
+
+    def _apply(self, plan: StepPlan, result: StepResult) -> None:
+        row = 0
+        for item in plan.slices:
+            first, row = row, row + len(item.orders)
+            sequence = self.roster.alive(item.sequence, item.incarnation)
+            if sequence is not None:
+                self._touching = sequence
+                request = sequence.request
+                prompt_part = max(0, min(item.end, len(request.tokens)) - item.start)
+                self.counts.prompt_tokens += prompt_part
+                self.roster.waiting.charge(
+                    request.tenant, computed=prompt_part, generated=len(item.orders)
+                )
+                sequence.computed = item.end
+                if not item.orders:
+                    self._seal(sequence)
+            for index, order in enumerate(item.orders, first):
+                child = self.roster.alive(order.sequence, order.incarnation)
+                if child is not None:
+                    self._touching = child
+                    child.computed = item.end
+                    self._outcomes.append(self._append(child, plan.number, result, index))
+
+    def _append(self, sequence: Sequence, step: int, result: StepResult, row: int) -> Outcome:
+        """One sampled token for one sequence."""
+        if sequence.pending is not None and sequence.pending[0] == step:
+            sequence.pending = None
+        if not result.finite[row]:
+            error = NumericalFault("The model gave values that are not numbers for this request.")
+            return self._final(sequence, FinishReason.ERROR, error=error)
+        token = result.tokens[row]
+        sequence.tokens.append(token)
+        self.counts.generated_tokens += 1
+        self._seal(sequence)
+        logprobs = result.logprobs[row] if result.logprobs else None
+        request = sequence.request
+        finish = None
+        if token in request.stop_ids and sequence.generated > request.min_tokens:
+            finish = FinishReason.STOP
+        elif sequence.generated >= request.max_tokens:
+            finish = FinishReason.LENGTH
+        if finish is not None:
+            return self._final(sequence, finish, (token,), logprobs)
+        return Outcome(sequence.group, self._emission(sequence, (token,), logprobs))
+
+    def _seal(self, sequence: Sequence) -> None:
+        """Name the pages that are full up to `computed`."""
+        size, table = self.blocks.page_size, sequence.table
+        self._suspects.progressed(sequence, sequence.computed)
+        for index in range(table.sealed, sequence.computed // size):
+            page = sequence.tokens[index * size : (index + 1) * size]
+            if index == len(sequence.names):
+                parent = sequence.names[-1] if sequence.names else None
+                sequence.names += self._namer.names(sequence.prepared.root, page, parent)
+            name = sequence.names[index]
+            self.roster.wake(
+                self.blocks.seal(table, name, token_bytes(page), step=sequence.last_step)
+            )
+            if table.sealed != index + 1:
+                return  # not to be named; nor is what follows
+
+    def _final(
+        self,
+        sequence: Sequence,
+        finish: FinishReason,
+        tokens: tuple[int, ...] = (),
+        logprobs: TokenLogprobs | None = None,
+        *,
+        error: ChatserveError | None = None,
+    ) -> Outcome:
+        emission = self._emission(sequence, tokens, logprobs, finish=finish, error=error)
+        self.counts.finished[finish] += 1
+        self.roster.end(sequence)
+        return Outcome(sequence.group, emission)
+
+    def _emission(
+        self,
+        sequence: Sequence,
+        tokens: tuple[int, ...],
+        logprobs: TokenLogprobs | None,
+        *,
+        finish: FinishReason | None = None,
+        error: ChatserveError | None = None,
+    ) -> Emission:
+        receipt = None if sequence.receipt_sent else sequence.receipt
+        sequence.receipt_sent = True
+        sequence.emitted += len(tokens)
+        return Emission(
+            sample=sequence.sample,
+            tokens=tokens,
+            logprobs=() if logprobs is None else (logprobs,),
+            finish=finish,
+            error=error,
+            receipt=receipt,
+        )
+
+    # Faults --------------------------------------------------------------------------------
+
+    def _fail(self, plan: StepPlan, failure: StepFailure) -> list[Outcome]:
+        """A step gave nothing: preempt all that took part, and find out whose fault it is."""
+        alive: dict[int, Sequence] = {}
+        for item in plan.slices:
+            lives = [(item.sequence, item.incarnation)]
+            lives += [(order.sequence, order.incarnation) for order in item.orders]
+            for number, incarnation in lives:
+                sequence = self.roster.alive(number, incarnation)
+                if sequence is not None:
+                    alive[sequence.id] = sequence
+        if failure.void:
+            for sequence in alive.values():
+                self.roster.preempt(sequence)
+            return []
+        self.counts.failed_steps += 1
+        if failure.fatal:
+            return self.break_down(failure.reason)
+        if failure.out_of_memory:
+            self._pace.shrink()
+        suspect = self._suspects.on_probation
+        if suspect is None:
+            for sequence in alive.values():
+                self._suspects.add(sequence)
+                self.roster.preempt(sequence, hold=True)
+            return []
+        broken = self._suspects.convict(suspect.prepared.digest)
+        outcomes = [end for item in alive.values() for end in self._give_up(item)]
+        return outcomes + (self.break_down(failure.reason) if broken else [])
+
+    def _give_up(self, sequence: Sequence, error: ChatserveError | None = None) -> list[Outcome]:
+        """End a sequence, and every sample that it stands for, with an error."""
+        error = error or StepFault("The engine failed on this request.")
+        unforked = sequence.unforked
+        outcomes = [self._final(sequence, FinishReason.ERROR, error=error)]
+        for sample in unforked:
+            self.counts.finished[FinishReason.ERROR] += 1
+            emission = Emission(sample=sample, finish=FinishReason.ERROR, error=error)
+            outcomes.append(Outcome(sequence.group, emission))
+        return outcomes
+
+    def break_down(self, reason: str) -> list[Outcome]:
+        """The device is given up: every request ends, and no more are taken."""
+        self.broken = reason
+        self._suspects.clear()
+        error = Unavailable("The device failed; the server must be restarted.")
+        return [
+            end for item in self.roster.sequences() for end in self._give_up(item, error)
+        ]
+
+    def recover(self) -> tuple[Outcome, ...]:
+        """After an exception of our own in `plan` or `commit`, with no step running.
+
+        The cache is begun anew and all sequences are queued again from the tokens that were
+        emitted; one that was being handled at a second such exception ends with an error.
+        Returns the emissions that the broken call had made.
+        """
+        culprit, self._touching = self._touching, None
+        self.counts.recoveries += 1
+        self._in_flight.clear()
+        self._committed = self._number
+        self._suspects.clear()
+        blocks = self._make_blocks()
+        blocks.settle(self._committed)
+        self.roster.restart(blocks)
+        if culprit is not None and culprit.life is not Life.ENDED:
+            culprit.faults += 1
+            if culprit.faults > 1:
+                self._outcomes += self._give_up(culprit)
+        return self._take_outcomes()
+
+    # Looking at it -------------------------------------------------------------------------
+
+    def statistics(self) -> EngineStatistics:
+        """A frozen picture."""
+        counts, roster = self.counts, self.roster
+        return EngineStatistics(
+            running=len(roster.running),
+            waiting=len(roster.waiting) + len(roster.held),
+            following=self.blocks.claims.waiting,
+            in_flight=len(self._in_flight),
+            budget_tokens=self._pace.budget(),
+            steps_total=counts.steps,
+            step_tokens_total=counts.step_tokens,
+            step_seconds=counts.histogram(),
+            prompt_tokens_total=counts.prompt_tokens,
+            generated_tokens_total=counts.generated_tokens,
+            preemptions_total=counts.preemptions,
+            failed_steps_total=counts.failed_steps,
+            recoveries_total=counts.recoveries,
+            quarantined=self._suspects.quarantined,
+            finished_total={reason.value: count for reason, count in counts.finished.items()},
+            broken=self.broken,
+        )
+
+    def check(self) -> None:
+        """Every invariant, in O(pages). For tests."""
+        self.roster.check()
+        self.blocks.check()

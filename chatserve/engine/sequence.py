@@ -1,0 +1,90 @@
+"""Sequence: one line of tokens in flight, and the prepared request that it came from.
+
+A sequence has *known* and *computed* tokens; there is no prefill and no decode. The scheduler is
+its only writer, on the event loop.
+
+    tokens      known ids: the prompt, then what was generated and committed
+    pending     (step, output row) of a token that a step in flight will give, if any
+    planned     positions 0..planned are computed, or ordered in a step in flight
+    computed    positions 0..computed are committed
+    emitted     generated tokens that were handed to the consumer
+    incarnation grows when the sequence loses its pages or ends, so that a result for an older
+                life is told from a current one
+"""
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum
+
+from chatserve.cache.page_table import PageTable
+from chatserve.engine.values import Receipt, Request
+from prefix_store.names import PageName, Root
+
+
+class Life(Enum):
+    """Where a sequence is. QUEUED ⇄ FOLLOWING, QUEUED → RUNNING → QUEUED, any → ENDED."""
+
+    QUEUED = "queued"  # in the waiting queue, or held back as a suspect
+    FOLLOWING = "following"  # waits for a leader's pages
+    RUNNING = "running"  # holds pages
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRequest:
+    """A request with its page names. Made in any thread (`Engine.prepare`), used on the loop."""
+
+    request: Request
+    root: Root
+    names: tuple[PageName, ...]
+    digest: bytes
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """Mutable state of one sample of one request."""
+
+    id: int
+    group: int
+    prepared: PreparedRequest
+    sample: int
+    arrival: int
+    arrived_at: float  # seconds, monotonic
+    tokens: "array[int]"
+    names: list[PageName]
+    unforked: tuple[int, ...] = ()
+    table: PageTable = field(default_factory=PageTable)
+    life: Life = Life.QUEUED
+    pending: tuple[int, int] | None = None
+    planned: int = 0
+    computed: int = 0
+    incarnation: int = 0
+    suppress_write: bool = False
+    last_step: int = 0
+    admission: int = 0
+    priority: int = 0
+    probation_until: int = 0
+    faults: int = 0
+    receipt: Receipt | None = None
+    receipt_sent: bool = False
+    emitted: int = 0
+
+    @property
+    def request(self) -> Request:
+        """What was asked."""
+        return self.prepared.request
+
+    @property
+    def known(self) -> int:
+        """Tokens that are known, or will be when the step in flight commits."""
+        return len(self.tokens) + (self.pending is not None)
+
+    @property
+    def generated(self) -> int:
+        """Committed tokens after the prompt."""
+        return len(self.tokens) - len(self.request.tokens)
+
+    @property
+    def ordered_enough(self) -> bool:
+        """Whether all tokens it may generate are generated or on their way."""
+        return self.known - len(self.request.tokens) >= self.request.max_tokens

@@ -1,0 +1,144 @@
+"""SimulatedRunner: a model whose next token is a hash of everything before it.
+
+For simulations, load tests and figures of the host's own time: it needs no model and no tensors,
+and one wrong, stale, missing or misplaced page changes every token after it. What a real runner
+keeps as K and V of a position, this one keeps as the position's token id; each row reads all of
+its context through its page table, as attention does.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from chatserve.engine.plan import SampleOrder, Slice, StepPlan, StepResult
+from chatserve.engine.values import TokenLogprobs
+
+_UNWRITTEN = -1
+_MIX = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+Tokens = npt.NDArray[np.int64]
+
+
+class SimulatedRunner:
+    """A runner (`runner.py`) over `pages` pages of `page_size` token ids.
+
+    step_seconds: how long a step takes at the least. before_step may raise to make a step fail;
+    after_row may return False to make a row's logits count as not finite. Raises AssertionError
+    when a row reads a position that nobody wrote.
+    """
+
+    def __init__(
+        self,
+        *,
+        pages: int,
+        page_size: int,
+        vocabulary_size: int = 1000,
+        step_seconds: float = 0.0,
+    ) -> None:
+        self.before_step: Callable[[StepPlan], None] = _nothing
+        self.after_row: Callable[[SampleOrder], bool] = _finite
+        self.computed_positions = 0
+        self._pages: Tokens = np.full((pages, page_size), _UNWRITTEN, dtype=np.int64)
+        self._vocabulary_size = vocabulary_size
+        self._step_seconds = step_seconds
+        self._last: tuple[int, ...] = ()
+        self._weights = _position_weights(pages * page_size)
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """One step: copies, then writes, then reads and samples."""
+        started = time.monotonic()
+        self.before_step(plan)
+        for copy in plan.copies:
+            self._pages[copy.target] = self._pages[copy.source]
+        for item in plan.slices:
+            self._write(item)
+        tokens: list[int] = []
+        finite: list[bool] = []
+        logprobs: list[TokenLogprobs | None] = []
+        for item in plan.slices:
+            digest = self._digest(item) if item.orders else 0
+            for order in item.orders:
+                tokens.append(self._choose(digest, order))
+                finite.append(self.after_row(order))
+                wanted = order.sampling.top_logprobs
+                logprobs.append(None if wanted is None else TokenLogprobs(-1.0))
+        self._last = tuple(tokens)
+        self.computed_positions += plan.token_count
+        if self._step_seconds:
+            time.sleep(max(0.0, self._step_seconds - (time.monotonic() - started)))
+        return StepResult(
+            plan.number,
+            tokens=self._last,
+            finite=tuple(finite),
+            logprobs=tuple(logprobs),
+            seconds=time.monotonic() - started,
+        )
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _write(self, item: Slice) -> None:
+        if not item.write:
+            return
+        tokens = item.tokens
+        if item.pending is not None:
+            tokens = (*tokens, self._last[item.pending])
+        size = self._pages.shape[1]
+        table = np.frombuffer(item.pages, dtype=np.int32)
+        positions = np.arange(item.start, item.end)
+        self._pages[table[positions // size], positions % size] = tokens
+
+    def _digest(self, item: Slice) -> int:
+        size = self._pages.shape[1]
+        table = np.frombuffer(item.pages, dtype=np.int32)
+        context = self._pages[table[: -(-item.end // size)]].reshape(-1)[: item.end]
+        assert int(context.min()) >= 0, "a row read a position that nobody wrote"
+        return hash_context(context, self._weights)
+
+    def _choose(self, digest: int, order: SampleOrder) -> int:
+        return choose_token(digest, order, self._vocabulary_size)
+
+
+def hash_context(context: Tokens, weights: npt.NDArray[np.uint64]) -> int:
+    """A 64-bit hash of token ids and their positions."""
+    return int(((context.astype(np.uint64) + np.uint64(1)) * weights[: len(context)]).sum())
+
+
+def choose_token(digest: int, order: SampleOrder, vocabulary_size: int) -> int:
+    """The token for a context: of the context alone if greedy, else of seed and sample too."""
+    value = digest
+    if order.sampling.temperature > 0.0:
+        value ^= (order.sampling.seed * 0x2545F4914F6CDD1D + order.sample * _MIX) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    token = (value ^ (value >> 31)) % vocabulary_size
+    while token in order.banned:
+        token = (token + 1) % vocabulary_size
+    return token
+
+
+def predict(tokens: list[int], order: SampleOrder, vocabulary_size: int) -> int:
+    """What the simulated model says after `tokens`, computed without any page."""
+    context = np.array(tokens, dtype=np.int64)
+    return choose_token(
+        hash_context(context, _position_weights(len(tokens))), order, vocabulary_size
+    )
+
+
+def _position_weights(count: int) -> npt.NDArray[np.uint64]:
+    """Odd, position-dependent weights: Weyl's sequence, mixed."""
+    positions = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_MIX)
+    mixed = (positions ^ (positions >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return mixed | np.uint64(1)
+
+
+def _nothing(plan: StepPlan) -> None:
+    del plan
+
+
+def _finite(order: SampleOrder) -> bool:
+    del order
+    return True
