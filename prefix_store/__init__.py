@@ -4,7 +4,7 @@ Bytes in, bytes out: this package knows neither torch nor chatserve. Today it ho
 (`names.py`) and the key material they hang on (`keys.py`).
 """
 
-from prefix_store.keys import KeyRing
+from prefix_store.keys import MasterSecret
 from prefix_store.names import NAME_BYTES, PageName, PageNamer, Root, RootFields
 
-__all__ = ["NAME_BYTES", "KeyRing", "PageName", "PageNamer", "Root", "RootFields"]
+__all__ = ["NAME_BYTES", "MasterSecret", "PageName", "PageNamer", "Root", "RootFields"]

@@ -16,8 +16,8 @@ SECRET_BYTES = 32
 _FILE_NAME = "secret"
 
 
-class KeyRing:
-    """Derives named keys from one secret. Raises ValueError for a secret of the wrong length."""
+class MasterSecret:
+    """Derives a key for each use from one secret. Raises ValueError for a secret of the wrong length."""
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != SECRET_BYTES:
@@ -25,13 +25,13 @@ class KeyRing:
         self._root = hmac.digest(bytes(sha256().digest_size), secret, "sha256")
 
     @classmethod
-    def ephemeral(cls) -> "KeyRing":
-        """A ring that dies with the process: nothing outlives it, nothing can be found again."""
+    def ephemeral(cls) -> "MasterSecret":
+        """A secret that dies with the process: nothing outlives it, nothing can be found again."""
         return cls(secrets.token_bytes(SECRET_BYTES))
 
     @classmethod
-    def open(cls, folder: Path) -> "KeyRing":
-        """The ring of a data folder; its secret is made at first use.
+    def open(cls, folder: Path) -> "MasterSecret":
+        """The secret of a data folder, made at first use.
 
         Raises OSError where the file cannot be read or made, ValueError where it is not 32 bytes,
         or is open to other users.
