@@ -31,7 +31,7 @@ def open_checkpoint(model: Path | str) -> Checkpoint:
     Raises ModelRefused with one sentence when there is none, or when it is not complete.
     """
     folder = Path(model)
-    if not folder.exists():
+    if not str(model) or not folder.exists():
         folder = _from_hub(model)
     if not folder.is_dir():
         raise ModelRefused(f"The model '{model}' is not a folder")
@@ -100,7 +100,7 @@ def _from_hub(model: Path | str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_PATTERNS)))
     except Exception as error:  # whatever the network, the hub or its client raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelRefused(
             f"'{name}' is neither a model folder nor a model that the hub gives: {reason[:200]}"
         ) from error

@@ -51,29 +51,21 @@ def load_model(
     Raises ModelRefused with one sentence.
     """
     checkpoint = open_checkpoint(path)
-    config = _read_config(checkpoint)
-    check_config(config)
-    served = positions_max(config)
-    if context_length is not None:
-        served = min(served, context_length)
-    target = torch.device(device)
-    chosen = choose_dtype(dtype, stored=stored_dtype(checkpoint), device=target)
-    fields = config_text(config.to_dict())
-    weights = _in_thread(checkpoint, digest_cache)
-    model = _read_weights(checkpoint, config, chosen).to(target)  # pyright: ignore[reportArgumentType]
-    generation = _generation_defaults(model)
-    fix_rotary(model, served)
-    model.set_attn_implementation(ATTENTION_NAME)
-    try:
-        shapes = survey_layers(model, windows=expected_windows(config), context_length=served)
-        layout = KVLayout(page_size, chosen, shapes)
-        compare_with_eager(model, layout, served)
-    except ModelRefused:
-        raise
-    except Exception as error:  # a model may fail in any way when it is called as we call it
-        raise ModelRefused(
-            f"'{config.model_type}' cannot run through pages: {_first_line(error)}"
-        ) from error
+    with _quiet():
+        config = _read_config(checkpoint)
+        check_config(config)
+        served = positions_max(config)
+        if context_length is not None:
+            served = min(served, context_length)
+        target = torch.device(device)
+        chosen = choose_dtype(dtype, stored=stored_dtype(checkpoint), device=target)
+        fields = config_text(config.to_dict())
+        weights = _in_thread(checkpoint, digest_cache)
+        model = _read_weights(checkpoint, config, chosen)
+        model.to(target)  # pyright: ignore[reportArgumentType]  # a decorator hides its signature
+        generation = _generation_defaults(model)
+        fix_rotary(model, served)
+        layout = _try_pages(model, page_size=page_size, dtype=chosen, context_length=served)
     rotary = rotary_digest(model)
 
     def digest(weights_hash: bytes) -> bytes:
@@ -93,6 +85,27 @@ def load_model(
         generation=generation,
         fingerprint=_mapped(weights, digest),
     )
+
+
+def _try_pages(
+    model: PreTrainedModel, *, page_size: int, dtype: torch.dtype, context_length: int
+) -> KVLayout:
+    """The two trials of `probe.py`; the layout they find. Raises ModelRefused."""
+    config = model.config
+    model.set_attn_implementation(ATTENTION_NAME)
+    try:
+        shapes = survey_layers(
+            model, windows=expected_windows(config), context_length=context_length
+        )
+        layout = KVLayout(page_size, dtype, shapes)
+        compare_with_eager(model, layout, context_length)
+    except ModelRefused:
+        raise
+    except Exception as error:  # a model may fail in any way when it is called as we call it
+        raise ModelRefused(
+            f"'{config.model_type}' cannot run through pages: {_one_line(error)}"
+        ) from error
+    return layout
 
 
 def choose_dtype(dtype: str, *, stored: str, device: torch.device) -> torch.dtype:
@@ -121,8 +134,12 @@ def _read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     try:
         config: Any = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except Exception as error:  # broken JSON, unknown kinds, values out of range: many types
+        if "trust_remote_code" in str(error):
+            raise ModelRefused(
+                f"'{checkpoint.folder.name}' needs code from its own folder, which is never run"
+            ) from error
         raise ModelRefused(
-            f"The config of '{checkpoint.folder.name}' cannot be used: {_first_line(error)}"
+            f"The config of '{checkpoint.folder.name}' cannot be used: {_one_line(error)}"
         ) from error
     return config
 
@@ -132,19 +149,19 @@ def _read_weights(
 ) -> PreTrainedModel:
     """Every parameter comes from the files: random ones must never be served."""
     try:
-        with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.folder,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
     except Exception as error:  # truncated files, wrong shapes, unsupported settings
         raise ModelRefused(
-            f"The weights of '{checkpoint.folder.name}' cannot be loaded: {_first_line(error)}"
+            f"The weights of '{checkpoint.folder.name}' cannot be loaded: {_one_line(error)}"
         ) from error
     model, information = loaded
     for kind, word in (
@@ -153,7 +170,9 @@ def _read_weights(
         ("unexpected_keys", "has weights that the model does not know:"),
         ("error_msgs", "failed at"),
     ):
-        names = sorted(str(name) for name in information.get(kind) or ())
+        # A mismatched key comes with its two shapes.
+        keys: Any = information.get(kind) or ()
+        names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelRefused(
@@ -216,6 +235,5 @@ def _quiet() -> Generator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

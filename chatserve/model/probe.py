@@ -63,6 +63,10 @@ def survey_layers(
     run_paged(model, one, one, paged=survey, logit_rows=one)
     kind = model.config.model_type
     layers = [call.layer for call in survey.calls]
+    if not layers:
+        raise ModelRefused(
+            f"'{kind}' does not use transformers' attention interface, so its KV cannot be paged"
+        )
     if layers != list(range(len(windows))):
         raise ModelRefused(
             f"'{kind}' has {len(windows)} layers, but the layers {layers} called paged attention; "
