@@ -6,7 +6,8 @@ ValueError; a body trusts its door.
 Theory: K and V are gathered from their pages, because plain torch cannot read through a table.
 A slice gathers exactly the positions its queries may see. Decode rows of like length are gathered
 together, padded to whole pages; what lies in the padding may be anything, NaN included, so it is
-overwritten with zeros before it meets an arithmetic operation (0 * NaN is NaN). Query heads that
+overwritten with zeros before it meets an arithmetic operation (0 * NaN is NaN). Positions inside a
+context have all been written, also those before a window. Query heads that
 share a kv head are never given copies of it: for a slice they are an expanded (stride 0)
 dimension, for a decode row they take the place of the query positions.
 """
@@ -137,7 +138,8 @@ def _attend_slice(
     positions = slice(oldest - pages.start * page_size, context - pages.start * page_size)
     # [pages, page_size, kv_heads, head_dim] → [kv_heads, 1, positions, head_dim]
     key, value = (
-        kv[:, part][table].flatten(0, 1)[positions].transpose(0, 1)[:, None] for part in (0, 1)
+        kv[:, part].index_select(0, table).flatten(0, 1)[positions].transpose(0, 1)[:, None]
+        for part in (0, 1)
     )
     grouped = query.view(queries, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
     grouped_sinks = None if sinks is None else sinks.view(kv_heads, -1, 1, 1)
@@ -166,10 +168,15 @@ def _attend_decode(
     last = group.lengths[:, None] - 1
     key_positions = torch.arange(group.tables.shape[1] * page_size, device=query.device)[None]
     mask = _visible(last, key_positions, window)
-    hidden = ~mask[:, :, None, None]
-    # [n, pages, page_size, kv_heads, head_dim] → [n, kv_heads, positions, head_dim]
+    table = group.tables.flatten()
+    # [n * pages, page_size, kv_heads, head_dim] → [n, kv_heads, positions, head_dim]
     key, value = (
-        kv[:, part][group.tables].flatten(1, 2).masked_fill_(hidden, 0).transpose(1, 2)
+        kv[:, part]
+        .index_select(0, table)
+        .flatten(0, 1)
+        .index_fill_(0, group.padding, 0)
+        .unflatten(0, (sequences, -1))
+        .transpose(1, 2)
         for part in (0, 1)
     )
     grouped = query.view(sequences, kv_heads, heads // kv_heads, head_dim)

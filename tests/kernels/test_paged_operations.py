@@ -84,13 +84,12 @@ def random_batch(shape: Shape, generator: random.Random) -> tuple[AttentionBatch
 
 
 def filled_pages(shape: Shape, batch: AttentionBatch, pages: int, dtype: torch.dtype) -> Tensor:
-    """A strided view into a wider pool: NaN everywhere but at positions that a query can see."""
+    """A strided view into a wider pool: NaN everywhere but at positions that a sequence has."""
     inner = 2 * shape.page_size * shape.kv_heads * shape.head_dim
     pool = torch.full((pages, inner + 24), NAN, dtype=dtype)
     kv = pool[:, 8 : 8 + inner].view(pages, 2, shape.page_size, shape.kv_heads, shape.head_dim)
-    window = dict(shape.options).get("window", 1 << 30)
-    for sequence, (queries, context) in enumerate(shape.slices):
-        for position in range(max(0, context - queries - window + 1), context):
+    for sequence, context in enumerate(batch.context_lengths):
+        for position in range(context):
             page = int(batch.page_tables[sequence, position // shape.page_size])
             part = kv[page, :, position % shape.page_size]
             part.copy_(torch.randn(part.shape))
