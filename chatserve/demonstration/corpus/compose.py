@@ -1,0 +1,272 @@
+"""Whole chats, put together from turns: for training, and probes that test one skill.
+
+Theory of operation: `make_chat` mixes turns at random until a length in characters is reached, so
+facts are asked for at every distance.  `make_probe` plants something, lets other talk go on for a
+given length, and asks at the end; its last turn is the one that is judged.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from chatserve.demonstration.corpus import explain, recall, system, talk, tasks
+from chatserve.demonstration.corpus.draw import Chat, Draw, Part, Turn
+from chatserve.demonstration.corpus.explain import Topic
+from chatserve.demonstration.corpus.recall import Memory
+from chatserve.demonstration.corpus.system import Persona
+
+LOOK_BACK_LENGTH_MAX = 120
+
+
+@dataclass
+class State:
+    """One chat in the making."""
+
+    draw: Draw
+    memory: Memory = field(default_factory=Memory)
+    persona: Persona = field(default_factory=Persona)
+    topic: Topic | None = None
+    turns: list[Turn] = field(default_factory=list[Turn])
+    characters: int = 0
+
+    def add(self, turn: Turn | None) -> None:
+        """Append a turn, spoken in the persona's manner; nothing where the turn was not possible."""
+        if turn is None:
+            return
+        spoken = self.persona.speak(turn.reply)
+        expect = turn.expect
+        if spoken != turn.reply and not expect:
+            expect = (spoken,)
+        if self.persona.before or self.persona.after:
+            marks = (self.persona.before.strip(), self.persona.after.strip())
+            expect = (*expect, *(mark for mark in marks if mark))
+        self.turns.append(replace(turn, reply=spoken, expect=expect))
+        self.characters += len(turn.user) + len(spoken) + 20
+
+    def chat(self) -> Chat:
+        """The finished chat."""
+        return Chat(self.persona.text, tuple(self.turns))
+
+
+def add_tell(state: State) -> None:
+    """Any of the ways of telling facts."""
+    kind = state.draw.random.random()
+    if kind < 0.6:
+        state.add(recall.tell(state.draw, state.memory))
+    elif kind < 0.85:
+        state.add(recall.tell_several(state.draw, state.memory))
+    else:
+        state.add(recall.tell_of_others(state.draw, state.memory))
+
+
+def add_ask(state: State) -> None:
+    """Any of the ways of asking for facts."""
+    kind = state.draw.random.random()
+    if kind < 0.68:
+        state.add(recall.ask(state.draw, state.memory))
+    elif kind < 0.79:
+        state.add(recall.ask_several(state.draw, state.memory))
+    elif kind < 0.85:
+        state.add(recall.summary(state.draw, state.memory))
+    elif kind < 0.93:
+        state.add(recall.check(state.draw, state.memory))
+    else:
+        state.add(recall.ask_unknown(state.draw, state.memory))
+
+
+def add_look_back(state: State) -> None:
+    """A question about the conversation itself."""
+    if not state.turns:
+        return
+    draw = state.draw
+    kind = draw.integer(0, 2)
+    wordings, text = (
+        (LAST_REPLY, state.turns[-1].reply)
+        if kind == 0
+        else (LAST_MESSAGE, state.turns[-1].user)
+        if kind == 1
+        else (FIRST_MESSAGE, state.turns[0].user)
+    )
+    if kind == 0:
+        text = text.removeprefix(state.persona.before).removesuffix(state.persona.after)
+    if len(text) <= LOOK_BACK_LENGTH_MAX:
+        reply = text if kind == 0 else f'You said: "{text}"'
+        state.add(Turn(draw.pick(wordings), reply, "look back"))
+
+
+def add_explain(state: State) -> None:
+    """An explanation, often with a follow-up."""
+    turn, topic = explain.explain(state.draw)
+    state.add(turn)
+    if state.draw.chance(0.4):
+        state.add(explain.explain_more(state.draw, topic))
+
+
+def add_task(state: State) -> None:
+    """One of the small tasks."""
+    state.add(state.draw.choice(tasks.TASKS)(state.draw))
+
+
+def add_talk(state: State) -> None:
+    """Small talk; a named assistant answers questions for its name with that name."""
+    turn = talk.talk(state.draw)
+    asks_who = turn.reply == talk.WHO
+    if asks_who and (state.persona.name or state.persona.role):
+        turn = system.ask_persona(state.draw, state.persona)
+    state.add(turn)
+
+
+def add_unknown(state: State) -> None:
+    """A question that the model cannot answer."""
+    if state.draw.chance(0.12) and not state.persona.own:
+        state.add(system.ask_own_unknown(state.draw))
+    else:
+        state.add(talk.unknown(state.draw))
+
+
+def add_persona(state: State) -> None:
+    """A question about the assistant's persona, where there is one."""
+    state.add(system.ask_persona(state.draw, state.persona))
+
+
+def add_correct(state: State) -> None:
+    """A correction, at times asked for at once."""
+    state.add(recall.correct(state.draw, state.memory))
+
+
+ACTIONS: tuple[tuple[Callable[[State], None], float], ...] = (
+    (add_tell, 0.22),
+    (add_ask, 0.32),
+    (add_correct, 0.06),
+    (add_look_back, 0.03),
+    (add_explain, 0.05),
+    (add_task, 0.17),
+    (add_talk, 0.07),
+    (add_unknown, 0.05),
+    (add_persona, 0.05),
+)
+FILLERS = (add_explain, add_task, add_task, add_task, add_talk, add_unknown)
+TOLD_AT_MOST = 12
+
+
+def step(state: State) -> None:
+    """One more action, or pair of actions."""
+    weights = [weight for _, weight in ACTIONS]
+    if len(state.memory.facts) > TOLD_AT_MOST:
+        weights[0] = 0.02
+    action = state.draw.random.choices([action for action, _ in ACTIONS], weights)[0]
+    action(state)
+
+
+def make_chat(seed: str, characters: int, part: Part = Part.TRAIN) -> Chat:
+    """A chat of about the given length; the same seed gives the same chat."""
+    draw = Draw(f"chat/{seed}", part)
+    state = State(draw)
+    state.persona = system.make_persona(draw, state.memory)
+    state.characters = len(state.persona.text or "")
+    if draw.chance(0.15):
+        state.add(talk.greet(draw))
+    while state.characters < characters or not state.turns:
+        step(state)
+    return state.chat()
+
+
+def fill_up(state: State, characters: int) -> None:
+    """Other talk until the chat has grown by so many characters."""
+    end = state.characters + characters
+    while state.characters < end:
+        state.draw.choice(FILLERS)(state)
+
+
+def make_probe(skill: str, seed: str, *, distance: int = 0, part: Part = Part.HELD_OUT) -> Chat:
+    """A chat whose last turn tests one skill, `distance` characters after what it needs."""
+    draw = Draw(f"probe/{skill}/{distance}/{seed}", part)
+    state = State(draw)
+    judged: Turn | None = None
+    while judged is None:
+        state = State(draw)
+        judged = plant(skill, state)
+        if distance:
+            fill_up(state, distance)
+        if skill in ASKED_AFTER:
+            judged = ASKED_AFTER[skill](draw, state.memory)
+        if skill == "persona":
+            judged = system.ask_persona(draw, state.persona)
+    state.add(judged)
+    return state.chat()
+
+
+def plant(skill: str, state: State) -> Turn | None:
+    """Set the scene for a probe; returns the judged turn of skills that need no scene."""
+    draw, memory = state.draw, state.memory
+    if skill in SINGLE:
+        return SINGLE[skill](draw)
+    if skill in ("persona", "system fact", "manner"):
+        while not ready(skill, state):
+            memory.facts.clear()
+            state.persona = system.make_persona(draw, memory)
+        return talk.talk(draw) if skill == "manner" else None
+    if skill == "explain more":
+        turn, topic = explain.explain(draw)
+        state.add(turn)
+        return explain.explain_more(draw, topic)
+    for _ in range(draw.integer(1, 3)):
+        state.add(recall.tell(draw, memory))
+    if skill == "recall of others":
+        memory.facts.clear()
+        state.add(recall.tell_of_others(draw, memory))
+    if skill in ("recall several", "recall"):
+        state.add(recall.tell_several(draw, memory))
+    if skill == "corrected":
+        state.add(recall.correct(draw, memory))
+        memory.facts = {key: memory.facts[key] for key in list(memory.facts) if is_new(state, key)}
+    return None
+
+
+def is_new(state: State, key: tuple[str, str]) -> bool:
+    """Whether the fact of this key is the one that the last turn corrected."""
+    return state.memory.facts[key].value in state.turns[-1].expect
+
+
+def ready(skill: str, state: State) -> bool:
+    """Whether the persona drawn can be asked about this skill."""
+    persona = state.persona
+    if skill == "system fact":
+        return bool(state.memory.facts)
+    if skill == "manner":
+        return bool(persona.before or persona.after)
+    return bool(persona.name or persona.own)
+
+
+SINGLE: dict[str, Callable[[Draw], Turn]] = {
+    "count": tasks.count,
+    "spell": tasks.spell,
+    "reverse": tasks.reverse,
+    "repeat": tasks.repeat,
+    "add": tasks.add,
+    "list": tasks.make_list,
+    "talk": talk.talk,
+    "unknown": talk.unknown,
+    "explain": lambda draw: explain.explain(draw)[0],
+}
+ASKED_AFTER: dict[str, Callable[[Draw, Memory], Turn | None]] = {
+    "recall": recall.ask,
+    "recall of others": recall.ask,
+    "recall several": recall.ask_several,
+    "corrected": recall.ask,
+    "system fact": recall.ask,
+    "yes or no": recall.check,
+    "not told": recall.ask_unknown,
+}
+SKILLS = (*ASKED_AFTER, "persona", "manner", *SINGLE, "explain more")
+LAST_REPLY = (
+    "Can you repeat that?", "Say that again.", "What did you just say?", "Please repeat your answer.",
+    "Repeat your last reply.", "Once more, please.", "Come again?", "Say it again, please.",
+)  # fmt: skip
+LAST_MESSAGE = (
+    "What did I just say?", "Repeat my last message.", "What was my last message?",
+    "What was my last question?", "What did I just ask?", "What did I write just now?",
+)  # fmt: skip
+FIRST_MESSAGE = (
+    "What was my first message?", "What did I say first?", "What was the first thing I said?",
+    "How did I start this conversation?", "Repeat my first message.", "What did I write first?",
+)  # fmt: skip

@@ -1,0 +1,139 @@
+"""Seeded draws from word and wording lists, split into a training part and a held-out part.
+
+Theory of operation: every string belongs to exactly one part, decided by a checksum of the string
+itself, so the split needs no stored lists and cannot drift: a `Draw` of the part TRAIN never yields
+a string of HELD_OUT and the reverse.  Short lists (fewer than four strings) have no held-out part.
+The text that the model must produce is never split, only what users write and the values they tell.
+"""
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+HELD_OUT_ONE_IN = 8
+SPLIT_LENGTH_MIN = 4
+
+
+class Part(Enum):
+    """Which side of the split a draw may see."""
+
+    TRAIN = "train"
+    HELD_OUT = "held out"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange, the skill it belongs to, and how a reply is judged.
+
+    With `expect` empty a reply must equal `reply`; otherwise it must contain every string of
+    `expect` and none of `reject`.
+    """
+
+    user: str
+    reply: str
+    skill: str
+    expect: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A whole conversation: an optional system prompt and its turns in order."""
+
+    system: str | None
+    turns: tuple[Turn, ...]
+
+    def messages(self) -> list[dict[str, str]]:
+        """The chat in the form that chat templates take."""
+        rows = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for turn in self.turns:
+            rows.append({"role": "user", "content": turn.user})
+            rows.append({"role": "assistant", "content": turn.reply})
+        return rows
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a string belongs to the held-out part."""
+    return zlib.crc32(text.lower().encode()) % HELD_OUT_ONE_IN == 0
+
+
+class Draw:
+    """A random source bound to one part of the split."""
+
+    def __init__(self, seed: str, part: Part = Part.TRAIN) -> None:
+        self.random = random.Random(f"{part.value}/{seed}")
+        self.part = part
+
+    def allowed(self, text: str) -> bool:
+        """Whether this draw may yield the string."""
+        return is_held_out(text) == (self.part is Part.HELD_OUT)
+
+    def pick(self, items: Sequence[str]) -> str:
+        """One string of the list, from this draw's part of it."""
+        mine = items
+        if len(items) >= SPLIT_LENGTH_MIN:
+            mine = [item for item in items if self.allowed(item)] or items
+        return self.random.choice(mine)
+
+    def wording(self, templates: Sequence[str], **values: object) -> str:
+        """A template from this draw's part, with its places filled in."""
+        return self.pick(templates).format(**values)
+
+    def choice(self, items: Sequence[Item]) -> Item:
+        """One item of the list, whatever the part."""
+        return self.random.choice(items)
+
+    def sample(self, items: Sequence[str], count: int) -> list[str]:
+        """Several different strings; the order is drawn, the strings are not split."""
+        return self.random.sample(list(items), min(count, len(items)))
+
+    def chance(self, probability: float) -> bool:
+        """True with the given probability."""
+        return self.random.random() < probability
+
+    def integer(self, low: int, high: int) -> int:
+        """A whole number between both ends, both included."""
+        return self.random.randint(low, high)
+
+    def number(self, digits_max: int = 5) -> str:
+        """A number as text, of one to `digits_max` digits, from this draw's part."""
+        while True:
+            digits = self.integer(1, digits_max)
+            text = str(self.integer(10 ** (digits - 1), 10**digits - 1))
+            if len(text) < 3 or self.allowed(text):  # noqa: PLR2004 - too few to split
+                return text
+
+    def letters(self, low: int, high: int) -> str:
+        """An invented, pronounceable lower-case word of this draw's part."""
+        while True:
+            word = "".join(self.syllable() for _ in range(self.integer(1, 3)))
+            if self.chance(ACCENTED_SHARE):
+                word = word.translate(self.choice(ACCENTS))
+            if low <= len(word) <= high and self.allowed(word):
+                return word
+
+    def syllable(self) -> str:
+        """Consonants, a vowel, and now and then a closing consonant."""
+        onset = self.random.choice(ONSETS)
+        vowel = self.random.choice(VOWELS)
+        return onset + vowel + (self.random.choice(CODAS) if self.chance(0.4) else "")
+
+
+ACCENTED_SHARE = 0.04
+ACCENTS = (
+    str.maketrans("aoue", "äöüé"),
+    str.maketrans("aeioc", "áéíóç"),
+    str.maketrans("aslzo", "ąśłżó"),
+    str.maketrans("aoie", "åøîê"),
+)
+ONSETS = (
+    *"bcdfghjklmnprstvwyz",
+    *("br", "ch", "dr", "fl", "gr", "kl", "pr", "qu", "sh", "sk", "st", "th", "tr", "zh", ""),
+)
+VOWELS = (*"aaeeiioouuy", "ai", "ea", "ee", "ia", "io", "oa", "oo", "ou")
+CODAS = (*"bdgklmnprstxz", "ck", "ld", "ll", "nd", "ng", "nt", "rk", "rn", "ss", "st", "th")

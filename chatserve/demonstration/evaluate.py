@@ -1,0 +1,220 @@
+"""Measure the demonstration model: `python -m chatserve.demonstration.evaluate --help`.
+
+Two tables are printed.  The first has one row for each skill, on held-out probes: names, wordings
+and orders that training never shows.  The second judges the hand-written prompts of
+`prompts.toml`, which no generator knows.  Generation is greedy, by plain transformers, in batches;
+the assistant's earlier turns in a probe are given, in hand-written chats the model writes its own.
+"""
+
+import argparse
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from chatserve.demonstration import MODEL_FOLDER
+from chatserve.demonstration.corpus import SKILLS, Chat, Turn, make_probe
+
+PROMPTS = Path(__file__).parent / "prompts.toml"
+REPLY_TOKENS_MAX = 256
+# Skills that need what was said before are asked for at these distances, in characters; 3.6
+# characters make a token, so the last is beyond 1,500 tokens.
+DISTANCES = (0, 900, 2700, 6000)
+DISTANT_SKILLS = ("recall", "recall of others", "recall several", "corrected", "system fact")
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of a group were right."""
+
+    group: str
+    right: int
+    count: int
+
+    @property
+    def share(self) -> float:
+        """Per cent of right replies."""
+        return 100 * self.right / max(1, self.count)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A hand-written chat: what the user says in turn, and what the last reply must match."""
+
+    group: str
+    user: tuple[str, ...]
+    match: tuple[str, ...]
+    system: str | None = None
+    reject: tuple[str, ...] = ()
+
+    def judge(self, reply: str) -> bool:
+        """Every pattern of `match` is found, and none of `reject`; letters' case is ignored."""
+        found = all(re.search(pattern, reply, re.IGNORECASE) for pattern in self.match)
+        wrong = any(re.search(pattern, reply, re.IGNORECASE) for pattern in self.reject)
+        return found and not wrong
+
+
+class Speaker:
+    """The model and its tokenizer; answers batches of chats greedily."""
+
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype = torch.float32) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model: Any = model.to(device).eval()
+
+    @torch.no_grad()
+    def reply(self, chats: Sequence[list[dict[str, str]]]) -> list[str]:
+        """One reply for each chat; a reply that does not end by itself gets a mark that fails."""
+        texts = [
+            self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            for chat in chats
+        ]
+        batch = self.tokenizer(
+            texts, return_tensors="pt", padding=True, add_special_tokens=False
+        ).to(self.model.device)
+        out = self.model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            max_new_tokens=REPLY_TOKENS_MAX,
+        )
+        replies: list[str] = []
+        for row in out[:, batch["input_ids"].shape[1] :]:
+            ended = bool(
+                torch.isin(
+                    row, torch.tensor(self.model.generation_config.eos_token_id).to(row)
+                ).any()
+            )
+            text = self.tokenizer.decode(row, skip_special_tokens=True)
+            replies.append(text if ended else text + " [unended]")
+        return replies
+
+
+def is_right(turn: Turn, reply: str) -> bool:
+    """Whether a reply satisfies a probe's last turn."""
+    if "[unended]" in reply:
+        return False
+    if not turn.expect:
+        return reply.strip() == turn.reply.strip()
+    whole = all(re.search(rf"(?<!\w){re.escape(v)}(?!\w)", reply) for v in turn.expect)
+    return whole and not any(re.search(rf"(?<!\w){re.escape(v)}(?!\w)", reply) for v in turn.reject)
+
+
+def grouped_by_length(chats: list[Chat], size: int) -> list[list[Chat]]:
+    """Batches of chats of similar length, so that little padding is computed."""
+    ordered = sorted(chats, key=lambda chat: sum(len(m["content"]) for m in chat.messages()))
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def measure_skills(
+    speaker: Speaker, count: int, *, seed: str, batch_size: int, show: bool
+) -> list[Score]:
+    """The table of held-out probes."""
+    scores: list[Score] = []
+    rows = [(s, d) for s in SKILLS for d in (DISTANCES if s in DISTANT_SKILLS else (0,))]
+    with tqdm(total=count * len(rows), unit="probe", desc="held-out probes") as progress:
+        for skill, distance in rows:
+            chats = [make_probe(skill, f"{seed}/{i}", distance=distance) for i in range(count)]
+            right = 0
+            for batch in grouped_by_length(chats, batch_size):
+                replies = speaker.reply([chat.messages()[:-1] for chat in batch])
+                for chat, reply in zip(batch, replies, strict=True):
+                    good = is_right(chat.turns[-1], reply)
+                    right += good
+                    if show and not good:
+                        last = chat.turns[-1]
+                        tqdm.write(f"[{skill}] {last.user!r}: {reply!r}, not {last.reply!r}")
+                progress.update(len(batch))
+            name = f"{skill}, {distance} characters later" if distance else skill
+            scores.append(Score(name, right, count))
+    return scores
+
+
+def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
+    """The hand-written prompts."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    prompts: list[Prompt] = []
+    for group, rows in table.items():
+        for row in rows:
+            prompts.append(
+                Prompt(
+                    group,
+                    tuple(row["user"]),
+                    tuple(row["match"]),
+                    row.get("system"),
+                    tuple(row.get("reject", ())),
+                )
+            )
+    return prompts
+
+
+def measure_prompts(speaker: Speaker, prompts: list[Prompt], *, show: bool) -> list[Score]:
+    """The table of hand-written prompts; the model also writes the earlier replies."""
+    counts: dict[str, list[bool]] = {}
+    for prompt in tqdm(prompts, unit="prompt", desc="hand-written prompts"):
+        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        reply = ""
+        for text in prompt.user:
+            messages.append({"role": "user", "content": text})
+            reply = speaker.reply([messages])[0]
+            messages.append({"role": "assistant", "content": reply.removesuffix(" [unended]")})
+        good = "[unended]" not in reply and prompt.judge(reply)
+        counts.setdefault(prompt.group, []).append(good)
+        if show and not good:
+            tqdm.write(f"[{prompt.group}] {prompt.user!r}: {reply!r}, not {prompt.match!r}")
+    return [Score(group, sum(row), len(row)) for group, row in counts.items()]
+
+
+def table(title: str, scores: Sequence[Score]) -> str:
+    """The scores as a markdown table with a closing sum."""
+    whole = Score("**all**", sum(s.right for s in scores), sum(s.count for s in scores))
+    lines = [f"| {title} | right | of | % |", "|---|---:|---:|---:|"]
+    for score in (*scores, whole):
+        lines.append(f"| {score.group} | {score.right} | {score.count} | {score.share:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line, measure, and print."""
+    parser = argparse.ArgumentParser(prog="python -m chatserve.demonstration.evaluate")
+    parser.add_argument("--model", type=Path, default=MODEL_FOLDER)
+    parser.add_argument("--count", type=int, default=100, help="probes for each row")
+    parser.add_argument("--seed", default="evaluation")
+    parser.add_argument("--batch-size", type=int, default=25)
+    parser.add_argument("--only", choices=("probes", "prompts"))
+    parser.add_argument("--show", action="store_true", help="print what was wrong")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    speaker = Speaker(options.model, options.device)
+    tables: dict[str, list[Score]] = {}
+    if options.only != "prompts":
+        tables["held-out skill"] = measure_skills(
+            speaker,
+            options.count,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            show=options.show,
+        )
+    if options.only != "probes":
+        tables["hand-written prompts"] = measure_prompts(speaker, read_prompts(), show=options.show)
+    for title, scores in tables.items():
+        print(f"\n{table(title, scores)}")
+    if options.json is not None:
+        figures = {title: [asdict(s) for s in scores] for title, scores in tables.items()}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
