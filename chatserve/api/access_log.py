@@ -1,0 +1,141 @@
+"""The outermost layer: gives each request an id, answers every error, and writes one log line.
+
+It may not know what a request says: the log holds the id, the tenant, the route's path, the
+status and durations, never a body, a query or a key. Theory of operation: ASGI messages pass
+through and are watched for the status and for the end of the body; whatever exception comes up is
+turned into OpenAI's shape if nothing was sent yet, else the connection is closed. A traceback is
+logged without the exception's own text, which might quote a prompt.
+"""
+
+import logging
+import secrets
+import time
+import traceback
+from collections.abc import Callable
+
+import orjson
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chatserve.api.body import ClientGone
+from chatserve.api.problems import ApiError, problem_response
+from chatserve.errors import ChatserveError
+
+ACCESS_LOGGER = "chatserve.access"
+ERROR_LOGGER = "chatserve.error"
+
+_UNLOGGED_PATHS = frozenset({"/health", "/ready"})
+_PATH_LENGTH_MAX = 200
+_GONE_STATUS = 499  # as proxies log a client that left before the answer began
+
+_access = logging.getLogger(ACCESS_LOGGER)
+_errors = logging.getLogger(ERROR_LOGGER)
+
+
+class Watched:
+    """One answer on its way out."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status: int | None = None
+        self.begun_at: float | None = None
+        self.complete = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, and note what it means."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.begun_at = time.monotonic()
+            MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.complete = True
+
+
+class AccessLog:
+    """ASGI middleware; the outermost one."""
+
+    def __init__(
+        self, app: ASGIApp, *, on_answer: Callable[[str, int], None] = lambda path, status: None
+    ) -> None:
+        self._app = app
+        self._on_answer = on_answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        request_id = secrets.token_hex(12)
+        scope.setdefault("state", {})["request_id"] = request_id
+        watched = Watched(send, request_id)
+        try:
+            response = await self._answered(scope, receive, watched)
+            if response is not None:
+                for name, value in scope["state"].get("answer_headers", {}).items():
+                    response.headers[name] = value
+                await response(scope, receive, watched.send)
+        finally:
+            self._note(scope, watched, began)
+
+    async def _answered(self, scope: Scope, receive: Receive, watched: Watched) -> Response | None:
+        """Run the app; the response for what it raised, if there is one to send."""
+        try:
+            await self._app(scope, receive, watched.send)
+        except ClientGone:
+            return None
+        except ChatserveError as error:
+            if error.status >= 500:
+                _log_failure(scope, error)
+            if watched.status is None:
+                return problem_response(error)
+            raise _Broken from None
+        except Exception as error:
+            _log_failure(scope, error)
+            if watched.status is None:
+                return problem_response(ApiError("The server made a mistake; see its log."))
+            raise _Broken from None
+        return None
+
+    def _note(self, scope: Scope, watched: Watched, began: float) -> None:
+        path = scope["path"]
+        status = watched.status or _GONE_STATUS
+        self._on_answer(path, status)
+        if path in _UNLOGGED_PATHS:
+            return
+        now = time.monotonic()
+        holder = scope["state"].get("holder")
+        first = None if watched.begun_at is None else round(watched.begun_at - began, 6)
+        line = {
+            "event": "request",
+            "request": scope["state"]["request_id"],
+            "tenant": None if holder is None else holder.name,
+            "method": scope["method"],
+            "path": path[:_PATH_LENGTH_MAX],
+            "status": status,
+            "complete": watched.complete,
+            "seconds_to_head": first,
+            "seconds": round(now - began, 6),
+        }
+        _access.info(orjson.dumps(line).decode())
+
+
+class _Broken(Exception):
+    """The answer broke after its head was sent; the connection layer closes the connection."""
+
+
+def _log_failure(scope: Scope, error: BaseException) -> None:
+    frames = [
+        f"{frame.filename.rpartition('chatserve/')[2]}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    line = {
+        "event": "failure",
+        "request": scope["state"]["request_id"],
+        "path": scope["path"][:_PATH_LENGTH_MAX],
+        "error": type(error).__name__,
+        "traceback": frames,
+    }
+    _errors.error(orjson.dumps(line).decode())

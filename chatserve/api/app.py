@@ -1,0 +1,108 @@
+"""Puts the API floor together: one Starlette app from collaborators that arrive by name.
+
+Theory of operation, from the outside in: `AccessLog` gives an id, answers errors, logs; `Door`
+decides who may go on; the router picks the route. The wiring floor (`lifespan.py`) starts and
+ends what is behind the collaborators.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import Lifespan
+
+from chatserve.api.access_log import AccessLog
+from chatserve.api.answer import Desk
+from chatserve.api.body import BodyBudget
+from chatserve.api.collaborators import ChatService, Health, ModelInfo
+from chatserve.api.exposition import Family
+from chatserve.api.gate import RateLimit, RequestGate
+from chatserve.api.keys import KeyRing
+from chatserve.api.limits import Limits
+from chatserve.api.openai_routes import openai_routes
+from chatserve.api.operator_routes import operator_routes
+from chatserve.api.page_routes import STATIC_PATHS, page_routes
+from chatserve.api.problems import from_http_exception, problem_response
+from chatserve.api.security import Door, Policy
+from chatserve.api.session import Sessions
+from chatserve.api.session_routes import session_routes
+from chatserve.api.telemetry import Telemetry
+
+
+def build_app(
+    *,
+    service: ChatService,
+    model: ModelInfo,
+    limits: Limits,
+    health: Health,
+    keys: KeyRing,
+    cookie_key: bytes,
+    cache_statistics: Callable[[], object],
+    engine_statistics: Callable[[], object],
+    more_families: Callable[[], list[Family]] = list,
+    host: str = "127.0.0.1",
+    allowed_hosts: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
+    more_routes: Sequence[BaseRoute] = (),
+    lifespan: Lifespan[Starlette] | None = None,
+) -> Starlette:
+    """The app, ready for `server.py`. cookie_key: at least 32 bytes, the same after a restart."""
+    # At its debug level the library logs every chunk, and those are what people say.
+    logging.getLogger("sse_starlette").setLevel(logging.INFO)
+    telemetry = Telemetry()
+    desk = Desk(
+        service=service,
+        model=model,
+        limits=limits,
+        health=health,
+        gate=RequestGate(),
+        budget=BodyBudget(limits.body_bytes_total_max),
+        telemetry=telemetry,
+    )
+    sessions = Sessions(
+        cookie_key, keys, seconds=limits.session_seconds, ended_max=limits.sessions_ended_max
+    )
+    attempts = RateLimit(
+        limits.session_attempts_max, limits.session_attempts_seconds, limits.session_addresses_max
+    )
+    policy = Policy.of(
+        keys,
+        sessions,
+        host=host,
+        allowed_hosts=allowed_hosts,
+        cors_origins=cors_origins,
+        static_paths=STATIC_PATHS,
+    )
+    app = Starlette(
+        routes=[
+            *openai_routes(desk),
+            *operator_routes(
+                desk,
+                cache_statistics=cache_statistics,
+                engine_statistics=engine_statistics,
+                more_families=more_families,
+            ),
+            *session_routes(keys, sessions, attempts, desk.budget),
+            *page_routes(),
+            *more_routes,
+        ],
+        middleware=[
+            Middleware(AccessLog, on_answer=telemetry.answered),
+            Middleware(Door, policy=policy),
+        ],
+        exception_handlers={HTTPException: _refused_by_router},
+        lifespan=lifespan,
+    )
+    # A path means one thing: what the door has authorised is exactly what is routed.
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _refused_by_router(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem_response(from_http_exception(error), dict(error.headers or {}))

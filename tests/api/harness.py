@@ -1,0 +1,285 @@
+"""A chat service under the test's control, and a real socket in front of the app.
+
+The fake service answers with scripts of events, or waits until a test says go on: nothing sleeps.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from uvicorn.server import ServerState
+
+from chatserve.api.app import build_app
+from chatserve.api.collaborators import ModelInfo
+from chatserve.api.connection import Connection
+from chatserve.api.keys import KeyRing
+from chatserve.api.limits import Limits
+from chatserve.api.server import server_config
+from chatserve.chat.values import (
+    Ask,
+    ChatPrompt,
+    Delta,
+    Done,
+    ReplyEvent,
+    SampleEnd,
+    TextPrompt,
+    Timings,
+    TokenChance,
+    Usage,
+)
+from chatserve.engine.values import Receipt
+
+MODEL = ModelInfo(name="tiny/model", created=1_700_000_000, context_length=4_096)
+LIMITS = Limits(context_length=MODEL.context_length, samples_max=8, connections_max=200)
+COOKIE_KEY = bytes(range(32))
+PATIENCE_SECONDS = 10.0  # how long a test waits for what must happen; never reached when it does
+
+
+@dataclass
+class FakeHealth:
+    ready: bool = True
+    healthy: bool = True
+    draining: bool = False
+    retry_after: float = 2.0
+
+
+def done(ask: Ask, completion_tokens: int = 2) -> Done:
+    return Done(
+        usage=Usage(
+            prompt_tokens=10,
+            completion_tokens=completion_tokens * ask.generation.samples,
+            cached_tokens=6,
+        ),
+        receipt=Receipt(device=6, computed=4),
+        timings=Timings(to_first_token=0.25, total=1.25),
+    )
+
+
+def chance(text: str, token_id: int, top: int) -> TokenChance:
+    others = tuple(
+        TokenChance(token_id + rank, f"{text}{rank}", text.encode(), -0.5 - rank)
+        for rank in range(top)
+    )
+    return TokenChance(token_id, text, text.encode(), -0.5, others)
+
+
+def echo(ask: Ask) -> list[ReplyEvent]:
+    """Says the last message, or the prompt, back: word by word, in every sample."""
+    match ask.prompt:
+        case ChatPrompt(messages=messages):
+            said = messages[-1].content
+        case TextPrompt(text=text):
+            said = text
+        case prompt:
+            said = " ".join(map(str, prompt.tokens))
+    top = ask.generation.top_logprobs
+    events: list[ReplyEvent] = []
+    words = said.split(" ")
+    for sample in range(ask.generation.samples):
+        seq = 0
+        for index, word in enumerate(words):
+            text = word if index == 0 else f" {word}"
+            seq += len(text)
+            chances = () if top is None else (chance(text, index, top),)
+            events.append(
+                Delta(sample=sample, seq=seq, text=text, token_ids=(index,), chances=chances)
+            )
+        events.append(SampleEnd(sample=sample, finish_reason="stop"))
+    events.append(done(ask, len(words)))
+    return events
+
+
+class FakeViewing:
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[ReplyEvent] = asyncio.Queue()
+
+    def __aiter__(self) -> "FakeViewing":
+        return self
+
+    async def __anext__(self) -> ReplyEvent:
+        return await self.events.get()
+
+
+class FakeReply:
+    """One viewing; `left` is set when it was left."""
+
+    def __init__(self, ask: Ask, events: list[ReplyEvent]) -> None:
+        self.ask = ask
+        self.viewing = FakeViewing()
+        self.entered = asyncio.Event()
+        self.left = asyncio.Event()
+        self.say(*events)
+
+    def say(self, *events: ReplyEvent) -> None:
+        for event in events:
+            self.viewing.events.put_nowait(event)
+
+    @contextlib.contextmanager
+    def view(self) -> Generator[FakeViewing]:
+        self.entered.set()
+        try:
+            yield self.viewing
+        finally:
+            self.left.set()
+
+
+class FakeService:
+    """`script` gives the events of a reply. `refusal` is raised instead; `hold` makes open wait."""
+
+    def __init__(self) -> None:
+        self.script: Callable[[Ask], list[ReplyEvent]] = echo
+        self.refusal: Exception | None = None
+        self.hold: asyncio.Event | None = None
+        self.asks: list[Ask] = []
+        self.replies: asyncio.Queue[FakeReply] = asyncio.Queue()
+        self.all_replies: list[FakeReply] = []
+        self.asked = asyncio.Event()
+        self.open_cancelled = asyncio.Event()
+
+    async def open(self, ask: Ask) -> FakeReply:
+        self.asks.append(ask)
+        self.asked.set()
+        if self.hold is not None:
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.open_cancelled.set()
+                raise
+        if self.refusal is not None:
+            raise self.refusal
+        reply = FakeReply(ask, self.script(ask))
+        self.replies.put_nowait(reply)
+        self.all_replies.append(reply)
+        return reply
+
+    @property
+    def left_open(self) -> list[FakeReply]:
+        return [reply for reply in self.all_replies if not reply.left.is_set()]
+
+
+@dataclass(frozen=True)
+class FakeCacheStatistics:
+    pages: dict[str, int] = field(default_factory=lambda: {"free": 90, "cached": 10})
+    kv_cache_usage: float = 0.1
+
+
+@dataclass(frozen=True)
+class FakeEngineStatistics:
+    num_requests_running: int = 3
+    num_requests_waiting: int = 1
+    prompt_tokens: int = 100
+    generation_tokens: int = 50
+    prefix_cache_queries: int = 100
+    prefix_cache_hits: int = 64
+    preemptions: int = 0
+    steps: int = 7
+
+
+@dataclass
+class Site:
+    """A running app."""
+
+    service: FakeService
+    health: FakeHealth
+    app: Starlette
+    port: int
+    server_state: ServerState
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_SECONDS, **options)
+
+    async def talk(self, *pieces: bytes) -> bytes:
+        """Send raw bytes and give everything that comes until the server closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+            return await read_to_end(reader)
+        finally:
+            await close(writer)
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    received = bytearray()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(65_536):
+                received += piece
+    return bytes(received)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def soon(event: asyncio.Event) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await event.wait()
+
+
+def build(service: FakeService, health: FakeHealth, **options: Any) -> Starlette:
+    settings: dict[str, Any] = {
+        "service": service,
+        "model": MODEL,
+        "limits": LIMITS,
+        "health": health,
+        "keys": KeyRing(),
+        "cookie_key": COOKIE_KEY,
+        "cache_statistics": FakeCacheStatistics,
+        "engine_statistics": FakeEngineStatistics,
+    }
+    return build_app(**(settings | options))
+
+
+def free_socket() -> socket.socket:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def site(limits: Limits = LIMITS, **options: Any) -> AsyncGenerator[Site]:
+    """The app behind our connections, without uvicorn's main loop (and its ticks)."""
+    service, health = FakeService(), FakeHealth()
+    app = build(service, health, limits=limits, **options)
+    config = server_config(app, limits)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    sock = free_socket()
+    server = await loop.create_server(
+        lambda: Connection(config, state, {}, limits=limits), sock=sock
+    )
+    try:
+        yield Site(service, health, app, sock.getsockname()[1], state)
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while state.tasks:
+                await asyncio.wait(set(state.tasks))
+            await server.wait_closed()
+
+
+def quick(**limits: Any) -> Limits:
+    """The usual limits with some of them changed."""
+    return replace(LIMITS, **limits)
+
+
+CHAT: dict[str, Any] = {
+    "model": MODEL.name,
+    "messages": [{"role": "user", "content": "one two three"}],
+}
