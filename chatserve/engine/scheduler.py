@@ -392,6 +392,8 @@ class Scheduler:
         if sequence.pending is not None and sequence.pending[0] == step:
             sequence.pending = None
         if not result.finite[row]:
+            # Whatever is wrong may be in its pages: what nobody shares is not kept.
+            self.blocks.truncate(sequence.table, 0)
             error = NumericalFault("The model gave values that are not numbers for this request.")
             return self._final(sequence, FinishReason.ERROR, error=error)
         token = result.tokens[row]
@@ -507,9 +509,7 @@ class Scheduler:
         self.broken = reason
         self._suspects.clear()
         error = Unavailable("The device failed; the server must be restarted.")
-        return [
-            end for item in self.roster.sequences() for end in self._give_up(item, error)
-        ]
+        return [end for item in self.roster.sequences() for end in self._give_up(item, error)]
 
     def recover(self) -> tuple[Outcome, ...]:
         """After an exception of our own in `plan` or `commit`, with no step running.

@@ -51,9 +51,7 @@ class EngineCounts:
     steps: int = 0
     step_tokens: int = 0
     seconds_sum: float = 0.0
-    seconds_counts: list[int] = field(
-        default_factory=lambda: [0] * (len(STEP_SECONDS_BOUNDS) + 1)
-    )
+    seconds_counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_SECONDS_BOUNDS) + 1))
     prompt_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0

@@ -95,10 +95,7 @@ class WaitingQueue:
     def sequences(self) -> list[Sequence]:
         """All queued ones, in no order that matters."""
         return [
-            item[2]
-            for line in self._lines.values()
-            for item in line
-            if item[2].life is Life.QUEUED
+            item[2] for line in self._lines.values() for item in line if item[2].life is Life.QUEUED
         ]
 
     def check(self) -> None:

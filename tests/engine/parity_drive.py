@@ -1,0 +1,197 @@
+"""Drives a real scheduler and a real model through random interleavings, recording logits.
+
+Synchronous: the driver is the event loop and the runner's thread at once, so that a seed gives the
+same interleaving each time. The oracle is the plain transformers model, run over each finished
+sequence as a whole; it knows nothing of pages.
+"""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from chatserve.cache.block_manager import BlockManager
+from chatserve.engine.model_runner import ModelRunner
+from chatserve.engine.pace import Pace
+from chatserve.engine.plan import StepPlan, StepResult
+from chatserve.engine.scheduler import Outcome, Scheduler, SchedulerLimits
+from chatserve.engine.sequence import PreparedRequest
+from chatserve.engine.values import FinishReason, Request, Sampling
+from chatserve.model import LoadedModel
+from prefix_store import PageNamer, RootFields
+from tests.model.families import WINDOW
+
+LOGITS_TOLERANCE = 1e-4
+MARGIN = 1e-3  # below this margin between the two best, greedy tokens may differ by rounding
+
+
+class RecordingModel:
+    """A LoadedModel that remembers the logits of its last forward pass."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self.layout = model.layout
+        self.device = model.device
+        self.logits = torch.empty(0)
+
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        logits = self._model.forward(*arguments, **options)
+        self.logits = logits.clone()
+        return logits
+
+
+@dataclass
+class Sampled:
+    """What came out for one sample of one request."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    # Logits before each generated token; a token computed twice (preemption) has several.
+    logits: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+class Drive:
+    """Scheduler, runner and results of one run. Fresh pages are full of NaN."""
+
+    def __init__(
+        self, model: LoadedModel, *, pages: int, seed: int, depth: int, caching: bool = True
+    ) -> None:
+        size = model.layout.page_size
+        self.random = random.Random(seed)
+        self.depth = depth
+        self.recorder = RecordingModel(model)
+        self.runner = ModelRunner(self.recorder, pages=pages, fill=float("nan"))  # pyright: ignore
+        self.namer = PageNamer(b"parity-name-key!", page_size=size)
+        self.pace = Pace(target_seconds=1e9, tokens_min=4, tokens_max=64)
+        self.scheduler = Scheduler(
+            lambda: BlockManager(pages=pages, page_size=size, caching=caching),
+            self.namer,
+            self.pace,
+            limits=SchedulerLimits(
+                sequences_max=12,
+                queued_max=1000,
+                context_length=min(model.context_length, pages * size),
+            ),
+            clock=lambda: 0.0,
+        )
+        self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
+        self.results: dict[tuple[int, int], Sampled] = {}
+
+    def root(self, tenant: str) -> bytes:
+        fields = RootFields(tenant=tenant, cache_salt="", fingerprint=b"f", layout="l")
+        return self.namer.root(fields)
+
+    def names(self, tokens: tuple[int, ...], tenant: str = "ann") -> list[bytes]:
+        return self.namer.names(self.root(tenant), tokens)
+
+    def page_named(self, name: bytes) -> int | None:
+        pages = self.scheduler.blocks._index.pages()  # pyright: ignore[reportPrivateUsage]
+        return next((page for page, its in pages.items() if its == name), None)
+
+    def submit(self, request: Request) -> int:
+        prepared = PreparedRequest(
+            request=request,
+            root=self.root(request.tenant),
+            names=tuple(self.names(request.tokens, request.tenant)),
+            digest=b"",
+        )
+        group = self.scheduler.submit(prepared)
+        for sample in range(request.samples):
+            self.results[group, sample] = Sampled(request)
+        return group
+
+    def step(self) -> bool:
+        """Plan and run, or commit, as the dice say; False when nothing is left to do."""
+        can_plan = len(self.in_flight) < self.depth
+        if can_plan and (not self.in_flight or self.random.random() < 0.7):
+            # A ceiling that jumps: slices of any size, at any place.
+            self.pace._ceiling = self.random.choice([4, 7, 16, 64])  # pyright: ignore
+            plan = self.scheduler.plan()
+            self.scheduler.check()
+            if plan is not None:
+                self.in_flight.append((plan, self._run(plan)))
+                return True
+            if not self.in_flight:
+                return False
+        _, result = self.in_flight.popleft()
+        for outcome in self.scheduler.commit(result):
+            self._take(outcome)
+        self.scheduler.check()
+        return True
+
+    def run(self) -> None:
+        while self.step():
+            pass
+        assert not self.scheduler.busy
+
+    def finished(self) -> list[Sampled]:
+        return [item for item in self.results.values() if item.finish is not None]
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        result = self.runner.run(plan)
+        row = 0
+        for item in plan.slices:
+            for order in item.orders:
+                sequence = self.scheduler.roster.alive(order.sequence, order.incarnation)
+                assert sequence is not None
+                sampled = self.results[sequence.group, order.sample]
+                index = order.position - order.prompt_tokens
+                sampled.logits.setdefault(index, []).append(self.recorder.logits[row])
+                row += 1
+        return result
+
+    def _take(self, outcome: Outcome) -> None:
+        emission = outcome.emission
+        sampled = self.results[outcome.group, emission.sample]
+        sampled.tokens += emission.tokens
+        sampled.finish = emission.finish or sampled.finish
+
+
+def plain_model(folder: Path) -> PreTrainedModel:
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+@torch.inference_mode()
+def compare(oracle: PreTrainedModel, sampled: Sampled) -> tuple[float, int, int]:
+    """The largest error of a logit, greedy tokens compared, and those that differ.
+
+    The oracle is forced along the sequence's own tokens, so that one difference within the margin
+    does not end the comparison.
+    """
+    prompt = list(sampled.request.tokens)
+    logits = oracle(torch.tensor([prompt + sampled.tokens])).logits[0]
+    error, compared, different = 0.0, 0, 0
+    for index, token in enumerate(sampled.tokens):
+        expected = logits[len(prompt) + index - 1]
+        for row in sampled.logits[index]:
+            error = max(error, float((row - expected).abs().max()))
+        best = expected.topk(2)
+        if sampled.request.sampling.temperature == 0 and best.values[0] - best.values[1] > MARGIN:
+            compared += 1
+            different += token != int(best.indices[0])
+    return error, compared, different
+
+
+def random_request(dice: random.Random, number: int, vocabulary: int, *, stems: int = 3) -> Request:
+    """Prompts that share stems of up to three windows, some of them whole pages long."""
+    stem = random.Random(dice.randrange(stems))
+    shared = [stem.randrange(4, vocabulary) for _ in range(3 * WINDOW)]
+    tail = [dice.randrange(4, vocabulary) for _ in range(dice.choice([0, 1, 5, 17]))]
+    cut = dice.choice([1, 16, 32, 33, 47, 48, 3 * WINDOW])
+    return Request(
+        request_id=str(number),
+        tokens=tuple(shared[:cut] + tail),
+        max_tokens=dice.randrange(50, 60),
+        samples=dice.choice([1, 1, 1, 3]),
+        sampling=Sampling(temperature=dice.choice([0.0, 0.0, 0.8]), seed=dice.randrange(1 << 40)),
+        tenant=dice.choice(["ann", "bob"]),
+    )
