@@ -1,0 +1,95 @@
+"""ModelRunner: owns the tensors, and computes what a StepPlan says.
+
+Runs on the runner's thread only (`runner.py`). It knows neither requests nor whose pages it
+touches; the plan names every page that a step reads, writes or copies.
+"""
+
+import time
+
+import torch
+
+from chatserve.engine.batch import build_batch
+from chatserve.engine.plan import StepPlan, StepResult
+from chatserve.engine.runner import DeviceLost, OutOfMemory
+from chatserve.engine.values import TokenLogprobs
+from chatserve.model.loaded import LoadedModel
+from chatserve.model.sampling import RowLogprobs, sample
+from chatserve_kernels import ops
+
+
+class ModelRunner:
+    """A runner over a loaded model and `pages` pages of its layout.
+
+    pool: [pages, page_elements] in the layout's dtype, on the model's device; allocated here.
+    fill: a value for fresh pages (tests use NaN, so that a stale read shows). Raises OutOfMemory
+    where the pool does not fit.
+    """
+
+    def __init__(self, model: LoadedModel, *, pages: int, fill: float | None = None) -> None:
+        self._model = model
+        self._last_tokens: tuple[int, ...] = ()
+        try:
+            self._pool = model.layout.allocate(pages, device=model.device, fill=fill)
+        except RuntimeError as error:
+            raise OutOfMemory(f"{pages} pages do not fit in memory") from error
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Copies, one forward pass, sampling. Raises what `runner.Runner.run` may raise."""
+        started = time.monotonic()
+        try:
+            with torch.inference_mode():
+                result = self._run(plan)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory(str(error)) from error
+        except RuntimeError as error:
+            raise _translate(error) from error
+        self._last_tokens = result.tokens
+        return StepResult(
+            plan.number,
+            tokens=result.tokens,
+            finite=result.finite,
+            logprobs=result.logprobs,
+            seconds=time.monotonic() - started,
+        )
+
+    def close(self) -> None:
+        """Let the pool go."""
+        self._pool = torch.empty(0)
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        model = self._model
+        batch = build_batch(
+            plan, self._last_tokens, page_size=model.layout.page_size, device=model.device
+        )
+        if batch.copies is not None:
+            ops.copy_pages(self._pool, batch.copies[0], batch.copies[1])
+        logits = model.forward(
+            batch.tokens,
+            batch.positions,
+            batch.attention,
+            pool=self._pool,
+            logit_rows=batch.logit_rows,
+        )
+        if not batch.rows:
+            return StepResult(plan.number)
+        samples = sample(logits, batch.rows)
+        return StepResult(
+            plan.number,
+            tokens=tuple(samples.tokens.tolist()),
+            finite=tuple(samples.finite),
+            logprobs=tuple(map(_logprobs, samples.logprobs)),
+        )
+
+
+def _logprobs(row: RowLogprobs | None) -> TokenLogprobs | None:
+    return None if row is None else TokenLogprobs(row.chosen, row.top)
+
+
+def _translate(error: RuntimeError) -> Exception:
+    """PyTorch reports a full CPU memory and a dead device as RuntimeError; tell them apart."""
+    text = str(error)
+    if "not enough memory" in text or "can't allocate memory" in text:
+        return OutOfMemory(text)
+    if isinstance(error, torch.AcceleratorError):
+        return DeviceLost(text)
+    return error
