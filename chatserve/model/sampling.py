@@ -179,25 +179,36 @@ def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 def _keep_top(weights: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """weights [R, vocabulary] with zeros outside each row's top_k, then outside its top_p.
 
-    Exactly top_k tokens stay, of equal ones the smaller id. top_p keeps the fewest best tokens
-    that reach it, always one.
+    Exactly top_k tokens stay, of equal ones the smaller ids. top_p keeps the fewest best tokens
+    that reach it, always one. Only the weights are sorted, not their ids: what counts is the last
+    weight that stays and how many stay.
     """
-    ordered, ids = weights.sort(dim=-1, descending=True, stable=True)
-    vocabulary = weights.shape[1]
-    ranks = torch.arange(vocabulary, device=weights.device)[None]
-    counts = [row.top_k if row.top_k > 0 else vocabulary for row in rows]
-    inside = ranks < torch.tensor(counts, device=weights.device)[:, None]
-    ordered = ordered.masked_fill(~inside, 0.0)
-    cumulative = ordered.cumsum(dim=-1)
-    shares = torch.tensor([row.top_p for row in rows], dtype=torch.float64, device=weights.device)
-    # What stands before a token must not yet reach top_p. Shifted rather than subtracted: the
-    # difference would round.
-    before = torch.cat((torch.zeros_like(cumulative[:, :1]), cumulative[:, :-1]), dim=-1)
-    reached = before >= shares[:, None] * cumulative[:, -1:]
-    reached[:, 0] = False
-    reached.masked_fill_(shares[:, None] >= 1, False)
-    ordered = ordered.masked_fill(reached, 0.0)
-    return torch.zeros_like(weights).scatter_(1, ids, ordered)
+    vocabulary, device = weights.shape[1], weights.device
+    ordered = _sorted_down(weights)
+    most = torch.tensor([row.top_k or vocabulary for row in rows], device=device)[:, None]
+    shares = torch.tensor([row.top_p for row in rows], dtype=torch.float64, device=device)[:, None]
+    ranks = torch.arange(vocabulary, device=device)[None]
+    cumulative = ordered.masked_fill_(ranks >= most, 0.0).cumsum(dim=-1)
+    # A token stays while those before it do not reach top_p. At top_p 1 rounding could end that
+    # too early.
+    reached = (cumulative >= shares * cumulative[:, -1:]) & (shares < 1)
+    stay = torch.minimum(most, vocabulary - reached.sum(dim=-1, keepdim=True) + 1)
+    stay = stay.clamp(1, vocabulary)
+    last = ordered.gather(1, stay - 1)
+    better, equal = weights > last, weights == last
+    room = stay - better.sum(dim=-1, keepdim=True)
+    if bool((equal.sum(dim=-1, keepdim=True) > room).any()):
+        equal &= equal.cumsum(dim=-1) <= room
+    return weights.masked_fill(~(better | equal), 0.0)
+
+
+def _sorted_down(weights: Tensor) -> Tensor:
+    """Each row's weights, best first. On a CPU NumPy sorts plain values ten times as fast."""
+    if weights.device.type != "cpu":
+        return weights.sort(dim=-1, descending=True).values
+    values = -weights.numpy()
+    values.sort(axis=-1)
+    return torch.from_numpy(values).neg_()
 
 
 def _logprobs(

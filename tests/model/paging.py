@@ -29,9 +29,16 @@ class Paging:
         random.Random(seed).shuffle(self.free)
 
     def step(
-        self, slices: list[tuple[Sequence, int]], *, suppress_writes: bool = False
+        self,
+        slices: list[tuple[Sequence, int]],
+        *,
+        suppress_writes: bool = False,
+        logit_rows: list[int] | None = None,
     ) -> list[Tensor]:
-        """Compute the next `count` tokens of each sequence; logits [count, vocabulary] each."""
+        """Compute the next `count` tokens of each sequence; logits [count, vocabulary] each.
+
+        With logit_rows: one tensor [len(logit_rows), vocabulary] for those rows of the batch.
+        """
         size = self.model.layout.page_size
         tokens: list[int] = []
         positions: list[int] = []
@@ -65,6 +72,10 @@ class Paging:
             positions_tensor,
             batch,
             pool=self.pool,
-            logit_rows=torch.arange(len(tokens)),
+            logit_rows=torch.tensor(
+                range(len(tokens)) if logit_rows is None else logit_rows, dtype=torch.int64
+            ),
         )
+        if logit_rows is not None:
+            return [logits]
         return list(logits.split([count for _, count in slices]))

@@ -115,11 +115,19 @@ def test_bfloat16_is_close_and_float32_logits_come_out(folder_of: Callable[[str]
     assert (logits - plain).norm() / plain.norm() < 0.08
 
 
-def test_logits_come_for_the_rows_asked_for(model_of: Callable[[str], LoadedModel]) -> None:
-    model = model_of("gpt2")
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+@pytest.mark.parametrize("rows", [[], [4], [0, 3, 3]])
+def test_logits_come_for_the_rows_asked_for(
+    model_of: Callable[[str], LoadedModel], family: str, rows: list[int]
+) -> None:
+    """Also none: a step in the middle of a long prompt wants no logits."""
+    model = model_of(family)
     paging = Paging(model, pages=4, seed=1)
-    (logits,) = paging.step([(Sequence(list(range(5))), 5)])
-    assert logits.shape == (5, model.vocabulary_size)
+    (everything,) = paging.step([(Sequence(list(range(5))), 5)])
+    (logits,) = paging.step([(Sequence(list(range(5))), 5)], logit_rows=rows)
+    assert everything.shape == (5, model.vocabulary_size)
+    assert logits.shape == (len(rows), model.vocabulary_size)
+    torch.testing.assert_close(logits, everything[rows])
 
 
 def test_forward_checks_its_shapes(model_of: Callable[[str], LoadedModel]) -> None:
