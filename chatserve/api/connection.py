@@ -8,8 +8,8 @@ one phase, and each phase has its deadline:
     HEAD      part of a head has come                   head_seconds    408
     BODY      a body is under way                       body_seconds    408, or abort mid-answer
     ANSWER    the request is whole, the answer is not   none: that is the engine's time
-    REFUSED   we have said no, and listen until the     linger_seconds  abort
-              peer has read it
+    LINGER    we have said our last word, and drop      linger_seconds  abort
+              what comes until the peer has read it
 
 Apart from that, whenever bytes for the peer wait in our process a write deadline runs, and ends
 in `abort`: `close` would wait for the same peer to read. The kernel's buffer is kept small and
@@ -43,7 +43,7 @@ class Phase(enum.Enum):
     HEAD = enum.auto()
     BODY = enum.auto()
     ANSWER = enum.auto()
-    REFUSED = enum.auto()
+    LINGER = enum.auto()
 
 
 class Connection(H11Protocol):
@@ -80,7 +80,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         # uvicorn's own timer knows idle time only after a first request; ours covers it all.
         self._unset_keepalive_if_required()
-        while data and self.phase is not Phase.REFUSED and not self.transport.is_closing():
+        while data and self.phase is not Phase.LINGER and not self.transport.is_closing():
             if self.conn.their_state is h11.IDLE:
                 data = self._take_head(data)
             elif self.conn.their_state is h11.SEND_BODY:
@@ -111,7 +111,11 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._follow()
+        if self.conn.their_state is h11.SEND_BODY and self._body_bytes_left is None:
+            # Answered before a chunked body ended: h11 must not look for a request behind it.
+            self._linger()
+        else:
+            self._follow()
 
     def send_400_response(self, msg: str) -> None:
         """h11 found a fault, in a body's chunks since heads are checked before."""
@@ -135,8 +139,6 @@ class Connection(H11Protocol):
                 self._body_bytes_left = outcome.body_bytes
                 self.conn.receive_data(outcome.raw)
                 self.handle_events()
-                if outcome.body_bytes is None and self.phase is not Phase.REFUSED:
-                    self.cycle.keep_alive = False
                 return outcome.rest
 
     def _take_body(self, data: bytes) -> bytes:
@@ -146,6 +148,7 @@ class Connection(H11Protocol):
             if self.conn.their_state is not h11.SEND_BODY:
                 # h11 may hold bytes after the last chunk. It will never be asked for them, and
                 # reading goes on, or the peer's leaving would not be noticed.
+                self.cycle.keep_alive = False
                 self.flow.resume_reading()
             return b""
         body, rest = data[: self._body_bytes_left], data[self._body_bytes_left :]
@@ -158,7 +161,7 @@ class Connection(H11Protocol):
 
     def _follow(self) -> None:
         """Enter the phase that h11's state says we are in."""
-        if self.phase is Phase.REFUSED or self.transport.is_closing():
+        if self.phase is Phase.LINGER or self.transport.is_closing():
             return
         if self.conn.their_state is h11.IDLE:
             self._enter(Phase.HEAD if self._head.started else Phase.IDLE)
@@ -177,7 +180,7 @@ class Connection(H11Protocol):
             Phase.IDLE: (limits.idle_seconds, self.transport.close),
             Phase.HEAD: (limits.head_seconds, self._too_slow),
             Phase.BODY: (limits.body_seconds, self._too_slow),
-            Phase.REFUSED: (limits.linger_seconds, self.transport.abort),
+            Phase.LINGER: (limits.linger_seconds, self.transport.abort),
         }
         if phase in ends:
             self._deadline = self.loop.call_later(*ends[phase])
@@ -198,7 +201,13 @@ class Connection(H11Protocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write(_refusal_bytes(refusal))
-        self._enter(Phase.REFUSED)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close by halves: a peer that still sends would lose our last word to a reset."""
+        if self.transport.is_closing():
+            return
+        self._enter(Phase.LINGER)
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
