@@ -19,8 +19,11 @@ _HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete folder. weights: the safetensors files, in a fixed order."""
+    """A complete folder. weights: the safetensors files, in a fixed order. name: for people, the
+    folder's or the hub id.
+    """
 
+    name: str
     folder: Path
     weights: tuple[Path, ...]
 
@@ -37,7 +40,8 @@ def open_checkpoint(model: Path | str) -> Checkpoint:
         raise ModelRefused(f"The model '{model}' is not a folder")
     if not (folder / "config.json").is_file():
         raise ModelRefused(f"The model folder '{model}' has no config.json")
-    return Checkpoint(folder=folder, weights=_weight_files(folder, model))
+    name = folder.resolve().name if folder == Path(model) else str(model)
+    return Checkpoint(name=name, folder=folder, weights=_weight_files(folder, model))
 
 
 def stored_dtype(checkpoint: Checkpoint) -> str:

@@ -6,18 +6,17 @@ Theory: pages outlive the process and move between machines, so everything that 
 contents is hashed: the weights, our own KV format number, the config, types, rotary factors and
 the layout. Each field goes in as tag, length and bytes, so no two lists of fields give the same
 input. Weights are hashed as a tree (pieces of 64 MiB in threads; hashlib lets go of the GIL), and
-a file's digest is remembered by path, size, modification time and inode.
+a file's digest is remembered by path, size, modification time and inode. The threads are daemons:
+a process that refuses its model, or is stopped while it starts, need not wait for them.
 """
 
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import cast
 
 from chatserve.model.layout import KVLayout
@@ -29,6 +28,8 @@ KV_FORMAT = 1
 _PIECE_BYTES = 64 << 20
 _READ_BYTES = 4 << 20
 _HASH_THREADS = max(1, min(4, os.cpu_count() or 1))
+# A model has at most a few hundred files; the oldest entries go first.
+_CACHE_ENTRIES_MAX = 2000
 
 Field = str | int | bytes
 
@@ -92,26 +93,45 @@ def weights_digest(files: Sequence[Path], *, cache_file: Path | None = None) -> 
     known = _read_cache(cache_file)
     pairs: list[tuple[str, Field]] = []
     fresh = False
-    with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="weights-digest") as threads:
-        for path in files:
-            key = _file_key(path)
-            digest = known.get(key)
-            if digest is None:
-                digest = known[key] = _hash_file(path, threads).hex()
-                fresh = True
-                if _file_key(path) != key:
-                    raise OSError(f"the weight file '{path}' changed while it was read")
-            pairs.append((path.name, bytes.fromhex(digest)))
+    for path in files:
+        key = _file_key(path)
+        digest = known.get(key)
+        if digest is None:
+            digest = known[key] = _hash_file(path).hex()
+            fresh = True
+            if _file_key(path) != key:
+                raise OSError(f"the weight file '{path}' changed while it was read")
+        pairs.append((path.name, bytes.fromhex(digest)))
     if fresh and cache_file is not None:
         _write_cache(cache_file, known)
     return digest_pairs(pairs)
 
 
-def _hash_file(path: Path, threads: ThreadPoolExecutor) -> bytes:
+def _hash_file(path: Path) -> bytes:
     size = path.stat().st_size
     starts = range(0, max(size, 1), _PIECE_BYTES)
-    leaves = threads.map(partial(_hash_piece, path), starts)
-    return digest_pairs([("size", size), *(("piece", leaf) for leaf in leaves)])
+    leaves: dict[int, bytes] = {}
+    errors: list[OSError] = []
+    left = iter(starts)  # shared: each thread takes the next piece
+
+    def work() -> None:
+        try:
+            for start in left:
+                leaves[start] = _hash_piece(path, start)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [
+        Thread(target=work, name="weights-digest", daemon=True)
+        for _ in range(min(_HASH_THREADS, len(starts)))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return digest_pairs([("size", size), *(("piece", leaves[start]) for start in starts)])
 
 
 def _hash_piece(path: Path, start: int) -> bytes:
@@ -151,10 +171,11 @@ def _write_cache(cache_file: Path, entries: dict[str, str]) -> None:
     """Whole or not at all: written beside it and renamed. A cache that cannot be kept is no
     reason to stop.
     """
+    kept = dict(list(entries.items())[-_CACHE_ENTRIES_MAX:])
+    fresh = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache_file.parent, delete=False) as file:
-            json.dump(entries, file)
-        Path(file.name).replace(cache_file)
+        fresh.write_text(json.dumps(kept))
+        fresh.replace(cache_file)
     except OSError:
         return

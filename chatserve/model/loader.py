@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from chatserve.errors import ModelRefused
+from chatserve.errors import ModelRefused, SettingsError
 from chatserve.model.attention import ATTENTION_NAME
 from chatserve.model.checkpoint import Checkpoint, open_checkpoint, stored_dtype
 from chatserve.model.fingerprint import FingerprintFields, config_text, weights_digest
@@ -48,7 +48,7 @@ def load_model(
     path: a local folder or a hub id. device: as torch spells it. dtype: 'auto', 'float32',
     'bfloat16' or 'float16' (see `choose_dtype`). page_size: positions per page.
     context_length: narrows what the config allows. digest_cache: where weight digests are kept.
-    Raises ModelRefused with one sentence.
+    Raises ModelRefused with one sentence, SettingsError for a device that is not there.
     """
     checkpoint = open_checkpoint(path)
     with _quiet():
@@ -57,12 +57,17 @@ def load_model(
         served = positions_max(config)
         if context_length is not None:
             served = min(served, context_length)
-        target = torch.device(device)
+        target = _open_device(device)
         chosen = choose_dtype(dtype, stored=stored_dtype(checkpoint), device=target)
         fields = config_text(config.to_dict())
         weights = _in_thread(checkpoint, digest_cache)
         model = _read_weights(checkpoint, config, chosen)
-        model.to(target)  # pyright: ignore[reportArgumentType]  # a decorator hides its signature
+        try:
+            model.to(target)  # pyright: ignore[reportArgumentType]  # hidden by a decorator
+        except RuntimeError as error:
+            raise ModelRefused(
+                f"The model '{checkpoint.name}' does not fit on '{device}': {_one_line(error)}"
+            ) from error
         generation = _generation_defaults(model)
         fix_rotary(model, served)
         layout = _try_pages(model, page_size=page_size, dtype=chosen, context_length=served)
@@ -79,7 +84,7 @@ def load_model(
 
     return LoadedModel(
         model,
-        name=checkpoint.folder.name if Path(path).exists() else str(path),
+        name=checkpoint.name,
         layout=layout,
         context_length=served,
         generation=generation,
@@ -124,6 +129,17 @@ def choose_dtype(dtype: str, *, stored: str, device: torch.device) -> torch.dtyp
     return torch.float32
 
 
+def _open_device(device: str) -> torch.device:
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(
+            f"The device '{device}' cannot be used: {_one_line(error)}", param="device"
+        ) from error
+    return target
+
+
 def _cpu_has_bf16() -> bool:
     """torch keeps these two questions private, and not every version has both."""
     questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -136,10 +152,10 @@ def _read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     except Exception as error:  # broken JSON, unknown kinds, values out of range: many types
         if "trust_remote_code" in str(error):
             raise ModelRefused(
-                f"'{checkpoint.folder.name}' needs code from its own folder, which is never run"
+                f"'{checkpoint.name}' needs code from its own folder, which is never run"
             ) from error
         raise ModelRefused(
-            f"The config of '{checkpoint.folder.name}' cannot be used: {_one_line(error)}"
+            f"The config of '{checkpoint.name}' cannot be used: {_one_line(error)}"
         ) from error
     return config
 
@@ -161,7 +177,7 @@ def _read_weights(
         )
     except Exception as error:  # truncated files, wrong shapes, unsupported settings
         raise ModelRefused(
-            f"The weights of '{checkpoint.folder.name}' cannot be loaded: {_one_line(error)}"
+            f"The weights of '{checkpoint.name}' cannot be loaded: {_one_line(error)}"
         ) from error
     model, information = loaded
     for kind, word in (
@@ -175,9 +191,7 @@ def _read_weights(
         names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelRefused(
-                f"The checkpoint '{checkpoint.folder.name}' {word} '{names[0]}'{more}"
-            )
+            raise ModelRefused(f"The checkpoint '{checkpoint.name}' {word} '{names[0]}'{more}")
     return model.eval()
 
 

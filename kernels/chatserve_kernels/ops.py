@@ -18,8 +18,9 @@ from torch import Tensor
 
 from chatserve_kernels.batch import AttentionBatch, DecodeGroup
 
-# Explicit scores are float32 [heads, queries, context]; at most this many elements at a time
-# (64 MiB), so that a long slice of a model with soft cap or sinks does not need gigabytes.
+# Explicit scores are [heads, queries, context], a mask [queries, context], both float32 somewhere
+# on their way; at most this many elements at a time (64 MiB), so that a long slice over a long
+# context does not need gigabytes.
 SCORE_ELEMENTS_MAX = 1 << 24
 
 
@@ -208,26 +209,30 @@ def _softmax_mix(
     """query [b, h, q, d]; key, value [b, h or 1, t, d], finite; mask bool, broadcast to
     [b, h, q, t], at least one True per query; sinks broadcast to [b, h, q, 1].
     """
-    if soft_cap is None and sinks is None:
-        shape = (*query.shape[:2], *key.shape[2:])
-        return F.scaled_dot_product_attention(
-            query, key.expand(shape), value.expand(shape), attn_mask=mask, scale=scale
-        )
-    per_query = query.shape[0] * query.shape[1] * key.shape[2]
-    run = max(1, SCORE_ELEMENTS_MAX // per_query)
+    fused = soft_cap is None and sinks is None
+    # Elements per query: the mask alone, or every head's scores.
+    heads = 1 if fused else query.shape[0] * query.shape[1]
+    run = max(1, SCORE_ELEMENTS_MAX // (heads * key.shape[2]))
     mixed: list[Tensor] = []
     for first in range(0, query.shape[2], run):
         part = query[:, :, first : first + run]
+        part_mask = mask if mask.shape[-2] == 1 else mask[..., first : first + run, :]
+        if fused:
+            shape = (*query.shape[:2], *key.shape[2:])
+            mixed.append(
+                F.scaled_dot_product_attention(
+                    part, key.expand(shape), value.expand(shape), attn_mask=part_mask, scale=scale
+                )
+            )
+            continue
         scores = torch.matmul(part.float(), key.float().transpose(-1, -2)) * scale
         if soft_cap is not None:
             scores = torch.tanh(scores / soft_cap) * soft_cap
-        part_mask = mask[..., first : first + run, :] if mask.shape[-2] > 1 else mask
         scores = scores.masked_fill(~part_mask, float("-inf"))
-        if sinks is None:
-            weights = torch.softmax(scores, dim=-1)
-        else:
-            part_sinks = sinks[..., first : first + run, :] if sinks.shape[-2] > 1 else sinks
-            joined = torch.cat((scores, part_sinks.float().expand(*scores.shape[:-1], 1)), dim=-1)
-            weights = torch.softmax(joined, dim=-1)[..., :-1]
+        if sinks is not None:
+            part_sinks = sinks if sinks.shape[-2] == 1 else sinks[..., first : first + run, :]
+            sink_scores = part_sinks.float().expand(*scores.shape[:-1], 1)
+            scores = torch.cat((scores, sink_scores), dim=-1)
+        weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]]
         mixed.append(torch.matmul(weights.to(value.dtype), value))
-    return torch.cat(mixed, dim=2)
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)

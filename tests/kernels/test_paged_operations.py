@@ -162,16 +162,19 @@ def test_page_copies_read_before_they_write(backend: Backend) -> None:
     assert torch.equal(pool, other)
 
 
-def test_long_slices_with_a_soft_cap_are_computed_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "SCORE_ELEMENTS_MAX", 4 * 33 * 5)
-    shape = Shape(16, 4, 2, ((33, 33), (1, 20)), options=(("soft_cap", 2.0), ("sinks", True)))
+@pytest.mark.parametrize("options", [(), (("soft_cap", 2.0), ("sinks", True))])
+def test_long_slices_are_computed_in_runs(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[tuple[str, Any], ...]
+) -> None:
+    monkeypatch.setattr(ops, "SCORE_ELEMENTS_MAX", (4 if options else 1) * 33 * 5)
+    shape = Shape(16, 4, 2, ((33, 33), (1, 20)), options=options)
     torch.manual_seed(5)
     batch, pages = random_batch(shape, random.Random(5))
     kv = filled_pages(shape, batch, pages, torch.float32)
     query = torch.randn(batch.rows, shape.heads, shape.head_dim)
-    options = options_of(shape, torch.float32)
-    expected = reference.paged_attention(query, kv, batch, **options)
-    torch.testing.assert_close(paged_attention(query, kv, batch, **options), expected)
+    arguments = options_of(shape, torch.float32)
+    expected = reference.paged_attention(query, kv, batch, **arguments)
+    torch.testing.assert_close(paged_attention(query, kv, batch, **arguments), expected)
 
 
 def test_page_offsets_beyond_int32_are_reached() -> None:

@@ -74,7 +74,7 @@ def test_weights_are_hashed_as_a_tree_and_remembered(
     os.utime(files[1], ns=(1, 1))
     assert weights_digest(files, cache_file=cache) == digest
 
-    def never(path: Path, threads: object) -> bytes:
+    def never(path: Path) -> bytes:
         raise AssertionError("hashed again")
 
     monkeypatch.setattr(fingerprint, "_hash_file", never)

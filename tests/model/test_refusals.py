@@ -19,7 +19,7 @@ from transformers import (
     T5Config,
 )
 
-from chatserve.errors import ModelRefused
+from chatserve.errors import ModelRefused, SettingsError
 from chatserve.model import load_model
 from chatserve.model.attention import ATTENTION_NAME, paged_attention_forward
 from chatserve.model.layout import KVLayout
@@ -264,6 +264,17 @@ def test_types_are_chosen_by_checkpoint_and_device(
         assert choose_dtype("auto", stored="F32", device=cpu) == torch.float32
     assert choose_dtype("bfloat16", stored="F32", device=cpu) == torch.bfloat16
     assert "no dtype 'int3'" in refusal(llama, dtype="int3")
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "no-such-device"])
+def test_a_device_that_is_not_there(llama: Path, device: str) -> None:
+    with pytest.raises(SettingsError, match=f"'{device}' cannot be used"):
+        load_model(llama, device=device, dtype="auto", page_size=16)
+
+
+def test_a_model_is_named_after_its_folder(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(llama)
+    assert load_model(".", device="cpu", dtype="float32", page_size=16).name == "llama"
 
 
 def test_generation_defaults_and_context(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
