@@ -1,0 +1,56 @@
+# Two commands do everything: `make serve` and `make test`. Both set up .venv first.
+# A machine needs Python >= 3.11 with venv, make and a package index; no compiler, no Node.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# A machine with an NVIDIA GPU gets the index's own torch; others the small CPU build.
+CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 || echo "-c constraints.txt")
+
+.PHONY: serve test check bench soak clean
+
+serve: $(VENV)/.serve
+	@$(BIN)/chatserve serve $(ARGS)
+
+test: $(VENV)/.test check
+	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+soak: $(VENV)/.test
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "chatserve needs Python 3.11 or newer as '$(PYTHON)'; name another one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "This Python lacks venv: install the package python3-venv (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first: with it there, nothing else can pull in another build.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@echo "Setting up $(VENV): PyTorch and the rest; this takes a minute or two."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) torch
+	@touch $@
+
+$(VENV)/.serve: pyproject.toml $(VENV)/.torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[test]"
+	@touch $@ $(VENV)/.serve

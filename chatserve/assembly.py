@@ -1,0 +1,148 @@
+"""Wiring, second half: the model, the engine and the chat service of one server.
+
+Apart from `lifespan.py` because importing this brings in torch and transformers, which takes
+seconds; the server answers meanwhile.
+"""
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from chatserve.cache.block_manager import BlockManager
+from chatserve.chat.service import ChatService
+from chatserve.chat.tokenizer import TextTokenizer
+from chatserve.chat.values import SamplingDefaults
+from chatserve.engine.engine import Engine, EngineSettings
+from chatserve.engine.model_runner import ModelRunner
+from chatserve.engine.pace import Pace
+from chatserve.engine.runner import OutOfMemory
+from chatserve.engine.scheduler import Scheduler, SchedulerLimits
+from chatserve.errors import SettingsError
+from chatserve.lifespan import (
+    BATCH_TOKENS_CPU,
+    BATCH_TOKENS_GPU,
+    KV_SHARE_CPU,
+    KV_SHARE_GPU,
+    PAGES_MAX,
+    PAGES_MIN,
+    Assembly,
+    available_memory,
+)
+from chatserve.model import LoadedModel, load_model
+from chatserve.settings import Settings
+from prefix_store import MasterSecret, PageNamer
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is made in a thread, off the event loop."""
+
+    model: LoadedModel
+    runner: ModelRunner
+    tokenizer: TextTokenizer
+    fingerprint: bytes
+    pages: int
+    name_key: bytes
+
+
+def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded:
+    """Load model and tokenizer, and take the memory for pages. Blocks. Raises StartError."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: this torch sees no CUDA device.")
+    model = load_model(
+        folder,
+        device=device,
+        dtype=settings.dtype,
+        page_size=settings.page_size,
+        context_length=settings.context_length,
+        digest_cache=settings.data_dir / "weights.json",
+    )
+    tokenizer = TextTokenizer.load(
+        folder, eos_ids=model.generation.eos_ids, template_file=settings.chat_template
+    )
+    pages = page_count(settings, model)
+    try:
+        runner = ModelRunner(model, pages=pages)
+    except OutOfMemory as error:
+        raise SettingsError(f"--kv-memory: {error}.") from error
+    return Loaded(
+        model=model,
+        runner=runner,
+        tokenizer=tokenizer,
+        fingerprint=model.fingerprint(),
+        pages=pages,
+        name_key=secret.derive("page names"),
+    )
+
+
+def page_count(settings: Settings, model: LoadedModel) -> int:
+    """Pages for the memory budget. Raises SettingsError where not even a few fit."""
+    budget = settings.kv_memory
+    if budget is None and model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        budget = int(free * KV_SHARE_GPU)
+    elif budget is None:
+        budget = int(available_memory() * KV_SHARE_CPU)
+    pages = min(budget // model.layout.page_bytes, PAGES_MAX)
+    if pages < PAGES_MIN:
+        least = PAGES_MIN * model.layout.page_bytes
+        raise SettingsError(
+            f"--kv-memory: {budget} bytes hold {pages} pages of this model; "
+            f"at least {least} bytes are needed."
+        )
+    return pages
+
+
+def assemble(loaded: Loaded, settings: Settings, group: asyncio.TaskGroup) -> Assembly:
+    """Put the engine and the service together, on the event loop."""
+    model, size = loaded.model, settings.page_size
+    on_gpu = model.device.type == "cuda"
+    most = settings.max_batch_tokens or (BATCH_TOKENS_GPU if on_gpu else BATCH_TOKENS_CPU)
+    namer = PageNamer(loaded.name_key, page_size=size)
+    scheduler = Scheduler(
+        lambda: BlockManager(pages=loaded.pages, page_size=size, caching=settings.prefix_cache),
+        namer,
+        Pace(target_seconds=settings.step_target, tokens_min=size, tokens_max=max(most, size)),
+        limits=SchedulerLimits(
+            sequences_max=settings.max_sequences,
+            queued_max=settings.max_queued,
+            context_length=min(model.context_length, loaded.pages * size),
+        ),
+        clock=time.monotonic,
+    )
+    engine = Engine(
+        scheduler,
+        loaded.runner,
+        namer,
+        settings=EngineSettings(
+            fingerprint=loaded.fingerprint,
+            layout=f"page-major {size}",
+            vocabulary_size=model.vocabulary_size,
+            steps_in_flight=settings.steps_in_flight,
+        ),
+    )
+    generation = model.generation
+    service = ChatService(
+        engine,
+        loaded.tokenizer,
+        SamplingDefaults(
+            temperature=generation.temperature,
+            top_k=generation.top_k,
+            top_p=generation.top_p,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+        ),
+        spawn=group.create_task,
+        executor=ThreadPoolExecutor(
+            max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="chatserve-text"
+        ),
+    )
+    return Assembly(engine=engine, service=service)

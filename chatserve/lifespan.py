@@ -1,0 +1,252 @@
+"""Wiring: makes every owner once, hands collaborators to constructors, and ends what it began.
+
+Theory of operation. The socket is bound before anything is loaded. The server answers `/health`
+and a red `/ready` from the start; the model loads in a thread, then the engine's loop runs in the
+lifespan's TaskGroup, `/ready` turns green, and asks are taken. At the end (`api/server.py` drains
+first) the TaskGroup is cancelled: the engine ends every stream with a final emission and joins the
+runner's thread.
+"""
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+
+from chatserve.api.app import build_app
+from chatserve.api.collaborators import ModelInfo, Reply
+from chatserve.api.keys import KeyRing
+from chatserve.api.limits import Limits
+from chatserve.api.server import Server, descriptor_limit, server_config
+from chatserve.chat.values import Ask
+from chatserve.errors import SettingsError, StartError, Unavailable
+from chatserve.settings import Settings
+from prefix_store import MasterSecret
+
+if TYPE_CHECKING:
+    from chatserve.chat.service import ChatService
+    from chatserve.engine.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+DEMONSTRATION_NAME = "chatserve-demonstration"
+LOADING_RETRY_SECONDS = 2.0
+DRAINING_RETRY_SECONDS = 5.0
+KV_SHARE_CPU = 0.25  # of the memory that is available at start
+KV_SHARE_GPU = 0.85  # of what is free on the device once the model is there
+# A page of a small model is a few KiB; more of them than this only makes tables long.
+PAGES_MAX = 1 << 20
+PAGES_MIN = 4
+BATCH_TOKENS_CPU = 2_048
+BATCH_TOKENS_GPU = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """What exists once the model is loaded."""
+
+    engine: "Engine"
+    service: "ChatService"
+
+
+class Serving:
+    """One server's life. Floor 5 sees it as Health, Drain and ChatService."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: KeyRing,
+        *,
+        port: int,
+        announce: Callable[[str, str, float], None],
+    ) -> None:
+        """Checks what can be checked without loading. Raises StartError."""
+        self._settings = settings
+        self._announce = announce
+        self._began = time.monotonic()
+        self._port = port
+        self._folder = model_folder(settings.model)
+        self._name = settings.served_model_name or (
+            DEMONSTRATION_NAME if settings.model is None else self._folder.name
+        )
+        self._secret = open_secret(settings.data_dir)
+        self._assembly: Assembly | None = None
+        self._failure: BaseException | None = None
+        self._stopping = asyncio.Event()
+        self.draining = False
+        limits = Limits.derived(
+            context_length=settings.context_length or stated_context(self._folder),
+            samples_max=settings.max_sequences,
+            descriptors=descriptor_limit(),
+        )
+        app = build_app(
+            service=self,
+            model=ModelInfo(
+                name=self._name, created=int(time.time()), context_length=limits.context_length
+            ),
+            limits=limits,
+            health=self,
+            keys=keys,
+            cookie_key=self._secret.derive("cookie"),
+            cache_statistics=self._cache_statistics,
+            engine_statistics=self._engine_statistics,
+            host=settings.host,
+            allowed_hosts=settings.allowed_host,
+            cors_origins=settings.cors_origin,
+            lifespan=self._lifespan,
+        )
+        self._server = Server(
+            server_config(app, limits, host=settings.host, port=port),
+            drain=self,
+            shutdown_seconds=settings.shutdown_timeout,
+        )
+
+    def run(self, listener: socket.socket) -> int:
+        """Serve on a bound socket until a signal. Returns the exit status; raises StartError."""
+        self._server.run(sockets=[listener])
+        if isinstance(self._failure, StartError):
+            raise self._failure
+        return 1 if self._failure is not None else 0
+
+    # As Health -----------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Asks are taken."""
+        return self._assembly is not None and self.healthy and not self.draining
+
+    @property
+    def healthy(self) -> bool:
+        """Loop and engine are alive; true while loading."""
+        if self._failure is not None:
+            return False
+        return self._assembly is None or self._assembly.engine.healthy
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds."""
+        return DRAINING_RETRY_SECONDS if self.draining else LOADING_RETRY_SECONDS
+
+    # As Drain ------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Refuse new work."""
+        self.draining = True
+
+    def expire(self) -> None:
+        """End the replies that still run: the engine stops, and ends every stream."""
+        self._stopping.set()
+
+    # As ChatService ------------------------------------------------------------------------
+
+    async def open(self, ask: Ask) -> Reply:
+        """Pass an ask on. Raises Unavailable while loading or draining, or as the service does."""
+        if self.draining:
+            raise Unavailable("The server is shutting down.", retry_after=self.retry_after)
+        if self._assembly is None:
+            raise Unavailable("The model is loading.", retry_after=self.retry_after)
+        return await self._assembly.service.open(ask)
+
+    # Inside --------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
+        del app
+        async with asyncio.TaskGroup() as group:
+            engine = group.create_task(self._live(group))
+            yield
+            self._stopping.set()
+            await engine
+
+    async def _live(self, group: asyncio.TaskGroup) -> None:
+        """Load, run the engine until told to stop. A failure stops the server."""
+        try:
+            assembly = await self._load(group)
+            running = asyncio.create_task(assembly.engine.run())
+            self._assembly = assembly
+            host = self._settings.host
+            shown = f"[{host}]" if ":" in host else host
+            self._announce(
+                f"http://{shown}:{self._port}", self._name, time.monotonic() - self._began
+            )
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if running.done():
+                running.result()
+            running.cancel()
+            await asyncio.wait({running})
+        except Exception as error:
+            self._failure = error
+            if not isinstance(error, StartError):
+                _log.exception("the server stops")
+            self._server.should_exit = True
+
+    async def _load(self, group: asyncio.TaskGroup) -> Assembly:
+        from chatserve.assembly import assemble, load
+
+        loaded = await asyncio.to_thread(
+            functools.partial(load, self._settings, self._folder, self._secret)
+        )
+        return assemble(loaded, self._settings, group)
+
+    def _cache_statistics(self) -> object:
+        return None if self._assembly is None else self._assembly.engine.cache_statistics()
+
+    def _engine_statistics(self) -> object:
+        return None if self._assembly is None else self._assembly.engine.statistics()
+
+
+def model_folder(model: str | None) -> Path:
+    """Where the model is. A hub id is resolved in the local hub cache by the loader's rules."""
+    if model is None:
+        folder = files("chatserve.demonstration") / "model"
+        return Path(str(folder))
+    return Path(model).expanduser()
+
+
+def stated_context(folder: Path) -> int:
+    """The context length that a config.json states, for limits that are needed before loading."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return 8_192
+    inner = config.get("text_config") or config
+    stated = [inner.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    return next((value for value in stated if isinstance(value, int) and value > 0), 8_192)
+
+
+def open_secret(folder: Path) -> MasterSecret:
+    """The data folder's secret. Raises SettingsError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return MasterSecret.open(folder)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The data folder {folder} cannot be used: {error}.") from error
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: the machine's, or its container's if smaller."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        table = dict(line.split(":", 1) for line in lines)
+        available = int(table["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        available = pages // 2
+    try:
+        cap = int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text("ascii"))
+    except (OSError, ValueError):
+        return available
+    return min(available, max(0, cap - used))

@@ -1,0 +1,287 @@
+"""Settings: read once, from the command line, the environment and a TOML file, in that order.
+
+`OPTIONS` is the one table: the parser, `--help`, the environment names, the TOML keys and the
+documentation's test all come from it. A value is checked by its option's own reader; what two
+options say together is checked in `Settings`.
+"""
+
+import argparse
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+from chatserve.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "CHATSERVE_"
+PAGE_SIZES = (8, 256)
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B)?", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All options of `chatserve serve`, checked. None means: decided at start, from the machine.
+
+    kv_memory: bytes. step_target, shutdown_timeout: seconds.
+    """
+
+    model: str | None
+    served_model_name: str | None
+    host: str
+    port: int
+    data_dir: Path
+    device: str
+    dtype: str
+    page_size: int
+    kv_memory: int | None
+    prefix_cache: bool
+    context_length: int | None
+    max_batch_tokens: int | None
+    max_sequences: int
+    max_queued: int
+    step_target: float
+    steps_in_flight: int
+    chat_template: Path | None
+    api_key: str | None
+    api_key_file: Path | None
+    allowed_host: tuple[str, ...]
+    cors_origin: tuple[str, ...]
+    shutdown_timeout: float
+    log_level: str
+
+    def __post_init__(self) -> None:
+        if self.max_batch_tokens is not None and self.max_batch_tokens < self.page_size:
+            raise SettingsError("--max-batch-tokens must hold at least one page (--page-size).")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting: its name in TOML (with dashes on the command line), reader, default, help."""
+
+    name: str
+    read: Callable[[str], object]
+    default: object
+    help: str
+    group: str
+    metavar: str | None = None
+    repeated: bool = False
+
+    @property
+    def flag(self) -> str:
+        """Its spelling on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+def _data_home() -> Path:
+    home = os.environ.get("XDG_DATA_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "share") / "chatserve"
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text.strip()) else None
+        if value is None or not least <= value <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}")
+        return value
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 86_400.0:
+        raise ValueError("expected seconds, from 0 to 86400")
+    return value
+
+
+def _step_target(text: str) -> float:
+    value = _seconds(text)
+    if value < 0.001:
+        raise ValueError("expected seconds, at least 0.001")
+    return value
+
+
+def _size(text: str) -> int:
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("expected bytes, such as 512MiB or 4GiB")
+    unit = (match[2] or "b").lower()[0]
+    value = int(float(match[1]) * _UNITS[unit])
+    if value < 1024**2:
+        raise ValueError("expected at least 1MiB")
+    return value
+
+
+def _page_size(text: str) -> int:
+    value = _integer(*PAGE_SIZES)(text)
+    if value & (value - 1):
+        raise ValueError("expected a power of two from 8 to 256")
+    return value
+
+
+def _switch(text: str) -> bool:
+    words = {"on": True, "true": True, "yes": True, "1": True}
+    words |= {"off": False, "false": False, "no": False, "0": False}
+    try:
+        return words[text.strip().lower()]
+    except KeyError:
+        raise ValueError("expected on or off") from None
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("host", str, "127.0.0.1", "address to listen on; others than loopback need a key",
+           "network"),
+    Option("port", _integer(0, 65535), 8000, "port to listen on; 0 takes a free one", "network"),
+    Option("allowed_host", str, (), "another Host header to accept (repeatable)", "network",
+           "HOST", repeated=True),
+    Option("cors_origin", str, (), "an origin whose pages may use /v1 (repeatable)", "network",
+           "ORIGIN", repeated=True),
+    Option("shutdown_timeout", _seconds, 30.0, "seconds that running replies get at the end",
+           "network", "SECONDS"),
+    Option("api_key", str, None, "the one key that clients must present", "keys", "KEY"),
+    Option("api_key_file", _path, None, "TOML file of [[keys]]: name, key, role, requests", "keys",
+           "FILE"),
+    Option("device", str, "auto", "auto, cpu, cuda or cuda:N", "model"),
+    Option("dtype", _one_of("auto", "float32", "bfloat16", "float16"), "auto",
+           "auto, float32, bfloat16 or float16", "model"),
+    Option("context_length", _integer(16, 1 << 24), None, "tokens of a conversation at the most",
+           "model", "TOKENS"),
+    Option("chat_template", _path, None, "Jinja file to use instead of the model's own", "model",
+           "FILE"),
+    Option("served_model_name", str, None, "the model's name for clients", "model", "NAME"),
+    Option("page_size", _page_size, 16, "token positions in a page: 8, 16, … 256", "cache",
+           "TOKENS"),
+    Option("kv_memory", _size, None, "memory for pages; default: a share of what is free", "cache",
+           "BYTES"),
+    Option("prefix_cache", _switch, True, "keep and share pages: on or off", "cache", "on|off"),
+    Option("data_dir", _path, None, "folder for what must survive a restart", "cache", "DIR"),
+    Option("max_batch_tokens", _integer(8, 1 << 20), None, "tokens of a step at the most",
+           "scheduling", "TOKENS"),
+    Option("max_sequences", _integer(1, 4096), 128, "replies computed at once", "scheduling", "N"),
+    Option("max_queued", _integer(0, 1 << 20), 1024, "requests waiting before 429", "scheduling",
+           "N"),
+    Option("step_target", _step_target, 0.1, "seconds that a step with a long prompt should take",
+           "scheduling", "SECONDS"),
+    Option("steps_in_flight", _integer(1, 2), 2, "1, or 2 to plan a step while another runs",
+           "scheduling", "N"),
+    Option("log_level", _one_of("debug", "info", "warning", "error"), "info",
+           "debug, info, warning or error", "logging"),
+)  # fmt: skip
+
+GROUPS = ("network", "keys", "model", "cache", "scheduling", "logging")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Put every option, grouped, into a parser. Defaults stay out of it: see `read_settings`."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="local folder or hub id of a model; without it the small demonstration model",
+    )
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    for option in OPTIONS:
+        default = "" if option.default in (None, ()) else f" [{_shown(option.default)}]"
+        groups[option.group].add_argument(
+            option.flag,
+            action="append" if option.repeated else "store",
+            metavar=option.metavar or option.name.rsplit("_", 1)[-1].upper(),
+            default=None,
+            help=(option.help + default).replace("%", "%%"),
+        )
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file with any of these options (with underscores)"
+    )
+
+
+def read_settings(given: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
+    """Settings from parsed arguments, the environment and the TOML file that either names.
+
+    Raises SettingsError with one line that names the source of a wrong value.
+    """
+    values: dict[str, object] = {option.name: option.default for option in OPTIONS}
+    values["model"] = None
+    config = cast("str | None", given.config) or environment.get(ENVIRONMENT_PREFIX + "CONFIG")
+    if config is not None:
+        values.update(_from_file(Path(config).expanduser()))
+    for option in OPTIONS:
+        text = environment.get(option.variable)
+        if text is not None:
+            texts = [part.strip() for part in text.split(",")] if option.repeated else [text]
+            values[option.name] = _read(option, texts, option.variable)
+    if environment.get(ENVIRONMENT_PREFIX + "MODEL"):
+        values["model"] = environment[ENVIRONMENT_PREFIX + "MODEL"]
+    for option in OPTIONS:
+        text = getattr(given, option.name)
+        if text is not None:
+            values[option.name] = _read(option, text if option.repeated else [text], option.flag)
+    if given.model is not None:
+        values["model"] = given.model
+    values["data_dir"] = values["data_dir"] or _data_home()
+    return Settings(**cast("dict[str, Any]", values))
+
+
+def _from_file(path: Path) -> dict[str, object]:
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"Cannot read {path}: {type(error).__name__}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}.") from error
+    values: dict[str, object] = {}
+    by_name = {option.name: option for option in OPTIONS}
+    for key, value in table.items():
+        if key == "model" and isinstance(value, str):
+            values[key] = value
+            continue
+        option = by_name.get(key)
+        if option is None:
+            raise SettingsError(f"{path}: there is no option {key!r}.")
+        items = cast("list[object]", value) if isinstance(value, list) else [value]
+        if isinstance(value, list) != option.repeated and isinstance(value, list | dict):
+            raise SettingsError(f"{path}: {key} takes one value.")
+        texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
+        values[key] = _read(option, texts, f"{path}: {key}")
+    return values
+
+
+def _read(option: Option, texts: Sequence[str], source: str) -> object:
+    try:
+        read = [option.read(text) for text in texts]
+    except ValueError as error:
+        raise SettingsError(f"{source}: {error}; got {', '.join(texts)!r}.") from None
+    return tuple(read) if option.repeated else read[0]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+assert {option.name for option in OPTIONS} | {"model"} == {item.name for item in fields(Settings)}

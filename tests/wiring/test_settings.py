@@ -1,0 +1,114 @@
+"""Settings: three sources in one order, and one line for each mistake."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chatserve.errors import SettingsError
+from chatserve.settings import OPTIONS, Settings, add_options, read_settings
+
+
+def read(arguments: list[str], environment: dict[str, str] | None = None) -> Settings:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return read_settings(parser.parse_args(arguments), environment or {})
+
+
+def test_defaults() -> None:
+    settings = read([])
+    assert (settings.host, settings.port, settings.page_size) == ("127.0.0.1", 8000, 16)
+    assert settings.model is None
+    assert settings.prefix_cache
+    assert settings.data_dir.name == "chatserve"
+
+
+def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "chatserve.toml"
+    config.write_text('port = 1111\npage_size = 32\nmodel = "a"\nallowed_host = ["x", "y"]\n')
+    environment = {"CHATSERVE_CONFIG": str(config), "CHATSERVE_PORT": "2222"}
+    settings = read(["--port", "3333"], environment)
+    assert (settings.port, settings.page_size, settings.model) == (3333, 32, "a")
+    assert settings.allowed_host == ("x", "y")
+    assert read([], environment).port == 2222
+    assert read(["--config", str(config)]).port == 1111
+    assert read(["b"], environment).model == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1MiB", 1 << 20), ("1.5GiB", 3 << 29), ("2g", 2 << 30), ("4096K", 1 << 22)]
+)
+def test_sizes(text: str, value: int) -> None:
+    assert read(["--kv-memory", text]).kv_memory == value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--port", "70000"],
+        ["--port", "１２"],
+        ["--page-size", "24"],
+        ["--page-size", "4"],
+        ["--kv-memory", "lots"],
+        ["--kv-memory", "10"],
+        ["--step-target", "nan"],
+        ["--shutdown-timeout", "-1"],
+        ["--dtype", "int3"],
+        ["--prefix-cache", "perhaps"],
+        ["--steps-in-flight", "3"],
+        ["--page-size", "64", "--max-batch-tokens", "32"],
+        ["--config", "no-such-file.toml"],
+    ],
+)
+def test_a_wrong_value_is_one_line(arguments: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(arguments)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text", ["prot = 1", "port = [1]", "port = {a = 1}", "allowed_host = 'x'\nport = 1.5", "a ="]
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        read(["--config", str(config)])
+    assert str(config) in caught.value.message
+
+
+def test_every_option_is_in_the_help_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    text = parser.format_help()
+    for option in OPTIONS:
+        assert option.flag in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "x"], "--port"),
+        (["--host", "0.0.0.0"], "--api-key"),
+        (["no/such/folder", "--port", "0"], "no/such/folder"),
+        (["--api-key-file", "missing.toml"], "missing.toml"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_the_process_ends_with_one_line_and_status_2(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "chatserve", "serve", *arguments, "--data-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
