@@ -1,0 +1,214 @@
+"""Planner: which positions of which sequences a step computes, and in which pages.
+
+It changes what it plans with (tables, claims, the roster), but decides nothing about outcomes:
+that is `scheduler.py`. It knows no tensors, no time but an injected clock.
+
+Theory of operation. Each plan walks the running sequences once, in (priority, admission) order:
+one position for those that only need their next token, slices of the rest of the budget for those
+with more to compute. Whoever finds no page takes those of the last running sequence behind it,
+whole, and at worst gives up its own; the first in the order is never robbed, and so always gets
+on. Then queued sequences are admitted while pages and budget last: a resident prefix is adopted
+before anything is allocated, the rest of the prompt must fit as a whole, and its page names are
+claimed. A sequence whose next page is claimed by a running one follows that one instead.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from chatserve.cache.block_manager import PageCopy
+from chatserve.engine.pace import Pace
+from chatserve.engine.plan import SampleOrder, Slice
+from chatserve.engine.roster import Roster
+from chatserve.engine.sequence import Life, Sequence
+from chatserve.engine.statistics import EngineCounts
+from chatserve.engine.suspects import Suspects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """Bounds of one scheduler.
+
+    sequences_max: running at once. queued_max: waiting at once, after which requests are refused.
+    context_length: tokens a sequence may ever have, at most what all pages hold.
+    preemptions_max: in one step; what is still short then waits for the next.
+    """
+
+    sequences_max: int
+    queued_max: int
+    context_length: int
+    preemptions_max: int = 8
+    aging_seconds: float = 10.0
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making."""
+
+    number: int
+    slices: list[Slice] = field(default_factory=list[Slice])
+    copies: list[PageCopy] = field(default_factory=list[PageCopy])
+    rows: int = 0
+    preempted: int = 0
+
+
+class Planner:
+    """Makes drafts. `touching`: the sequence being handled, for the case of a bug of ours."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        pace: Pace,
+        suspects: Suspects,
+        *,
+        limits: SchedulerLimits,
+        counts: EngineCounts,
+        clock: Callable[[], float],
+    ) -> None:
+        self.touching: Sequence | None = None
+        self._roster = roster
+        self._pace = pace
+        self._suspects = suspects
+        self._limits = limits
+        self._counts = counts
+        self._clock = clock
+
+    def draft(self, number: int, *, alone: bool) -> Draft:
+        """The draft of step `number`. alone: no other step is in flight."""
+        draft = Draft(number=number)
+        if not self._suspects.any:
+            room = self._plan_running(draft)
+            if not draft.preempted:
+                self._admit(draft, room)
+        elif alone:
+            self._plan_probation(draft)
+        self.touching = None
+        return draft
+
+    def _plan_running(self, draft: Draft) -> int:
+        """Order what runs; returns the budget that is left."""
+        nexts = sum(1 for item in self._roster.running if item.known - item.planned == 1)
+        room = max(self._pace.budget() - nexts, self._roster.blocks.page_size)
+        for sequence in tuple(self._roster.running):
+            if sequence.life is not Life.RUNNING or sequence.ordered_enough:
+                continue
+            self.touching = sequence
+            todo = sequence.known - sequence.planned
+            if todo == 1:
+                self._order(draft, sequence, 1)
+            elif room > 0:
+                room -= self._order(draft, sequence, min(todo, room))
+        return room
+
+    def _admit(self, draft: Draft, room: int) -> None:
+        roster, blocks = self._roster, self._roster.blocks
+        while room > 0 and (sequence := roster.waiting.peek(self._clock())) is not None:
+            self.touching = sequence
+            samples = len(sequence.unforked) + 1
+            if len(roster.running) + samples > self._limits.sequences_max:
+                return
+            tokens = sequence.tokens.tobytes()
+            matched = blocks.match(sequence.names, tokens)
+            if roster.follow(sequence, matched):
+                continue
+            # Retained before anything is allocated, so that making room cannot take them.
+            blocks.adopt(sequence.table, sequence.names[:matched], tokens)
+            need = blocks.pages_for(len(sequence.tokens) + 1) - matched + samples - 1
+            spare = len(roster.running)  # each running one may need its next page soon
+            if need + spare > blocks.available:
+                blocks.release(sequence.table, step=0)
+                assert spare or blocks.coming, "admission let in what can never fit"
+                return
+            roster.start(sequence, matched)
+            todo = sequence.known - sequence.planned
+            room -= self._order(draft, sequence, min(todo, room))
+
+    def _plan_probation(self, draft: Draft) -> None:
+        """One suspect alone."""
+        sequence = self._suspects.on_probation
+        if sequence is None:
+            sequence = self._suspects.next()
+            self.touching = sequence
+            for other in tuple(self._roster.running):
+                self._roster.preempt(other)
+            tokens = sequence.tokens.tobytes()
+            matched = self._roster.blocks.adopt(sequence.table, sequence.names, tokens)
+            self._roster.start(sequence, matched)
+        self.touching = sequence
+        self._order(draft, sequence, min(sequence.known - sequence.planned, self._pace.budget()))
+
+    def _order(self, draft: Draft, sequence: Sequence, count: int) -> int:
+        """Put the next `count` positions into the draft; returns how many it was (maybe 0)."""
+        start, end = sequence.planned, sequence.planned + count
+        if not sequence.suppress_write:
+            copies = self._find_pages(draft, sequence, start, end)
+            if copies is None:
+                return 0
+            draft.copies += copies
+        known = len(sequence.tokens)
+        pending = None
+        if end > known:
+            assert sequence.pending is not None
+            assert sequence.pending[0] == draft.number - 1, "a pending token is one step old"
+            pending = sequence.pending[1]
+        sequence.planned, sequence.last_step = end, draft.number
+        orders = () if end < sequence.known else self._orders(draft, sequence, end)
+        draft.slices.append(
+            Slice(
+                sequence=sequence.id,
+                incarnation=sequence.incarnation,
+                start=start,
+                tokens=tuple(sequence.tokens[start:end]),
+                pending=pending,
+                pages=sequence.table.snapshot(),
+                write=not sequence.suppress_write,
+                orders=orders,
+            )
+        )
+        sequence.suppress_write = False
+        return count
+
+    def _orders(self, draft: Draft, sequence: Sequence, end: int) -> tuple[SampleOrder, ...]:
+        """Sampling orders after position `end` - 1; at the prompt's end the samples fork."""
+        request = sequence.request
+        prompt = len(request.tokens)
+        banned = tuple(sorted(request.stop_ids)) if end - prompt < request.min_tokens else ()
+        history = tuple(sequence.tokens) if request.sampling.needs_history else ()
+        orders: list[SampleOrder] = []
+        for child in (sequence, *self._roster.fork(sequence)):
+            child.pending = (draft.number, draft.rows)
+            draft.rows += 1
+            orders.append(
+                SampleOrder(
+                    sequence=child.id,
+                    incarnation=child.incarnation,
+                    sampling=request.sampling,
+                    sample=child.sample,
+                    position=end,
+                    banned=banned,
+                    history=history,
+                    prompt_tokens=prompt,
+                )
+            )
+        return tuple(orders)
+
+    def _find_pages(
+        self, draft: Draft, sequence: Sequence, start: int, end: int
+    ) -> tuple[PageCopy, ...] | None:
+        """Pages for positions start..end, at the cost of whoever is last; None: not this step."""
+        blocks, running = self._roster.blocks, self._roster.running
+        while True:
+            copies = blocks.reserve(sequence.table, start, end, step=draft.number)
+            if copies is not None:
+                return copies
+            # At most one page more than new ones: the copy of a shared partial page.
+            short = blocks.pages_for(end) - len(sequence.table) + 1
+            if blocks.coming and blocks.available + blocks.coming >= short:
+                return None  # they come when the step in flight commits
+            if draft.preempted >= self._limits.preemptions_max:
+                return None
+            victim = running[-1]
+            draft.preempted += 1
+            self._counts.preemptions += 1
+            self._roster.preempt(victim)
+            if victim is sequence:
+                return None
