@@ -1,0 +1,61 @@
+"""A chatserve process of our own for a measurement, on a free port of the loopback device."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+
+START_SECONDS_MAX = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """Where it listens, and when it was started (by time.monotonic)."""
+
+    url: str
+    started: float
+    pid: int
+
+
+@contextmanager
+def server_process(options: Sequence[str] = ()) -> Generator[ServerProcess]:
+    """Start `chatserve serve` with these options in a data folder of its own; end it after."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="chatserve-bench-") as folder:
+        command = [sys.executable, "-m", "chatserve", "serve", *options]
+        command += ["--port", str(port), "--data-dir", folder, "--log-level", "warning"]
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command, stderr=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        )
+        try:
+            yield ServerProcess(f"http://127.0.0.1:{port}", started, process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_until_ready(server: ServerProcess) -> None:
+    """Return when `/ready` is green. Raises TimeoutError."""
+    deadline = server.started + START_SECONDS_MAX
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(server.url + "/ready", timeout=5.0).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise TimeoutError("the server did not become ready")
