@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from chatserve.demonstration.tokenizer import CONTEXT_LENGTH, TEXT_END, TURN_END
+from chatserve.demonstration.tokenizer import CONTEXT_LENGTH, TEXT_END, TURN_END, token_id
 
 HIDDEN_SIZE = 256
 INTERMEDIATE_SIZE = 640
@@ -31,15 +31,15 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(TEXT_END),
+        eos_token_id=token_id(tokenizer, TURN_END),
+        pad_token_id=token_id(tokenizer, TEXT_END),
         dtype=torch.float32,
     )
 
 
 def make_generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """Replies end at the end of a turn; sampling is mild, since most replies have one right form."""
-    ends = [tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, TEXT_END)]
+    """Replies end at the end of a turn; sampling is mild: most have one right form."""
+    ends = [token_id(tokenizer, token) for token in (TURN_END, TEXT_END)]
     return GenerationConfig(
         do_sample=True,
         temperature=0.3,

@@ -13,7 +13,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from chatserve.demonstration.corpus import Chat, make_chat
-from chatserve.demonstration.tokenizer import CONTEXT_LENGTH, TURN_END, TURN_START
+from chatserve.demonstration.tokenizer import (
+    CONTEXT_LENGTH,
+    TEXT_END,
+    TURN_END,
+    TURN_START,
+    token_id,
+)
 
 IGNORED = -100
 SLICE_TOKENS_MAX = 4096
@@ -21,10 +27,10 @@ CHARACTERS_PER_TOKEN = 3.5
 # From which step on, the longest chat in tokens and how often chats are drawn up to that length.
 CURRICULUM = (
     (0, 192, 1.0),
-    (500, 384, 0.5),
-    (1500, 768, 0.3),
-    (2800, 1280, 0.25),
-    (3800, 2048, 0.25),
+    (400, 384, 0.5),
+    (1000, 768, 0.3),
+    (1400, 1280, 0.2),
+    (1800, 2048, 0.15),
 )
 LENGTH_MIN = 24
 LENGTH_USUAL = 320
@@ -46,7 +52,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.newline = self.encode("\n")
         self.start, self.end = self.encode(TURN_START), self.encode(TURN_END)
-        self.pad = tokenizer.pad_token_id
+        self.pad = token_id(tokenizer, TEXT_END)
         self.heads = {
             role: self.start + self.encode(role) + self.newline
             for role in ("system", "user", "assistant")

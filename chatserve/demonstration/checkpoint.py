@@ -32,7 +32,9 @@ def save_checkpoint(
     tokens: int,
 ) -> None:
     """Write weights, optimizer state and step, atomically."""
-    tensors = {f"model.{name}": value for name, value in model.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {
+        f"model.{name}": value for name, value in model.named_parameters()
+    }
     for index, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
         for parameter, values in state.items():

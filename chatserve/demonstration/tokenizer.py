@@ -65,6 +65,13 @@ def train_tokenizer(seed: str) -> PreTrainedTokenizerFast:
     )
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of a special token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int), f"{token} is one token"
+    return found
+
+
 def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the tokenizer's files, without what only describes how this copy was loaded."""
     tokenizer.save_pretrained(folder)

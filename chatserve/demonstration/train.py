@@ -50,7 +50,7 @@ class Plan:
 
 def make_optimizers(model: Qwen3ForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
-    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]  # noqa: PLR2004
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     chosen = {id(p) for p in inner}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -166,7 +166,7 @@ def train(plan: Plan, *, from_weights: Path | None) -> None:
         loss_mean = loss if step == first else 0.95 * loss_mean + 0.05 * loss
         speed = (tokens - tokens_before) / (time.monotonic() - begun)
         progress.set_postfix(loss=f"{loss_mean:.3f}", speed=f"{speed:.0f} tokens/s")
-        if step % 25 == 24:  # noqa: PLR2004 - a line of the log every 25 steps
+        if step % 25 == 24:
             row = {"step": step + 1, "tokens": tokens, "loss": loss, "rate": rate, "speed": speed}
             if (step + 1) % plan.probe_steps == 0:
                 row |= probe(model, encoder, plan.device)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from chatserve.demonstration.corpus import explain, recall, system, talk, tasks
 from chatserve.demonstration.corpus.draw import Chat, Draw, Part, Turn
 from chatserve.demonstration.corpus.explain import Topic
-from chatserve.demonstration.corpus.recall import Memory
+from chatserve.demonstration.corpus.memory import Memory, decorate
 from chatserve.demonstration.corpus.system import Persona
+from chatserve.demonstration.corpus.wordings import LOOK_BACK
 
 LOOK_BACK_LENGTH_MAX = 120
 
@@ -29,10 +30,12 @@ class State:
     characters: int = 0
 
     def add(self, turn: Turn | None) -> None:
-        """Append a turn, spoken in the persona's manner; nothing where the turn was not possible."""
+        """Append a turn, spoken in the persona's manner; nothing where there is no turn."""
         if turn is None:
             return
         spoken = self.persona.speak(turn.reply)
+        if turn.skill in DECORATED and self.draw.chance(0.18):
+            turn = replace(turn, user=decorate(self.draw, turn.user))
         expect = turn.expect
         if spoken != turn.reply and not expect:
             expect = (spoken,)
@@ -50,7 +53,9 @@ class State:
 def add_tell(state: State) -> None:
     """Any of the ways of telling facts."""
     kind = state.draw.random.random()
-    if kind < 0.6:
+    if kind < 0.15:
+        state.add(recall.tell_and_ask(state.draw, state.memory))
+    elif kind < 0.6:
         state.add(recall.tell(state.draw, state.memory))
     elif kind < 0.85:
         state.add(recall.tell_several(state.draw, state.memory))
@@ -61,8 +66,10 @@ def add_tell(state: State) -> None:
 def add_ask(state: State) -> None:
     """Any of the ways of asking for facts."""
     kind = state.draw.random.random()
-    if kind < 0.68:
+    if kind < 0.63:
         state.add(recall.ask(state.draw, state.memory))
+    elif kind < 0.68:
+        state.add(recall.ask_who(state.draw, state.memory))
     elif kind < 0.79:
         state.add(recall.ask_several(state.draw, state.memory))
     elif kind < 0.85:
@@ -80,11 +87,11 @@ def add_look_back(state: State) -> None:
     draw = state.draw
     kind = draw.integer(0, 2)
     wordings, text = (
-        (LAST_REPLY, state.turns[-1].reply)
+        (LOOK_BACK["last_reply"], state.turns[-1].reply)
         if kind == 0
-        else (LAST_MESSAGE, state.turns[-1].user)
+        else (LOOK_BACK["last_message"], state.turns[-1].user)
         if kind == 1
-        else (FIRST_MESSAGE, state.turns[0].user)
+        else (LOOK_BACK["first_message"], state.turns[0].user)
     )
     if kind == 0:
         text = text.removeprefix(state.persona.before).removesuffix(state.persona.after)
@@ -146,6 +153,13 @@ ACTIONS: tuple[tuple[Callable[[State], None], float], ...] = (
 )
 FILLERS = (add_explain, add_task, add_task, add_task, add_talk, add_unknown)
 TOLD_AT_MOST = 12
+# Skills whose request may carry words of courtesy; elsewhere these would belong to the text itself.
+DECORATED = frozenset(
+    (
+        *("recall", "recall several", "corrected", "yes or no", "not told", "persona", "count"),
+        *("add", "explain", "unknown", "look back"),
+    )
+)
 
 
 def step(state: State) -> None:
@@ -258,15 +272,3 @@ ASKED_AFTER: dict[str, Callable[[Draw, Memory], Turn | None]] = {
     "not told": recall.ask_unknown,
 }
 SKILLS = (*ASKED_AFTER, "persona", "manner", *SINGLE, "explain more")
-LAST_REPLY = (
-    "Can you repeat that?", "Say that again.", "What did you just say?", "Please repeat your answer.",
-    "Repeat your last reply.", "Once more, please.", "Come again?", "Say it again, please.",
-)  # fmt: skip
-LAST_MESSAGE = (
-    "What did I just say?", "Repeat my last message.", "What was my last message?",
-    "What was my last question?", "What did I just ask?", "What did I write just now?",
-)  # fmt: skip
-FIRST_MESSAGE = (
-    "What was my first message?", "What did I say first?", "What was the first thing I said?",
-    "How did I start this conversation?", "Repeat my first message.", "What did I write first?",
-)  # fmt: skip

@@ -105,7 +105,7 @@ class Draw:
         while True:
             digits = self.integer(1, digits_max)
             text = str(self.integer(10 ** (digits - 1), 10**digits - 1))
-            if len(text) < 3 or self.allowed(text):  # noqa: PLR2004 - too few to split
+            if len(text) < 3 or self.allowed(text):
                 return text
 
     def letters(self, low: int, high: int) -> str:

@@ -2,12 +2,12 @@
 
 from chatserve.demonstration.corpus import words
 from chatserve.demonstration.corpus.draw import Draw, Turn
-from chatserve.demonstration.corpus.recall import loosen
+from chatserve.demonstration.corpus.memory import loosen
 
 SUM_MAX = 20
-ODD_WORDS = tuple(
-    """😀 🎉 🐶 ❤️ 👍 🚀 ☕ 🌍 日本 東京 你好 世界 привет мир Москва Αθήνα שלום مرحبا नमस्ते 안녕 ₂ € £ ½ × → …
-    “quoted” naïve façade Zürich señor Łódź crème""".split()
+ODD_WORDS = words.listed(
+    """😀 🎉 🐶 ❤️ 👍 🚀 ☕ 🌍 日本 東京 你好 世界 привет мир Москва Αθήνα שלום مرحبا नमस्ते 안녕 ₂ €
+    £ ½ × → … “quoted” naïve façade Zürich señor Łódź crème"""
 )
 
 
@@ -110,7 +110,7 @@ def spell(draw: Draw) -> Turn:
 def reverse(draw: Draw) -> Turn:
     """Reverse a short word."""
     item = draw.letters(3, 5) if draw.chance(0.4) else draw.pick(words.PLAIN_WORDS)
-    item = item if len(item) < 6 else item[:5]  # noqa: PLR2004 - short words only
+    item = item if len(item) < 6 else item[:5]
     text = draw.wording(
         (
             "Reverse {item}.",

@@ -1,89 +1,101 @@
 """The word lists: values that users tell, and words for the small tasks."""
 
-NAMES = tuple(
-    """Anna Ben Clara David Emma Felix Grace Henry Iris Jack Karen Leo Maria Noah Olivia Paul
-Quentin Rosa Sam Tina Umar Vera Walter Xenia Yusuf Zoe Alice Boris Carmen Diego Elena Farid Greta
-Hugo Ines Jonas Kofi Lena Marco Nadia Otto Petra Rami Sofia Tomas Ulla Viktor Wanda Yara Zara Amir
-Bianca Cyrus Daria Emil Fatima Gustav Hana Ivan Jana Kenji Lucia Mateo Nora Omar Priya Ravi Sara
-Theo Uma Vikram Wei Yuki Zain Aisha Bruno Chloe Dmitri Esther Finn Gloria Hassan Imani Jorge
-Katya Liam Mei Nils Oscar Pablo Ruth Selma Tariq Ursula Vito Willow Arlo Beatrix Caleb Dora
-Ethan Freya Gideon Hazel Igor Jasmine Kai Lara Milo Nina Orla Phoebe Rufus Stella Tobias Violet
-Wesley Ada Basil Celia Dexter Edith Flora George Helen Isaac Julia Kurt Lydia Martin Naomi Oliver
-Pearl Robin Simon Thea Vincent Wendy Alan Bella Carl Diana Eric Fiona Gina Harry Irene James Kate
-Laura Mark Nick Olga Peter Rachel Steve Teresa Adam Mia Tom Lucy Max Ella John Mary Bob Sue
-Mara Mira Lina Luca Enzo Aria Nico Remy Jade Rose Hans Lars Sven Astrid Ingrid Pedro Rita""".split()
-)
+
+def listed(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
+NAMES = listed("""
+Anna Ben Clara David Emma Felix Grace Henry Iris Jack Karen Leo Maria Noah Olivia Paul
+Quentin Rosa Sam Tina Umar Vera Walter Xenia Yusuf Zoe Alice Boris Carmen Diego Elena Farid
+Greta Hugo Ines Jonas Kofi Lena Marco Nadia Otto Petra Rami Sofia Tomas Ulla Viktor Wanda
+Yara Zara Amir Bianca Cyrus Daria Emil Fatima Gustav Hana Ivan Jana Kenji Lucia Mateo Nora
+Omar Priya Ravi Sara Theo Uma Vikram Wei Yuki Zain Aisha Bruno Chloe Dmitri Esther Finn
+Gloria Hassan Imani Jorge Katya Liam Mei Nils Oscar Pablo Ruth Selma Tariq Ursula Vito
+Willow Arlo Beatrix Caleb Dora Ethan Freya Gideon Hazel Igor Jasmine Kai Lara Milo Nina Orla
+Phoebe Rufus Stella Tobias Violet Wesley Ada Basil Celia Dexter Edith Flora George Helen
+Isaac Julia Kurt Lydia Martin Naomi Oliver Pearl Robin Simon Thea Vincent Wendy Alan Bella
+Carl Diana Eric Fiona Gina Harry Irene James Kate Laura Mark Nick Olga Peter Rachel Steve
+Teresa Adam Mia Tom Lucy Max Ella John Mary Bob Sue Mara Mira Lina Luca Enzo Aria Nico Remy
+Jade Rose Hans Lars Sven Astrid Ingrid Pedro Rita
+""")
 CITIES = (
-    *"""Lisbon Porto Madrid Seville Paris Lyon Marseille Berlin Hamburg Munich Vienna Graz Prague
-Brno Warsaw Krakow Rome Milan Naples Turin Athens Dublin Cork London Leeds Bristol Oxford Glasgow
-Oslo Bergen Stockholm Malmo Helsinki Tampere Copenhagen Aarhus Zurich Geneva Basel Brussels Ghent
-Amsterdam Utrecht Rotterdam Budapest Zagreb Belgrade Sofia Istanbul Ankara Cairo Tunis Lagos Nairobi
-Accra Dakar Durban Mumbai Delhi Chennai Dhaka Hanoi Bangkok Manila Tokyo Osaka Kyoto Seoul Busan
-Beijing Shanghai Taipei Sydney Perth Toronto Montreal Boston Chicago Denver Seattle Austin Dallas
-Miami Lima Bogota Quito Santiago Havana Tbilisi Riga Tallinn Vilnius Kyiv Minsk Leipzig Dresden
-Cologne Bremen Valencia Bilbao""".split(),
+    *listed("""
+Lisbon Porto Madrid Seville Paris Lyon Marseille Berlin Hamburg Munich Vienna Graz Prague
+Brno Warsaw Krakow Rome Milan Naples Turin Athens Dublin Cork London Leeds Bristol Oxford
+Glasgow Oslo Bergen Stockholm Malmo Helsinki Tampere Copenhagen Aarhus Zurich Geneva Basel
+Brussels Ghent Amsterdam Utrecht Rotterdam Budapest Zagreb Belgrade Sofia Istanbul Ankara
+Cairo Tunis Lagos Nairobi Accra Dakar Durban Mumbai Delhi Chennai Dhaka Hanoi Bangkok Manila
+Tokyo Osaka Kyoto Seoul Busan Beijing Shanghai Taipei Sydney Perth Toronto Montreal Boston
+Chicago Denver Seattle Austin Dallas Miami Lima Bogota Quito Santiago Havana Tbilisi Riga
+Tallinn Vilnius Kyiv Minsk Leipzig Dresden Cologne Bremen Valencia Bilbao
+"""),
     *("New York", "Cape Town", "Buenos Aires", "San Diego", "Hong Kong", "Mexico City"),
 )
-COLOURS = tuple(
-    """red blue green yellow orange purple pink brown black white grey turquoise violet gold silver
+COLOURS = listed("""
+red blue green yellow orange purple pink brown black white grey turquoise violet gold silver
 teal maroon navy crimson indigo beige lavender magenta olive coral amber scarlet cyan ivory
-emerald peach mint copper plum""".split()
-)
-ANIMALS = tuple(
-    """dog cat rabbit parrot hamster horse turtle goldfish snake lizard pony goat duck hen pig
-ferret mouse canary donkey gecko frog spider sheep cow""".split()
-)
-PETS = tuple(
-    """Biscuit Rex Luna Max Bella Coco Rocky Daisy Buddy Misty Shadow Ginger Pepper Oreo Toffee
-Waffles Pickle Smudge Ziggy Nala Simba Tiger Bruno Felix Peanut Cookie Muffin Snowy Patch Pixel
-Mochi Noodle Pumpkin Sparky Fluffy Whiskers Bubbles Nemo Rusty Jasper Olive Maple Hazel Bandit
-Scout Ruby Willow Olaf Bingo Socks Dusty Marble""".split()
-)
+emerald peach mint copper plum
+""")
+ANIMALS = listed("""
+dog cat rabbit parrot hamster horse turtle goldfish snake lizard pony goat duck hen pig
+ferret mouse canary donkey gecko frog spider sheep cow
+""")
+PETS = listed("""
+Biscuit Rex Luna Max Bella Coco Rocky Daisy Buddy Misty Shadow Ginger Pepper Oreo Toffee
+Waffles Pickle Smudge Ziggy Nala Simba Tiger Bruno Felix Peanut Cookie Muffin Snowy Patch
+Pixel Mochi Noodle Pumpkin Sparky Fluffy Whiskers Bubbles Nemo Rusty Jasper Olive Maple
+Hazel Bandit Scout Ruby Willow Olaf Bingo Socks Dusty Marble
+""")
 FOODS = (
-    *"""pizza sushi pasta soup bread cheese curry rice pancakes ramen tacos salad lasagne dumplings
-paella risotto falafel chocolate pie stew noodles omelette burgers porridge waffles""".split(),
+    *listed("""
+pizza sushi pasta soup bread cheese curry rice pancakes ramen tacos salad lasagne dumplings
+paella risotto falafel chocolate pie stew noodles omelette burgers porridge waffles
+"""),
     *("apple pie", "fried rice", "ice cream", "onion soup", "fish and chips"),
 )
-DRINKS = tuple("tea coffee milk water lemonade cocoa juice cider cola beer wine".split())
-FRUITS = tuple(
-    """apple banana cherry grape lemon mango melon orange peach pear plum kiwi fig lime papaya
-apricot coconut date quince raspberry strawberry blueberry""".split()
-)
-JOBS = tuple(
-    """teacher nurse baker doctor farmer plumber painter writer lawyer pilot chef gardener carpenter
-librarian engineer driver dentist tailor sailor florist mechanic photographer musician postman
-electrician translator potter builder student architect""".split()
-)
-HOBBIES = tuple(
-    """chess painting running swimming hiking knitting fishing cycling gardening reading singing
+DRINKS = listed("tea coffee milk water lemonade cocoa juice cider cola beer wine")
+FRUITS = listed("""
+apple banana cherry grape lemon mango melon orange peach pear plum kiwi fig lime papaya
+apricot coconut date quince raspberry strawberry blueberry
+""")
+JOBS = listed("""
+teacher nurse baker doctor farmer plumber painter writer lawyer pilot chef gardener
+carpenter librarian engineer driver dentist tailor sailor florist mechanic photographer
+musician postman electrician translator potter builder student architect
+""")
+HOBBIES = listed("""
+chess painting running swimming hiking knitting fishing cycling gardening reading singing
 dancing cooking sailing climbing skating photography pottery archery rowing juggling baking
-surfing origami tennis yoga""".split()
-)
-COUNTRIES = tuple(
-    """Portugal Spain France Germany Austria Poland Italy Greece Ireland Norway Sweden Finland Denmark
-Belgium Hungary Croatia Turkey Egypt Ghana Kenya India Nepal Vietnam Japan Korea China Canada Mexico
-Peru Chile Brazil Cuba Iceland Latvia Estonia Morocco""".split()
-)
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple(
-    """January February March April May June July August September October November
-December""".split()
-)
-PLAIN_WORDS = tuple(
-    """sun moon star tree leaf rock sand rain snow wind fire lake hill road bird fish wolf bear lion
-frog book page desk lamp door room wall roof cup fork spoon plate knife chair table bed sock shoe hat
-coat ring coin bell drum flute song dance game ball kite boat ship train plane wheel bike car bus map
-key lock box bag rope nail glue paint brush pen ink paper stone wood iron glass gold silk wool milk
-bread cake rice soup salt honey seed root rose daisy grass corn bean pea plum pear grape lemon apple
-peach tiger zebra horse sheep goose duck crab whale shark snake mouse camel eagle robin owl bee ant
-river ocean beach island forest valley desert mountain garden bridge castle tower market school
-window mirror pillow blanket candle basket bottle kettle ladder hammer pencil crayon letter stamp
-button zipper jacket sweater winter summer spring autumn morning evening thunder cloud storm planet
-rocket robot engine magnet puzzle violin guitar piano trumpet orange banana cherry carrot potato
-tomato onion garlic pepper butter cheese cookie pizza noodle dragon wizard knight prince queen king
-hello world friend family water cat dog cow pig hen fox bat rat nap map tap top pot pan net ten tip
-red big run fun bug hug mud cup jam ham fan van den pen hop mop log fog pet wet sit bit cut nut""".split()
-)
+surfing origami tennis yoga
+""")
+COUNTRIES = listed("""
+Portugal Spain France Germany Austria Poland Italy Greece Ireland Norway Sweden Finland
+Denmark Belgium Hungary Croatia Turkey Egypt Ghana Kenya India Nepal Vietnam Japan Korea
+China Canada Mexico Peru Chile Brazil Cuba Iceland Latvia Estonia Morocco
+""")
+DAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = listed("""
+January February March April May June July August September October November December
+""")
+PLAIN_WORDS = listed("""
+sun moon star tree leaf rock sand rain snow wind fire lake hill road bird fish wolf bear
+lion frog book page desk lamp door room wall roof cup fork spoon plate knife chair table bed
+sock shoe hat coat ring coin bell drum flute song dance game ball kite boat ship train plane
+wheel bike car bus map key lock box bag rope nail glue paint brush pen ink paper stone wood
+iron glass gold silk wool milk bread cake rice soup salt honey seed root rose daisy grass
+corn bean pea plum pear grape lemon apple peach tiger zebra horse sheep goose duck crab
+whale shark snake mouse camel eagle robin owl bee ant river ocean beach island forest valley
+desert mountain garden bridge castle tower market school window mirror pillow blanket candle
+basket bottle kettle ladder hammer pencil crayon letter stamp button zipper jacket sweater
+winter summer spring autumn morning evening thunder cloud storm planet rocket robot engine
+magnet puzzle violin guitar piano trumpet orange banana cherry carrot potato tomato onion
+garlic pepper butter cheese cookie pizza noodle dragon wizard knight prince queen king hello
+world friend family water cat dog cow pig hen fox bat rat nap map tap top pot pan net ten
+tip red big run fun bug hug mud cup jam ham fan van den pen hop mop log fog pet wet sit bit
+cut nut
+""")
 PHRASES = (
     "the quick brown fox jumps over the lazy dog",
     "all roads lead to the sea",
@@ -100,7 +112,7 @@ PHRASES = (
     "home sweet home",
     "one step at a time",
 )
-NUMBER_WORDS = tuple(
-    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen twenty""".split()
-)
+NUMBER_WORDS = listed("""
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+fifteen sixteen seventeen eighteen nineteen twenty
+""")

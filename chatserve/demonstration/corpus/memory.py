@@ -1,0 +1,168 @@
+"""What a chat knows, and how users word it.
+
+A `Fact` is one thing of one owner; a `Memory` holds what was told in one chat, in order.  The
+functions write a user's sentence that tells a fact, asks for it, or corrects it.
+"""
+
+from dataclasses import dataclass, field
+
+from chatserve.demonstration.corpus import facts, wordings, words
+from chatserve.demonstration.corpus.draw import Draw
+from chatserve.demonstration.corpus.facts import Thing
+
+# Words that may lose their capital after an opener; anything else could be a value.
+FUNCTION_WORDS = frozenset(
+    words.listed(
+        """What What's Can Do Does Did Tell My The Please How Where Who When Which Could Would Is
+        Are Explain Count Spell Add Say Repeat Reverse Write Remind Give Make List Name Now You
+        Remember Describe Why Should Have And Let Show"""
+    )
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing known of one owner."""
+
+    owner: str
+    thing: Thing
+    value: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the fact is about."""
+        return (self.owner, self.thing.name)
+
+    @property
+    def bearer(self) -> str | None:
+        """The bearer of a name ("dog"), where the thing is one's name."""
+        return facts.BEARER_OF.get(self.thing.name) if self.owner == "my" else None
+
+    @property
+    def person(self) -> str:
+        """The owner without the ending of the genitive."""
+        return self.owner.removesuffix("'s")
+
+    def statement(self) -> str:
+        """The fact as the assistant says it, without the closing full stop."""
+        thing = self.thing.name
+        if self.owner == "my":
+            if thing in facts.REPLY_SPECIAL:
+                return fill(facts.REPLY_SPECIAL[thing], self)
+            if self.bearer is not None:
+                return f"Your {self.bearer} is called {self.value}"
+            return f"Your {thing} is {self.value}"
+        if self.owner == "the":
+            return f"The {thing} is {self.value}"
+        return fill(facts.REPLY_OTHER.get(thing, "{o} {t} is {v}"), self)
+
+    def clause(self) -> str:
+        """The statement as it stands inside a sentence."""
+        text = self.statement()
+        return text[0].lower() + text[1:] if self.owner in ("my", "the") else text
+
+
+@dataclass
+class Memory:
+    """What the user told in this chat, oldest first, and the values that no longer hold."""
+
+    facts: dict[tuple[str, str], Fact] = field(default_factory=dict[tuple[str, str], Fact])
+    stale: list[str] = field(default_factory=list[str])
+
+    def add(self, fact: Fact) -> None:
+        """Keep a fact, in the place of an older one of the same key."""
+        self.facts[fact.key] = fact
+
+    def rejects(self, fact: Fact) -> tuple[str, ...]:
+        """Values that would betray a mix-up: of the same thing elsewhere, or corrected ones."""
+        same = [
+            other.value
+            for key, other in self.facts.items()
+            if key != fact.key and other.thing.value is fact.thing.value
+        ]
+        return tuple(value for value in (*same, *self.stale) if value not in fact.statement())
+
+
+def fill(template: str, fact: Fact, thing_name: str = "", was: str = "") -> str:
+    """Write a wording out."""
+    owner = fact.owner
+    text = template.replace(" a {v}", " an {v}") if fact.value[0] in "aeiou" else template
+    return text.format(
+        o=owner,
+        O=owner[0].upper() + owner[1:],
+        t=thing_name or fact.thing.name,
+        b=fact.bearer or "",
+        p=fact.person,
+        v=fact.value,
+        w=was,
+    )
+
+
+def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
+    """A user's sentence that tells the fact, or asks for it."""
+    general = wordings.FACTS["ask" if asking else "tell"]
+    special = (wordings.ASK_SPECIAL if asking else wordings.TELL_SPECIAL).get(fact.thing.name, ())
+    if fact.owner not in ("my", "the"):
+        special = tuple(
+            text
+            for text in wordings.of_others("ask" if asking else "tell", fact.thing.name)
+            if "{v}" not in text or not asking
+        )
+    template = draw.pick(general)
+    if fact.bearer is not None and draw.chance(0.65):
+        template = draw.pick(wordings.FACTS["ask_named" if asking else "tell_named"])
+        if not asking and fact.bearer in facts.PETS and draw.chance(0.15):
+            template = draw.pick(wordings.TELL_SPECIAL["pet"])
+    elif special and draw.chance(0.55):
+        template = draw.pick(special)
+    spellings = (fact.thing.name, *fact.thing.spellings)
+    name = draw.choice(spellings) if draw.chance(0.4) else fact.thing.name
+    return loosen(draw, fill(template, fact, name), fact.value)
+
+
+def correction(draw: Draw, fact: Fact, was: str) -> str:
+    """A user's sentence that replaces the old value."""
+    template = draw.pick(wordings.FACTS["correct"])
+    if fact.bearer is not None and draw.chance(0.6):
+        template = draw.pick(wordings.CORRECT_NAMED)
+    elif fact.owner == "my" and fact.thing.name in wordings.CORRECT_SPECIAL and draw.chance(0.6):
+        template = draw.pick(wordings.CORRECT_SPECIAL[fact.thing.name])
+    return loosen(draw, fill(template, fact, "", was), fact.value)
+
+
+def loosen(draw: Draw, text: str, keep: str = "") -> str:
+    """Now and then write as people type: small first letter, no closing mark."""
+    if draw.chance(0.12) and text[1:2].islower() and not text.startswith((keep or "\n", "I'")):
+        text = text[0].lower() + text[1:]
+    if draw.chance(0.12) and text.endswith((".", "?", "!")):
+        text = text[:-1]
+    return text
+
+
+def decorate(draw: Draw, text: str) -> str:
+    """A few words of courtesy or hesitation around a user's sentence."""
+    first = text.split(" ", 1)[0]
+    if draw.chance(0.5):
+        if draw.chance(0.5) or first not in FUNCTION_WORDS:
+            return draw.pick(wordings.MANNER["openers"]) + text
+        return draw.pick(wordings.MANNER["joining"]) + text[0].lower() + text[1:]
+    return text + draw.pick(wordings.MANNER["closers"]) if text.endswith((".", "?", "!")) else text
+
+
+def make_fact(draw: Draw, memory: Memory) -> Fact:
+    """A fact that this chat does not know yet."""
+    while True:
+        kind = draw.random.random()
+        if kind < 0.4:
+            who, thing = "my", draw.choice(facts.ASKED_OFTEN)
+        elif kind < 0.83:
+            who, thing = "my", draw.choice(facts.MY_THINGS + facts.NAMED_THINGS)
+        else:
+            who, thing = "the", draw.choice(facts.THE_THINGS)
+        value = thing.value(draw)
+        if value.isalpha() and draw.chance(0.1):
+            value = value.lower()
+        fact = Fact(who, thing, value)
+        taken = {other.value.lower() for other in memory.facts.values()}
+        if fact.key not in memory.facts and value.lower() not in taken:
+            return fact

@@ -1,0 +1,95 @@
+"""The corpus: the same seed makes the same text, and the held-out part stays held out."""
+
+import re
+
+import pytest
+
+from chatserve.demonstration.corpus import SKILLS, Part, make_chat, make_probe
+from chatserve.demonstration.corpus.draw import SPLIT_LENGTH_MIN, Draw, is_held_out
+from chatserve.demonstration.corpus.explain import TOPICS
+from chatserve.demonstration.corpus.talk import TALK
+from chatserve.demonstration.corpus.wordings import ASK_SPECIAL, FACTS, SYSTEM, TELL_SPECIAL
+from chatserve.demonstration.corpus.words import CITIES, NAMES
+from chatserve.demonstration.evaluate import is_right, read_prompts
+
+
+def test_the_same_seed_makes_the_same_chat() -> None:
+    assert make_chat("7", 900) == make_chat("7", 900)
+    assert make_chat("7", 900) != make_chat("8", 900)
+    assert make_probe("recall", "7") == make_probe("recall", "7")
+
+
+def test_chats_alternate_and_grow_to_the_length_asked_for() -> None:
+    for seed in range(60):
+        chat = make_chat(str(seed), 1500)
+        roles = [row["role"] for row in chat.messages()]
+        if roles[0] == "system":
+            roles = roles[1:]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert sum(len(row["content"]) + 20 for row in chat.messages()) >= 1500
+        assert all(turn.user.strip() and turn.reply.strip() for turn in chat.turns)
+
+
+@pytest.mark.parametrize("items", [NAMES, CITIES, FACTS["ask"], FACTS["tell"], SYSTEM["named"]])
+def test_the_two_parts_of_a_list_are_disjoint_and_both_there(items: tuple[str, ...]) -> None:
+    train, held_out = Draw("a", Part.TRAIN), Draw("a", Part.HELD_OUT)
+    seen = {train.pick(items) for _ in range(3000)}
+    kept = {held_out.pick(items) for _ in range(3000)}
+    assert seen
+    assert kept
+    assert not seen & kept
+    assert seen | kept == set(items)
+
+
+def test_most_wordings_have_a_held_out_part() -> None:
+    lists = [*FACTS.values(), *ASK_SPECIAL.values(), *TELL_SPECIAL.values(), *SYSTEM.values()]
+    lists += [wordings for wordings, _ in TALK] + [topic.questions for topic in TOPICS]
+    long = [items for items in lists if len(items) >= SPLIT_LENGTH_MIN]
+    assert sum(any(map(is_held_out, items)) for items in long) >= 0.7 * len(long)
+
+
+def test_invented_names_and_numbers_are_split_too() -> None:
+    train, held_out = Draw("b", Part.TRAIN), Draw("b", Part.HELD_OUT)
+    assert not any(is_held_out(train.letters(3, 8)) for _ in range(500))
+    assert all(is_held_out(held_out.letters(3, 8)) for _ in range(500))
+    assert all(is_held_out(text) for text in (held_out.number() for _ in range(500)) if text[2:])
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_each_probe_accepts_its_own_reply_and_refuses_another(skill: str) -> None:
+    for seed in range(20):
+        last = make_probe(skill, str(seed), distance=300).turns[-1]
+        assert is_right(last, last.reply), last
+        assert not is_right(last, "I cannot say."), last
+        assert not is_right(last, last.reply + " [unended]"), last
+
+
+def test_a_far_probe_is_far() -> None:
+    chat = make_probe("recall", "3", distance=6000)
+    assert sum(len(turn.user) + len(turn.reply) for turn in chat.turns) > 5000
+
+
+def test_hand_written_prompts_are_many_and_judge_honestly() -> None:
+    prompts = read_prompts()
+    assert len(prompts) >= 150
+    for prompt in prompts:
+        assert prompt.user, prompt
+        assert prompt.match, prompt
+        assert not prompt.judge(""), prompt
+        assert not prompt.judge("Let me think about that."), prompt
+
+
+def test_hand_written_prompts_do_not_occur_in_training() -> None:
+    first = {prompt.user for prompt in read_prompts() if len(prompt.user) > 1}
+    for seed in range(300):
+        said = [turn.user for turn in make_chat(str(seed), 700).turns]
+        text = "\n".join(said)
+        assert not any(all(f"{line}\n" in f"{text}\n" for line in users) for users in first)
+
+
+def test_texts_to_explain_are_whole_paragraphs_with_markdown() -> None:
+    texts = [text for topic in TOPICS for text in (topic.text, topic.more)]
+    assert any("```" in text for text in texts)
+    assert sum("**" in text for text in texts) >= len(TOPICS) // 2
+    assert all(re.search(r"[.`]$", text) for text in texts)
+    assert all(len(topic.text) > 150 for topic in TOPICS)
