@@ -142,7 +142,7 @@ class Answer:
                     results.append(event)
                 case Failed():
                     raise event.error
-        self._clock.done()
+        self._clock.done(results)
         return Response(
             orjson.dumps(self._shape.whole(choices, results)), media_type="application/json"
         )
@@ -187,7 +187,7 @@ class Answer:
                 case Failed():
                     yield sse.frame(problem(event.error))
                     return
-        self._clock.done()
+        self._clock.done(results)
         if self._job.include_usage:
             yield sse.frame(shape.last(results))
         yield sse.DONE

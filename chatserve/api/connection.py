@@ -71,7 +71,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)
-        self._bound_kernel_buffers(transport)
+        self._set_socket_options(transport)
         if len(self.connections) > self.limits.connections_max:
             self._refuse(Refusal(503, "busy", "Too many connections; come back later."))
         else:
@@ -222,15 +222,17 @@ class Connection(H11Protocol):
             self._write_deadline.cancel()
             self._write_deadline = None
 
-    def _bound_kernel_buffers(self, transport: asyncio.Transport) -> None:
+    def _set_socket_options(self, transport: asyncio.Transport) -> None:
         sock = transport.get_extra_info("socket")
         if sock is None:
             return
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.send_buffer_bytes)
-        if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in (
-            socket.AF_INET,
-            socket.AF_INET6,
-        ):
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        # asyncio sets this only on sockets that name their protocol, and a listener made without
+        # it passes that on: then every answer waits 40 ms for the peer's delayed acknowledgement.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
             # Bytes that a vanished machine does not acknowledge end the connection too.
             milliseconds = int(self.limits.write_seconds * 1_000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

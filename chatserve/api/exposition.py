@@ -37,7 +37,9 @@ class Family:
 class Metric:
     """One row of a table: a field of a statistics dataclass as a metric.
 
-    label: for a field that is a mapping, what its keys are.
+    field: its name, or "" for the dataclass itself. label: what tells the samples apart when
+    the value is a mapping (its keys do), or a dataclass, of which `parts` names the attributes
+    to show and their label values.
     """
 
     field: str
@@ -45,6 +47,7 @@ class Metric:
     kind: Kind
     meaning: str
     label: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 @runtime_checkable
@@ -62,8 +65,8 @@ class Distribution(Protocol):
         ...
 
     @property
-    def total(self) -> float:
-        """The sum of all observations."""
+    def sum(self) -> float:
+        """Of all observations."""
         ...
 
 
@@ -73,84 +76,133 @@ class Histogram:
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
-        self.total = 0.0
+        self.sum = 0.0
 
     def observe(self, value: float, count: int = 1) -> None:
         """Count `count` observations of the same value."""
         self.counts[bisect.bisect_left(self.bounds, value)] += count
-        self.total += value * count
+        self.sum += value * count
 
 
 ENGINE_METRICS = (
     Metric(
-        "num_requests_running",
-        "chatserve_num_requests_running",
+        "running", "chatserve_num_requests_running", "gauge", "Sequences that steps compute now."
+    ),
+    Metric("waiting", "chatserve_num_requests_waiting", "gauge", "Sequences that wait for a step."),
+    Metric(
+        "following",
+        "chatserve_num_requests_following",
         "gauge",
-        "Requests in the engine's running batch.",
+        "Sequences that wait for another one to compute their common prefix.",
+    ),
+    Metric("in_flight", "chatserve_steps_in_flight", "gauge", "Steps ordered and not committed."),
+    Metric("budget_tokens", "chatserve_step_budget_tokens", "gauge", "The next step's budget."),
+    Metric("steps_total", "chatserve_steps_total", "counter", "Steps that gave a result."),
+    Metric("step_tokens_total", "chatserve_step_tokens_total", "counter", "Tokens of all steps."),
+    Metric("step_seconds", "chatserve_step_seconds", "histogram", "How long a step takes."),
+    Metric(
+        "prompt_tokens_total",
+        "chatserve_prefill_tokens_total",
+        "counter",
+        "Prompt tokens computed; those found in the cache are not.",
     ),
     Metric(
-        "num_requests_waiting",
-        "chatserve_num_requests_waiting",
-        "gauge",
-        "Requests waiting to be scheduled.",
-    ),
-    Metric("prompt_tokens", "chatserve_prompt_tokens_total", "counter", "Prompt tokens taken in."),
-    Metric(
-        "generation_tokens",
+        "generated_tokens_total",
         "chatserve_generation_tokens_total",
         "counter",
         "Tokens generated.",
     ),
     Metric(
-        "prefix_cache_queries",
+        "preemptions_total",
+        "chatserve_num_preemptions_total",
+        "counter",
+        "Times a running sequence had to give its pages back.",
+    ),
+    Metric("failed_steps_total", "chatserve_failed_steps_total", "counter", "Steps that raised."),
+    Metric(
+        "recoveries_total",
+        "chatserve_recoveries_total",
+        "counter",
+        "Times the engine went on after a failed step.",
+    ),
+    Metric(
+        "quarantined", "chatserve_quarantined", "gauge", "Inputs refused because they broke steps."
+    ),
+    Metric(
+        "finished_total",
+        "chatserve_sequences_finished_total",
+        "counter",
+        "Sequences by their end in the engine.",
+        label="finished_reason",
+    ),
+)
+
+PAGE_STATES = ("free", "open", "loading", "sealed", "cached", "leaving")
+
+CACHE_METRICS = (
+    Metric(
+        "pages",
+        "chatserve_pages",
+        "gauge",
+        "Device pages by state.",
+        label="state",
+        parts=tuple((state, state) for state in PAGE_STATES),
+    ),
+    Metric(
+        "query_tokens",
         "chatserve_prefix_cache_queries_total",
         "counter",
         "Prompt tokens looked up in the prefix cache.",
     ),
     Metric(
-        "prefix_cache_hits",
+        "hit_tokens",
         "chatserve_prefix_cache_hits_total",
         "counter",
         "Prompt tokens found in the prefix cache.",
     ),
+    Metric("named_pages", "chatserve_named_pages", "gauge", "Pages that a prefix can be found in."),
+    Metric("logical_pages", "chatserve_logical_pages", "gauge", "Owned pages, once per owner."),
+    Metric("physical_pages", "chatserve_physical_pages", "gauge", "Owned pages, each once."),
+    Metric("sealed_total", "chatserve_pages_sealed_total", "counter", "Pages filled and named."),
     Metric(
-        "preemptions",
-        "chatserve_num_preemptions_total",
-        "counter",
-        "Times a running sequence had to give its pages back.",
-    ),
-    Metric("steps", "chatserve_steps_total", "counter", "Steps of the engine."),
-    Metric("step_seconds", "chatserve_step_seconds", "histogram", "Duration of a step."),
-)
-
-CACHE_METRICS = (
-    Metric("pages", "chatserve_pages", "gauge", "Device pages by state.", label="state"),
-    Metric(
-        "kv_cache_usage",
-        "chatserve_kv_cache_usage_perc",
-        "gauge",
-        "Share of the device pages in use by running requests; 1 is all of them.",
+        "copies_total", "chatserve_page_copies_total", "counter", "Partial pages copied at a write."
     ),
     Metric(
-        "evictions",
+        "",
         "chatserve_page_evictions_total",
         "counter",
-        "Cached pages given up for new ones.",
+        "Cached pages given up.",
+        label="reason",
+        parts=(("evicted_for_space_total", "space"), ("evicted_by_flush_total", "flush")),
     ),
     Metric(
-        "claims_followed",
-        "chatserve_claims_followed_total",
-        "counter",
-        "Requests that waited for another one to compute their common prefix.",
+        "claims",
+        "chatserve_claims",
+        "gauge",
+        "Prefix names that are being computed, and sequences that wait for them.",
+        label="kind",
+        parts=(("claimed", "claimed"), ("waiting", "waiting")),
     ),
 )
+
+
+def cache_usage(statistics: object) -> list[Family]:
+    """vLLM's share of pages in use: cached pages count as free, because they can be had."""
+    pages: object = getattr(statistics, "pages", None)
+    total = getattr(pages, "total", 0)
+    if not total:
+        return []
+    available: int = getattr(pages, "free", 0) + getattr(pages, "cached", 0)
+    meaning = "Share of the device pages in use; 1 is all of them."
+    sample = Sample((total - available) / total)
+    return [Family("chatserve_kv_cache_usage_perc", "gauge", meaning, (sample,))]
 
 
 def families(statistics: object, table: Iterable[Metric]) -> list[Family]:
     """The rows whose fields these statistics have, with their values."""
     found: list[Family] = []
     for metric in table:
-        value = getattr(statistics, metric.field, None)
+        value = getattr(statistics, metric.field, None) if metric.field else statistics
         if value is not None:
             samples = _samples(metric, cast(object, value))
             found.append(Family(metric.name, metric.kind, metric.meaning, samples))
@@ -173,6 +225,11 @@ def render(all_families: Iterable[Family]) -> bytes:
 
 
 def _samples(metric: Metric, value: object) -> tuple[Sample, ...]:
+    if metric.parts:
+        return tuple(
+            Sample(float(getattr(value, attribute)), ((metric.label, shown),))
+            for attribute, shown in metric.parts
+        )
     if isinstance(value, int | float):
         return (Sample(float(value)),)
     if isinstance(value, Distribution):
@@ -193,7 +250,7 @@ def _buckets(distribution: Distribution) -> tuple[Sample, ...]:
         samples.append(Sample(below, (("le", _number(bound)),), "_bucket"))
     everything = sum(distribution.counts)
     samples.append(Sample(everything, (("le", "+Inf"),), "_bucket"))
-    samples.append(Sample(distribution.total, (), "_sum"))
+    samples.append(Sample(distribution.sum, (), "_sum"))
     samples.append(Sample(everything, (), "_count"))
     return tuple(samples)
 

@@ -19,6 +19,7 @@ from chatserve.api.exposition import (
     CONTENT_TYPE,
     ENGINE_METRICS,
     Family,
+    cache_usage,
     families,
     render,
 )
@@ -46,15 +47,17 @@ def operator_routes(
         return _state("ready" if state.ready else "loading", state, good=state.ready)
 
     async def metrics(request: Request) -> Response:
+        cache = cache_statistics()
         shown = [
             *families(engine_statistics(), ENGINE_METRICS),
-            *families(cache_statistics(), CACHE_METRICS),
+            *families(cache, CACHE_METRICS),
+            *cache_usage(cache),
             *desk.telemetry.families(desk.gate.serving),
             *more_families(),
         ]
         return Response(render(shown), media_type=CONTENT_TYPE)
 
-    async def cache(request: Request) -> Response:
+    async def admin_cache(request: Request) -> Response:
         statistics = {"cache": cache_statistics(), "engine": engine_statistics()}
         body = orjson.dumps(statistics, option=orjson.OPT_NON_STR_KEYS, default=_plain)
         return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
@@ -63,7 +66,7 @@ def operator_routes(
         Route("/health", health, methods=["GET"]),
         Route("/ready", ready, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
-        Route("/admin/cache", cache, methods=["GET"]),
+        Route("/admin/cache", admin_cache, methods=["GET"]),
     ]
 
 

@@ -6,10 +6,10 @@ It may not know how figures are shown (`exposition.py`). A `Telemetry` lives as 
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from chatserve.api.exposition import Family, Histogram, Sample, histogram
-from chatserve.chat.values import Delta, SampleEnd
+from chatserve.chat.values import Delta, Done, SampleEnd
 
 # vLLM's buckets, so that dashboards compare.
 _FIRST_TOKEN_BOUNDS = (
@@ -34,6 +34,7 @@ class Telemetry:
         self.first_token = Histogram(_FIRST_TOKEN_BOUNDS)
         self.inter_token = Histogram(_INTER_TOKEN_BOUNDS)
         self.request = Histogram(_REQUEST_BOUNDS)
+        self.prompt_tokens = 0
         self.finishes: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
 
@@ -67,6 +68,12 @@ class Telemetry:
                 "chatserve_e2e_request_latency_seconds",
                 "From the whole request to the end of its answer.",
                 self.request,
+            ),
+            Family(
+                "chatserve_prompt_tokens_total",
+                "counter",
+                "Prompt tokens of finished requests, cached ones included.",
+                (Sample(self.prompt_tokens),),
             ),
             Family("chatserve_request_success_total", "counter", "Choices by their end.", finishes),
             Family(
@@ -106,6 +113,7 @@ class ReplyClock:
         """A choice is over."""
         self._telemetry.finishes[end.finish_reason] += 1
 
-    def done(self) -> None:
+    def done(self, results: Sequence[Done]) -> None:
         """The whole answer is over."""
+        self._telemetry.prompt_tokens += sum(result.usage.prompt_tokens for result in results)
         self._telemetry.request.observe(self._telemetry.clock() - self._began)

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -20,6 +20,9 @@ from chatserve.api.connection import Connection
 from chatserve.api.keys import KeyRing
 from chatserve.api.limits import Limits
 from chatserve.api.server import server_config
+from chatserve.cache.block_manager import CacheStatistics
+from chatserve.cache.claims import ClaimStatistics
+from chatserve.cache.page_pool import PoolStatistics
 from chatserve.chat.values import (
     Ask,
     ChatPrompt,
@@ -32,6 +35,8 @@ from chatserve.chat.values import (
     TokenChance,
     Usage,
 )
+from chatserve.engine.statistics import EngineStatistics
+from chatserve.engine.statistics import Histogram as EngineHistogram
 from chatserve.engine.values import Receipt
 
 MODEL = ModelInfo(name="tiny/model", created=1_700_000_000, context_length=4_096)
@@ -162,22 +167,42 @@ class FakeService:
         return [reply for reply in self.all_replies if not reply.left.is_set()]
 
 
-@dataclass(frozen=True)
-class FakeCacheStatistics:
-    pages: dict[str, int] = field(default_factory=lambda: {"free": 90, "cached": 10})
-    kv_cache_usage: float = 0.1
-
-
-@dataclass(frozen=True)
-class FakeEngineStatistics:
-    num_requests_running: int = 3
-    num_requests_waiting: int = 1
-    prompt_tokens: int = 100
-    generation_tokens: int = 50
-    prefix_cache_queries: int = 100
-    prefix_cache_hits: int = 64
-    preemptions: int = 0
-    steps: int = 7
+CACHE_STATISTICS = CacheStatistics(
+    page_size=16,
+    pages=PoolStatistics(
+        total=100, free=60, open=2, loading=0, sealed=8, cached=30, leaving=0, references=12
+    ),
+    claims=ClaimStatistics(claimed=1, waiting=2, waited=3),
+    named_pages=38,
+    logical_pages=12,
+    physical_pages=10,
+    query_tokens=100,
+    hit_tokens=64,
+    sealed_total=40,
+    twins_total=0,
+    copies_total=1,
+    evicted_for_space_total=5,
+    evicted_by_flush_total=6,
+    truncated_total=0,
+)
+ENGINE_STATISTICS = EngineStatistics(
+    running=3,
+    waiting=1,
+    following=2,
+    in_flight=1,
+    budget_tokens=2_048,
+    steps_total=7,
+    step_tokens_total=90,
+    step_seconds=EngineHistogram((0.1, 1.0), (5, 2, 0), 1.5),
+    prompt_tokens_total=36,
+    generated_tokens_total=50,
+    preemptions_total=0,
+    failed_steps_total=0,
+    recoveries_total=0,
+    quarantined=0,
+    finished_total={"stop": 4, "length": 1},
+    broken=None,
+)
 
 
 @dataclass
@@ -237,8 +262,8 @@ def build(service: FakeService, health: FakeHealth, **options: Any) -> Starlette
         "health": health,
         "keys": KeyRing(),
         "cookie_key": COOKIE_KEY,
-        "cache_statistics": FakeCacheStatistics,
-        "engine_statistics": FakeEngineStatistics,
+        "cache_statistics": lambda: CACHE_STATISTICS,
+        "engine_statistics": lambda: ENGINE_STATISTICS,
     }
     return build_app(**(settings | options))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 
 import orjson
 import pytest
@@ -363,3 +364,11 @@ def fed_in_bytes(limits: Limits, data: bytes) -> Head | Refusal | None:
         if outcome is not None:
             return outcome
     return None
+
+
+async def test_small_answers_are_not_held_back() -> None:
+    async with site() as running, running.client() as client:
+        await client.get("/health")
+        (connection,) = running.server_state.connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

@@ -18,7 +18,7 @@ MESSAGES: list[Any] = [{"role": "user", "content": "one two three"}]
 async def served() -> AsyncGenerator[Site]:
     async with site() as running:
         yield running
-        assert not running.service.left_open
+    assert not running.service.left_open
 
 
 def asynchronous(served: Site) -> openai.AsyncOpenAI:

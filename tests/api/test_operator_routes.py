@@ -1,6 +1,7 @@
 """Health, readiness, metrics, the cache's statistics, errors and logs."""
 
 import asyncio
+import dataclasses
 import logging
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pytest
 
 from chatserve.api.access_log import ACCESS_LOGGER, ERROR_LOGGER
 from chatserve.api.exposition import (
+    CACHE_METRICS,
     ENGINE_METRICS,
     Family,
     Histogram,
@@ -18,7 +20,7 @@ from chatserve.api.exposition import (
     histogram,
     render,
 )
-from tests.api.harness import CHAT, site
+from tests.api.harness import CACHE_STATISTICS, CHAT, ENGINE_STATISTICS, site
 
 
 async def test_health_and_readiness_follow_the_state() -> None:
@@ -59,8 +61,14 @@ async def test_metrics_show_every_floor() -> None:
     lines = answer.text.splitlines()
     assert "chatserve_num_requests_running 3" in lines
     assert "chatserve_prefix_cache_hits_total 64" in lines
-    assert 'chatserve_pages{state="free"} 90' in lines
+    assert 'chatserve_pages{state="free"} 60' in lines
+    assert 'chatserve_page_evictions_total{reason="flush"} 6' in lines
+    assert 'chatserve_sequences_finished_total{finished_reason="length"} 1' in lines
+    assert 'chatserve_step_seconds_bucket{le="1"} 7' in lines
+    assert "chatserve_step_seconds_sum 1.5" in lines
+    assert 'chatserve_claims{kind="waiting"} 2' in lines
     assert "chatserve_kv_cache_usage_perc 0.1" in lines
+    assert "chatserve_prompt_tokens_total 10" in lines
     assert "chatserve_time_to_first_token_seconds_count 1" in lines
     assert "chatserve_inter_token_latency_seconds_count 2" in lines
     assert "chatserve_e2e_request_latency_seconds_count 1" in lines
@@ -75,8 +83,9 @@ async def test_metrics_show_every_floor() -> None:
 async def test_the_cache_page_shows_the_statistics_as_they_are() -> None:
     async with site() as running, running.client() as client:
         shown = (await client.get("/admin/cache")).json()
-    assert shown["cache"]["pages"] == {"free": 90, "cached": 10}
-    assert shown["engine"]["steps"] == 7
+    assert shown["cache"] == dataclasses.asdict(CACHE_STATISTICS)
+    assert shown["engine"]["steps_total"] == 7
+    assert shown["engine"]["step_seconds"]["counts"] == [5, 2, 0]
 
 
 def test_a_histogram_is_cumulative_and_ends_in_infinity() -> None:
@@ -98,7 +107,7 @@ def test_a_histogram_is_cumulative_and_ends_in_infinity() -> None:
 def test_a_table_picks_the_fields_that_there_are() -> None:
     @dataclass(frozen=True)
     class Statistics:
-        steps: int
+        steps_total: int
         step_seconds: Histogram
         by_state: dict[str, int]
 
@@ -114,11 +123,28 @@ def test_a_table_picks_the_fields_that_there_are() -> None:
     assert found[2].samples == (Sample(2.0, (("state", "free"),)),)
 
 
+def test_every_row_of_the_tables_finds_its_field() -> None:
+    for statistics, table in (
+        (ENGINE_STATISTICS, ENGINE_METRICS),
+        (CACHE_STATISTICS, CACHE_METRICS),
+    ):
+        assert len(families(statistics, table)) == len(table)
+
+
 def test_every_metric_is_named_in_base_units() -> None:
-    for metric in ENGINE_METRICS:
+    for metric in (*ENGINE_METRICS, *CACHE_METRICS):
         assert metric.name.startswith("chatserve_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert metric.meaning.endswith(".")
+    names = [metric.name for metric in (*ENGINE_METRICS, *CACHE_METRICS)]
+    assert len(set(names)) == len(names)
+
+
+async def test_metrics_before_the_model_is_loaded_are_the_apis_own() -> None:
+    nothing = {"cache_statistics": lambda: None, "engine_statistics": lambda: None}
+    async with site(**nothing) as running, running.client() as client:
+        assert "chatserve_http_requests_serving 0" in (await client.get("/metrics")).text
+        assert (await client.get("/admin/cache")).json() == {"cache": None, "engine": None}
 
 
 async def test_unknown_routes_and_methods_are_answered_in_openais_shape() -> None:
