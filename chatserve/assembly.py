@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from chatserve.cache.block_manager import BlockManager
-from chatserve.chat.service import ChatService
-from chatserve.chat.tokenizer import TextTokenizer
+from chatserve.chat.reply import Clock
+from chatserve.chat.service import ChatService, Workshop
+from chatserve.chat.text_floor import TextFloor, read_text_floor
 from chatserve.chat.values import SamplingDefaults
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.model_runner import ModelRunner
@@ -44,7 +45,7 @@ class Loaded:
 
     model: LoadedModel
     runner: ModelRunner
-    tokenizer: TextTokenizer
+    text: TextFloor
     fingerprint: bytes
     pages: int
     name_key: bytes
@@ -65,8 +66,18 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         context_length=settings.context_length,
         digest_cache=settings.data_dir / "weights.json",
     )
-    tokenizer = TextTokenizer.load(
-        folder, eos_ids=model.generation.eos_ids, template_file=settings.chat_template
+    generation = model.generation
+    text = read_text_floor(
+        model.folder,
+        generation_eos=generation.eos_ids,
+        defaults=SamplingDefaults(
+            temperature=generation.temperature,
+            top_k=generation.top_k,
+            top_p=generation.top_p,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+        ),
+        template_file=settings.chat_template,
     )
     pages = page_count(settings, model)
     try:
@@ -76,7 +87,7 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
     return Loaded(
         model=model,
         runner=runner,
-        tokenizer=tokenizer,
+        text=text,
         fingerprint=model.fingerprint(),
         pages=pages,
         name_key=secret.derive("page names"),
@@ -129,20 +140,16 @@ def assemble(loaded: Loaded, settings: Settings, group: asyncio.TaskGroup) -> As
             steps_in_flight=settings.steps_in_flight,
         ),
     )
-    generation = model.generation
+    threads = min(4, os.cpu_count() or 1)
+    loop = asyncio.get_running_loop()
     service = ChatService(
         engine,
-        loaded.tokenizer,
-        SamplingDefaults(
-            temperature=generation.temperature,
-            top_k=generation.top_k,
-            top_p=generation.top_p,
-            min_p=generation.min_p,
-            repetition_penalty=generation.repetition_penalty,
-        ),
-        spawn=group.create_task,
-        executor=ThreadPoolExecutor(
-            max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="chatserve-text"
+        loaded.text,
+        Workshop(
+            task_group=group,
+            executor=ThreadPoolExecutor(threads, thread_name_prefix="chatserve-text"),
+            preparations_max=threads,
+            clock=Clock(now=loop.time, call_later=loop.call_later),
         ),
     )
     return Assembly(engine=engine, service=service)

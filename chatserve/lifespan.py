@@ -24,17 +24,18 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 
 from chatserve.api.app import build_app
+from chatserve.api.collaborators import ChatService as ChatServiceDoor
 from chatserve.api.collaborators import ModelInfo, Reply
 from chatserve.api.keys import KeyRing
 from chatserve.api.limits import Limits
 from chatserve.api.server import Server, descriptor_limit, server_config
 from chatserve.chat.values import Ask
 from chatserve.errors import SettingsError, StartError, Unavailable
+from chatserve.loop_watch import LoopWatch
 from chatserve.settings import Settings
 from prefix_store import MasterSecret
 
 if TYPE_CHECKING:
-    from chatserve.chat.service import ChatService
     from chatserve.engine.engine import Engine
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Assembly:
     """What exists once the model is loaded."""
 
     engine: "Engine"
-    service: "ChatService"
+    service: ChatServiceDoor
 
 
 class Serving:
@@ -76,13 +77,12 @@ class Serving:
         self._began = time.monotonic()
         self._port = port
         self._folder = model_folder(settings.model)
-        self._name = settings.served_model_name or (
-            DEMONSTRATION_NAME if settings.model is None else self._folder.name
-        )
+        self._name = settings.served_model_name or served_name(settings.model, self._folder)
         self._secret = open_secret(settings.data_dir)
         self._assembly: Assembly | None = None
         self._failure: BaseException | None = None
         self._stopping = asyncio.Event()
+        self._watch = LoopWatch()
         self.draining = False
         limits = Limits.derived(
             context_length=settings.context_length or stated_context(self._folder),
@@ -100,6 +100,7 @@ class Serving:
             cookie_key=self._secret.derive("cookie"),
             cache_statistics=self._cache_statistics,
             engine_statistics=self._engine_statistics,
+            more_families=self._watch.families,
             host=settings.host,
             allowed_hosts=settings.allowed_host,
             cors_origins=settings.cors_origin,
@@ -163,10 +164,12 @@ class Serving:
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         del app
         async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._watch.run())
             engine = group.create_task(self._live(group))
             yield
             self._stopping.set()
             await engine
+            watch.cancel()
 
     async def _live(self, group: asyncio.TaskGroup) -> None:
         """Load, run the engine until told to stop. A failure stops the server."""
@@ -213,6 +216,13 @@ def model_folder(model: str | None) -> Path:
         folder = files("chatserve.demonstration") / "model"
         return Path(str(folder))
     return Path(model).expanduser()
+
+
+def served_name(model: str | None, folder: Path) -> str:
+    """What clients call the model where nothing else is said: its folder's name, or its hub id."""
+    if model is None:
+        return DEMONSTRATION_NAME
+    return folder.resolve().name if folder.exists() else model
 
 
 def stated_context(folder: Path) -> int:

@@ -3,10 +3,14 @@
 A step that computes t tokens takes about  a + b t  seconds. Both are fitted by least squares over
 recent steps with exponentially fading weights, and the budget is the t whose time is the target:
 long prompts are cut into slices that leave room for other people's next tokens.
+
+Steps of one size (replies that only need their next tokens) say nothing about b; the last slope
+that was seen stands meanwhile, so that a prompt that arrives then gets a whole slice at once.
 """
 
 _FADE = 0.9  # weight of the past at each new step: about the last ten steps count
-_GROWTH = 2.0  # the most that a budget grows over the largest step seen recently
+_FIRST_BUDGET = 256  # before any slope is known
+_SPREAD_MIN = 0.01  # of the squared mean size; steps more alike than that give no slope
 
 
 class Pace:
@@ -16,9 +20,8 @@ class Pace:
         assert 0 < tokens_min <= tokens_max
         self._target = target_seconds
         self._min = tokens_min
-        self._max = tokens_max
         self._ceiling = tokens_max
-        self._largest = 0.0
+        self._slope: float | None = None
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
 
     def observe(self, tokens: int, seconds: float) -> None:
@@ -28,22 +31,22 @@ class Pace:
         self._y = self._y * _FADE + seconds
         self._xx = self._xx * _FADE + tokens * tokens
         self._xy = self._xy * _FADE + tokens * seconds
-        self._largest = max(self._largest * _FADE, float(tokens))
-
-    def budget(self) -> int:
-        """Tokens for the next step."""
-        if self._weight == 0.0:
-            return min(self._ceiling, max(self._min, 256))
         mean_x, mean_y = self._x / self._weight, self._y / self._weight
         variance = self._xx / self._weight - mean_x * mean_x
         covariance = self._xy / self._weight - mean_x * mean_y
-        if variance > 0.01 * mean_x * mean_x and covariance > 0.0:
-            slope = covariance / variance
-            fitted = (self._target - (mean_y - slope * mean_x)) / slope
-        else:  # steps of one size tell only their own time per token
-            fitted = self._target / max(mean_y / max(mean_x, 1.0), 1e-9)
-        fitted = min(fitted, max(_GROWTH * self._largest, float(self._min)))
-        return int(min(max(fitted, self._min), self._ceiling))
+        if variance > _SPREAD_MIN * mean_x * mean_x and covariance > 0.0:
+            self._slope = covariance / variance
+
+    def budget(self) -> int:
+        """Tokens for the next step."""
+        budget = float(_FIRST_BUDGET)
+        if self._slope is not None:
+            mean_x, mean_y = self._x / self._weight, self._y / self._weight
+            budget = mean_x + (self._target - mean_y) / self._slope
+        elif self._y > self._weight * self._target:
+            # One size so far, and too slow: as if all of its time were its tokens'.
+            budget = self._x * self._target / self._y
+        return int(min(max(budget, self._min), self._ceiling))
 
     def shrink(self) -> None:
         """The device ran out of memory: half as many tokens at the most, from now on."""

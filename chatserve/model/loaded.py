@@ -5,6 +5,7 @@ May not know: requests, sequences, page ownership, text.
 
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,12 +42,14 @@ class LoadedModel:
         model: PreTrainedModel,
         *,
         name: str,
+        folder: Path,
         layout: KVLayout,
         context_length: int,
         generation: GenerationDefaults,
         fingerprint: Future[bytes],
     ) -> None:
         self.name = name
+        self.folder = folder  # where the checkpoint and its tokenizer are
         self.layout = layout
         self.context_length = context_length
         self.generation = generation

@@ -85,6 +85,7 @@ def load_model(
     return LoadedModel(
         model,
         name=checkpoint.name,
+        folder=checkpoint.folder,
         layout=layout,
         context_length=served,
         generation=generation,
