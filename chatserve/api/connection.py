@@ -12,8 +12,9 @@ one phase, and each phase has its deadline:
               what comes until the peer has read it
 
 Apart from that, whenever bytes for the peer wait in our process a write deadline runs, and ends
-in `abort`: `close` would wait for the same peer to read. The kernel's buffer is kept small and
-ours is allowed nothing (high water 0), so a reader that stalls holds little and is noticed.
+in `abort` unless the peer takes some: `close` would wait for the same peer to read. The kernel's
+buffer is kept small and ours is allowed nothing (high water 0), so a reader that stalls holds
+little and is noticed.
 
 Bytes that come before the answer to the request ahead of them are dropped, and the connection is
 closed after that answer: nobody's client pipelines, except to smuggle. A chunked request is the
@@ -99,9 +100,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_deadline is None:
-            self._write_deadline = self.loop.call_later(
-                self.limits.write_seconds, self.transport.abort
-            )
+            self._watch_writes()
 
     def resume_writing(self) -> None:
         self._disarm_write()
@@ -211,6 +210,21 @@ class Connection(H11Protocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
+
+    def _watch_writes(self) -> None:
+        """Look again soon at what waits for the peer. Nothing is added to it meanwhile."""
+        self._write_deadline = self.loop.call_later(
+            self.limits.write_seconds / 2,
+            self._check_writes,
+            self.transport.get_write_buffer_size(),
+        )
+
+    def _check_writes(self, waiting_before: int) -> None:
+        taken = waiting_before - self.transport.get_write_buffer_size()
+        if taken < self.limits.write_bytes_min:
+            self.transport.abort()
+        else:
+            self._watch_writes()
 
     def _disarm(self) -> None:
         if self._deadline is not None:

@@ -34,8 +34,10 @@ class Limits:
     head_seconds: float = 9.0
     body_seconds: float = 9.0
     idle_seconds: float = 9.0
-    # A reader that takes nothing is gone in 30 s at the latest.
+    # A reader that takes nothing is gone in 30 s at the latest. It is looked at twice in that
+    # time, and stays if it took all, or 16 KiB: about 1 KiB a second, less than any line gives.
     write_seconds: float = 28.0
+    write_bytes_min: int = 16 * KIB
     # How long a refused peer is listened to, so that it reads the refusal and not a reset.
     linger_seconds: float = 1.0
     # Linux doubles what is asked for: 192 KiB in the kernel and one frame in the process, so a

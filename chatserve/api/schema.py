@@ -8,7 +8,7 @@ names the field in `param`.
 
 import re
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -65,10 +65,14 @@ class Asker:
 
 def chat_job(fields: dict[str, object], asker: Asker, *, model: ModelInfo, limits: Limits) -> Job:
     """Decode the body of `/v1/chat/completions`."""
+    messages = fields.get("messages")
+    # Counted before anything is made of them.
+    if isinstance(messages, list) and not 1 <= len(cast(list[object], messages)) <= (
+        limits.messages_max
+    ):
+        raise _bad("messages", f"There must be 1 to {limits.messages_max} messages.")
     body = _convert(without_neutral(fields, _CHAT_NAMES), ChatFields)
     _check_common(body, model, limits)
-    if not 1 <= len(body.messages) <= limits.messages_max:
-        raise _bad("messages", f"There must be 1 to {limits.messages_max} messages.")
     adds_prompt = body.add_generation_prompt
     if adds_prompt is None:
         adds_prompt = not body.continue_final_message

@@ -5,13 +5,14 @@ import asyncio
 import orjson
 import pytest
 
-from chatserve.chat.values import Delta
+from chatserve.chat.values import Delta, SampleEnd
 from tests.api.harness import (
     CHAT,
     PATIENCE_SECONDS,
     FakeReply,
     Site,
     close,
+    done,
     quick,
     site,
     soon,
@@ -142,4 +143,26 @@ async def test_leaving_while_blocked_in_send_leaves_the_reply() -> None:
             await asyncio.sleep(0)
         writer.transport.abort()
         await soon(reply.left)
+        await quiet(running)
+
+
+async def test_a_slow_reader_of_a_large_answer_gets_all_of_it() -> None:
+    async with site(quick(write_seconds=0.4)) as running:
+        text = "x" * 3_000_000
+        running.service.script = lambda ask: [
+            Delta(sample=0, seq=len(text), text=text),
+            SampleEnd(sample=0, finish_reason="stop"),
+            done(ask),
+        ]
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=16_384)
+        began = asyncio.get_running_loop().time()
+        writer.write(post(CHAT))
+        received = 0
+        while received < len(text):
+            piece = await reader.read(65_536)
+            assert piece
+            received += len(piece)
+            await asyncio.sleep(0.01)  # the slowness itself
+        assert asyncio.get_running_loop().time() - began > 0.4
+        await close(writer)
         await quiet(running)
