@@ -4,7 +4,8 @@ A runner runs one plan at a time, in a thread of its own: tensors have one owner
 one queue, results come back by `call_soon_threadsafe`: one thread crossing each way per step.
 
 A plan that was made before the failure of an earlier one was known is void: it counts on pages
-and tokens which that step should have written, so it is answered without being run.
+and tokens which that step should have written, so it is answered without being run. What counts
+on a void step is void too.
 """
 
 import asyncio
@@ -43,15 +44,46 @@ class Runner(Protocol):
         ...
 
 
+class StepRunner:
+    """Runs plans in order on the caller's thread; whatever goes wrong is a StepFailure."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._failed_step = 0  # the last step that left undone what later ones may count on
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """The plan's result. Raises nothing."""
+        if self._failed_step > plan.after:
+            self._failed_step = plan.number
+            failure = StepFailure("an earlier step failed", void=True)
+            return StepResult(plan.number, failure=failure)
+        started = time.monotonic()
+        try:
+            return self._runner.run(plan)
+        except DeviceLost as error:
+            failure = StepFailure(str(error), fatal=True)
+        except OutOfMemory as error:
+            failure = StepFailure(str(error), out_of_memory=True)
+        except Exception as error:
+            # Whatever a model or a kernel raises ends this step, not the server.
+            failure = StepFailure(f"{type(error).__name__}: {error}")
+            _log.exception("step %d failed", plan.number)
+        self._failed_step = plan.number
+        return StepResult(plan.number, seconds=time.monotonic() - started, failure=failure)
+
+    def close(self) -> None:
+        """Give the runner's memory back."""
+        self._runner.close()
+
+
 class RunnerThread:
     """Runs plans in order and posts each result to `on_result` on the event loop."""
 
     def __init__(self, runner: Runner, on_result: Callable[[StepResult], None]) -> None:
-        self._runner = runner
+        self._steps = StepRunner(runner)
         self._on_result = on_result
         self._loop = asyncio.get_running_loop()
         self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
-        self._failed_step = 0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="chatserve-runner", daemon=True)
         self._thread.start()
@@ -74,27 +106,9 @@ class RunnerThread:
 
     def _work(self) -> None:
         while (plan := self._plans.get()) is not None:
-            result = self._run(plan)
+            result = self._steps.run(plan)
             try:
                 self._loop.call_soon_threadsafe(self._on_result, result)
             except RuntimeError:  # the loop is closed: nobody is left to hear of it
                 break
-        self._runner.close()
-
-    def _run(self, plan: StepPlan) -> StepResult:
-        if self._failed_step > plan.after:
-            failure = StepFailure("an earlier step failed", void=True)
-            return StepResult(plan.number, failure=failure)
-        started = time.monotonic()
-        try:
-            return self._runner.run(plan)
-        except DeviceLost as error:
-            failure = StepFailure(str(error), fatal=True)
-        except OutOfMemory as error:
-            failure = StepFailure(str(error), out_of_memory=True)
-        except Exception as error:
-            # Whatever a model or a kernel raises ends this step, not the server.
-            failure = StepFailure(f"{type(error).__name__}: {error}")
-            _log.exception("step %d failed", plan.number)
-        self._failed_step = plan.number
-        return StepResult(plan.number, seconds=time.monotonic() - started, failure=failure)
+        self._steps.close()
