@@ -129,6 +129,11 @@ class BlockManager:
         self._query_tokens += prompt_tokens
         self._hit_tokens += hit_tokens
 
+    def shortage(self, table: PageTable, start: int, end: int) -> int:
+        """How many pages too few there are for `reserve` with these positions; 0 or less: none."""
+        new = max(0, self.pages_for(end) - len(table))
+        return new + len(self._shared(table, start, end)) - self.available
+
     def reserve(
         self, table: PageTable, start: int, end: int, *, step: int
     ) -> tuple[PageCopy, ...] | None:
@@ -137,12 +142,7 @@ class BlockManager:
         Returns the copies which that step must do first, or None with nothing changed where there
         are not enough pages.
         """
-        first = start // self.page_size
-        shared = [
-            index
-            for index in range(first, min(len(table.pages), self.pages_for(end)))
-            if self.pool.references(table.pages[index]) > 1
-        ]
+        shared = self._shared(table, start, end)
         new = max(0, self.pages_for(end) - len(table.pages))
         if not self._make_room(new + len(shared)):
             return None
@@ -271,6 +271,15 @@ class BlockManager:
         assert evictable or not self.pool.cached, "cached pages that cannot be evicted"
 
     # Inside --------------------------------------------------------------------------------
+
+    def _shared(self, table: PageTable, start: int, end: int) -> list[int]:
+        """Indices of pages under these positions that somebody else owns too."""
+        last = min(len(table.pages), self.pages_for(end))
+        return [
+            index
+            for index in range(start // self.page_size, last)
+            if self.pool.references(table.pages[index]) > 1
+        ]
 
     def _retain(self, page: PageId) -> None:
         if self.pool.references(page) == 0:

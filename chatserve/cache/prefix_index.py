@@ -11,7 +11,7 @@ when a sequence is released its last page gets the smallest, so that a chain die
 """
 
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from chatserve.cache.page_pool import PageId
 from prefix_store.names import PageName
@@ -73,7 +73,7 @@ class PrefixIndex:
             above = self._by_name[entry.parent]
             above.children -= 1
             if above.idle and above.children == 0:
-                heappush(self._leaves, (above.used, above.page))
+                self._push(above)
 
     def has_children(self, page: PageId) -> bool:
         """Whether a named page has resident children."""
@@ -86,7 +86,7 @@ class PrefixIndex:
         entry.used = self._tick
         entry.idle = True
         if entry.children == 0:
-            heappush(self._leaves, (entry.used, page))
+            self._push(entry)
 
     def set_owned(self, page: PageId) -> None:
         """The page has an owner again."""
@@ -125,4 +125,13 @@ class PrefixIndex:
         """All named pages. For tests and for pictures of the cache."""
         return {page: entry.name for page, entry in self._by_page.items()}
 
-
+    def _push(self, leaf: _Entry) -> None:
+        """A pool that is never full never looks for victims, so stale entries are swept here."""
+        heappush(self._leaves, (leaf.used, leaf.page))
+        if len(self._leaves) > 2 * len(self._by_page) + 64:
+            self._leaves = [
+                (entry.used, entry.page)
+                for entry in self._by_page.values()
+                if entry.idle and not entry.children
+            ]
+            heapify(self._leaves)
