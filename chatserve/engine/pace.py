@@ -48,6 +48,10 @@ class Pace:
             budget = self._x * self._target / self._y
         return int(min(max(budget, self._min), self._ceiling))
 
-    def shrink(self) -> None:
-        """The device ran out of memory: half as many tokens at the most, from now on."""
-        self._ceiling = max(self._min, self._ceiling // 2)
+    def shrink(self, tokens: int) -> bool:
+        """The device ran out of memory at a step of `tokens`: from now on half of them at the most.
+
+        Returns whether a smaller step is possible at all.
+        """
+        self._ceiling = min(self._ceiling, max(self._min, tokens // 2))
+        return tokens > self._min

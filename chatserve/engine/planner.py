@@ -100,11 +100,13 @@ class Planner:
         return room
 
     def _admit(self, draft: Draft, room: int) -> None:
+        """Start queued sequences while their whole prompts, samples and the budget fit."""
         roster, blocks = self._roster, self._roster.blocks
+        seats = self._limits.sequences_max - sum(map(_seats, roster.running))
+        promised = sum(map(self._promised, roster.running))
         while room > 0 and (sequence := roster.waiting.peek(self._clock())) is not None:
             self.touching = sequence
-            samples = len(sequence.unforked) + 1
-            if len(roster.running) + samples > self._limits.sequences_max:
+            if _seats(sequence) > seats:
                 return
             tokens = sequence.tokens.tobytes()
             matched = blocks.match(sequence.names, tokens)
@@ -112,15 +114,22 @@ class Planner:
                 continue
             # Retained before anything is allocated, so that making room cannot take them.
             blocks.adopt(sequence.table, sequence.names[:matched], tokens)
-            need = blocks.pages_for(len(sequence.tokens) + 1) - matched + samples - 1
-            spare = len(roster.running)  # each running one may need its next page soon
-            if need + spare > blocks.available:
+            if self._promised(sequence) + promised > blocks.available:
                 blocks.release(sequence.table, step=0)
-                assert spare or blocks.coming, "admission let in what can never fit"
+                assert roster.running or blocks.coming, "admission let in what can never fit"
                 return
+            seats -= _seats(sequence)
             roster.start(sequence, matched)
             todo = sequence.known - sequence.planned
             room -= self._order(draft, sequence, min(todo, room))
+            promised += self._promised(sequence)
+
+    def _promised(self, sequence: Sequence) -> int:
+        """Pages that a sequence will soon need: for its known tokens and the next one, at least
+        one more, and one for each sample that has yet to fork."""
+        blocks = self._roster.blocks
+        missing = blocks.pages_for(len(sequence.tokens) + 1) - len(sequence.table)
+        return max(1, missing) + len(sequence.unforked)
 
     def _plan_probation(self, draft: Draft) -> None:
         """One suspect alone."""
@@ -200,9 +209,7 @@ class Planner:
             copies = blocks.reserve(sequence.table, start, end, step=draft.number)
             if copies is not None:
                 return copies
-            # At most one page more than new ones: the copy of a shared partial page.
-            short = blocks.pages_for(end) - len(sequence.table) + 1
-            if blocks.coming and blocks.available + blocks.coming >= short:
+            if blocks.shortage(sequence.table, start, end) <= blocks.coming:
                 return None  # they come when the step in flight commits
             if draft.preempted >= self._limits.preemptions_max:
                 return None
@@ -212,3 +219,8 @@ class Planner:
             self._roster.preempt(victim)
             if victim is sequence:
                 return None
+
+
+def _seats(sequence: Sequence) -> int:
+    """How many run once its samples have forked."""
+    return len(sequence.unforked) + 1

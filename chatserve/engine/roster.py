@@ -127,7 +127,9 @@ class Roster:
     def fork(self, parent: Sequence) -> list[Sequence]:
         """One child for each sample that has no sequence of its own yet; they share all pages."""
         children: list[Sequence] = []
-        for sample in parent.unforked:
+        while parent.unforked:
+            sample = parent.unforked[0]
+            table = self.blocks.fork(parent.table)
             self._next_id += 1
             child = Sequence(
                 id=self._next_id,
@@ -138,7 +140,7 @@ class Roster:
                 arrived_at=parent.arrived_at,
                 tokens=parent.tokens[:],
                 names=parent.names[:],
-                table=self.blocks.fork(parent.table),
+                table=table,
                 life=Life.RUNNING,
                 planned=parent.planned,
                 computed=parent.computed,
@@ -150,11 +152,11 @@ class Roster:
             )
             self._sequences[child.id] = child
             self._groups[child.group][sample] = child
+            parent.unforked = parent.unforked[1:]
             self.waiting.enter(child.request.tenant)
+            self.running.append(child)
             children.append(child)
         if children:
-            parent.unforked = ()
-            self.running += children
             self._sort()
         return children
 

@@ -38,6 +38,7 @@ from chatserve.errors import (
 from prefix_store.names import PageNamer, token_bytes
 
 BUSY_RETRY_SECONDS = 1.0
+RECOVERIES_MAX = 8  # in a row, without one good commit between: then nothing helps any more
 
 __all__ = ["Outcome", "Scheduler", "SchedulerLimits"]
 
@@ -80,6 +81,7 @@ class Scheduler:
         self._committed = 0
         self._touching: Sequence | None = None
         self._outcomes: list[Outcome] = []
+        self._recoveries_in_a_row = 0
 
     @property
     def blocks(self) -> BlockManager:
@@ -160,8 +162,12 @@ class Scheduler:
     # Plan ----------------------------------------------------------------------------------
 
     def plan(self) -> StepPlan | None:
-        """Order the next step; None where there is nothing to order now."""
-        draft = self._planner.draft(self._number + 1, alone=not self._in_flight)
+        """Order the next step; None where there is nothing to order until one has committed."""
+        alone = not self._in_flight
+        draft = self._planner.draft(self._number + 1, alone=alone)
+        while alone and draft.preempted and not draft.slices:
+            # Pages were freed up to the bound, and too few: no commit will come to try again.
+            draft = self._planner.draft(self._number + 1, alone=alone)
         if not draft.slices:
             return None
         self._number = draft.number
@@ -191,6 +197,7 @@ class Scheduler:
         self._touching = None
         self.blocks.settle(plan.number)
         assert self.blocks.pool.balanced(), "pages do not add up"
+        self._recoveries_in_a_row = 0
         return self._take_outcomes()
 
     def _take_outcomes(self) -> tuple[Outcome, ...]:
@@ -270,9 +277,10 @@ class Scheduler:
         *,
         error: ChatserveError | None = None,
     ) -> Outcome:
-        emission = self._emission(sequence, tokens, logprobs, finish=finish, error=error)
-        self.counts.finished[finish] += 1
+        # Booked as emitted only when nothing can go wrong any more.
         self.roster.end(sequence)
+        self.counts.finished[finish] += 1
+        emission = self._emission(sequence, tokens, logprobs, finish=finish, error=error)
         return Outcome(sequence.group, emission)
 
     def _emission(
@@ -315,16 +323,18 @@ class Scheduler:
         self.counts.failed_steps += 1
         if failure.fatal:
             return self.break_down(failure.reason)
-        if failure.out_of_memory:
-            self._pace.shrink()
+        smaller = failure.out_of_memory and self._pace.shrink(plan.token_count)
         suspect = self._suspects.on_probation
-        if suspect is None:
+        if suspect is None or smaller:
             for sequence in alive.values():
                 self._suspects.add(sequence)
                 self.roster.preempt(sequence, hold=True)
             return []
-        broken = self._suspects.convict(suspect.prepared.digest)
-        outcomes = [end for item in alive.values() for end in self._give_up(item)]
+        # Its other samples, and whoever else asks the same, would break steps just so.
+        digest = suspect.prepared.digest
+        broken = self._suspects.convict(digest)
+        guilty = [item for item in self.roster.sequences() if item.prepared.digest == digest]
+        outcomes = [end for item in guilty for end in self._give_up(item)]
         return outcomes + (self.break_down(failure.reason) if broken else [])
 
     def _give_up(self, sequence: Sequence, error: ChatserveError | None = None) -> list[Outcome]:
@@ -365,6 +375,9 @@ class Scheduler:
             culprit.faults += 1
             if culprit.faults > 1:
                 self._outcomes += self._give_up(culprit)
+        self._recoveries_in_a_row += 1
+        if self._recoveries_in_a_row > RECOVERIES_MAX:
+            self._outcomes += self.break_down("the engine cannot recover")
         return self._take_outcomes()
 
     # Looking at it -------------------------------------------------------------------------
