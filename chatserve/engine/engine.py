@@ -74,6 +74,8 @@ class Engine:
         self._thread: RunnerThread | None = None
         self._running_steps = 0
         self._recovering = False
+        self._postponed: list[Callable[[], None]] = []
+        self._stopped = False
         self.on_step: Callable[[], None] = _nothing  # tests look at the invariants after each
 
     # Doors ---------------------------------------------------------------------------------
@@ -110,8 +112,10 @@ class Engine:
     def open(self, prepared: PreparedRequest) -> Stream:
         """Queue a request and return its stream. On the event loop; never waits.
 
-        Raises what `Scheduler.submit` raises.
+        Raises what `Scheduler.submit` raises, and Unavailable once the engine has stopped.
         """
+        if self._stopped:
+            raise Unavailable("The server is shutting down.")
         group = self._scheduler.submit(prepared)
         stream = Stream(
             request_id=prepared.request.request_id,
@@ -137,6 +141,7 @@ class Engine:
 
     async def run(self) -> None:
         """Run steps until cancelled; then the runner's thread is joined and streams are ended."""
+        assert not self._stopped, "an engine runs once"
         self._thread = RunnerThread(self._runner, self._arrive)
         try:
             while True:
@@ -145,9 +150,11 @@ class Engine:
                 await self._signal.wait()
                 await asyncio.sleep(0)  # arrivals of this tick join the same step
         finally:
+            # The streams first: a second cancellation may cut the waiting short.
+            self._stopped = True
             self._thread.close()
-            await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
             self._end_streams()
+            await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
 
     def _step(self) -> None:
         """Commit what has arrived, dispatch what is possible, deliver what was committed."""
@@ -181,6 +188,12 @@ class Engine:
         self._running_steps = 0
         self._recovering = False
         self._outcomes += self._scheduler.recover()
+        postponed, self._postponed = self._postponed, []
+        for action in postponed:
+            try:
+                action()
+            except Exception:
+                _log.exception("a consumer's wish failed twice")
         self._deliver()
         for stream, group in tuple(self._groups.items()):
             for sample in stream.unfinished - self._scheduler.samples(group):
@@ -211,14 +224,27 @@ class Engine:
         group = self._groups.pop(stream, None)
         if group is not None:
             del self._streams[group]
-            self._scheduler.abort(group)
-            self._signal.set()
+            self._act(lambda: self._scheduler.abort(group))
 
     def _finish_sample(self, stream: Stream, sample: int, kept_tokens: int) -> None:
         group = self._groups.get(stream)
         if group is not None:
-            self._outcomes += self._scheduler.finish(group, sample, kept_tokens)
-            self._signal.set()
+            self._act(lambda: self._finish(group, sample, kept_tokens))
+
+    def _finish(self, group: int, sample: int, kept_tokens: int) -> None:
+        self._outcomes += self._scheduler.finish(group, sample, kept_tokens)
+
+    def _act(self, action: Callable[[], None]) -> None:
+        """Do it now, or after the recovery under way; a fault of ours is not the consumer's."""
+        if not self._recovering:
+            try:
+                action()
+            except Exception:
+                _log.exception("the engine starts again on an empty cache")
+                self._recovering = True
+        if self._recovering:
+            self._postponed.append(action)
+        self._signal.set()
 
     def _progress(self, stream: Stream) -> Progress | None:
         group = self._groups.get(stream)
