@@ -17,7 +17,7 @@ _FILE_NAME = "secret"
 
 
 class MasterSecret:
-    """Derives a key for each use from one secret. Raises ValueError for a secret of the wrong length."""
+    """Derives a key for each use from one secret of 32 bytes; ValueError for any other length."""
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != SECRET_BYTES:
