@@ -1,0 +1,173 @@
+"""Drives a scheduler and a simulated runner by hand, one event at a time, without a loop.
+
+A test decides when a step is planned, when the runner gets to it and when its result is
+committed, so every interleaving of up to two steps in flight can be had on purpose. What
+consumers would hear is kept, and each hearing is checked for a second final emission.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from chatserve.cache.page_pool import PageState
+from chatserve.engine.plan import StepPlan, StepResult
+from chatserve.engine.runner import StepRunner
+from chatserve.engine.scheduler import Outcome
+from chatserve.engine.sequence import Life, Sequence
+from chatserve.engine.values import Request
+from prefix_store.names import Root
+from tests.engine.build import House, Setup, build
+from tests.engine.oracle import Heard, assert_prefix, assert_right
+
+STEPS_MAX = 20_000  # of one `run_all`: a test that needs more has met a livelock
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request under way, as its asker sees it."""
+
+    request: Request
+    group: int
+    heard: list[Heard]
+    cut: dict[int, int] = field(default_factory=dict[int, int])  # sample → kept tokens
+    aborted: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Aborted, or every sample has had its final emission."""
+        return self.aborted or all(one.finish is not None for one in self.heard)
+
+
+class Stepper:
+    """A house, and hands on its levers."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.house: House = build(setup)
+        self.scheduler = self.house.scheduler
+        self.asked: dict[int, Asked] = {}
+        self.roots: set[Root] = set()
+        self._plans: deque[StepPlan] = deque()  # dispatched, not run
+        self._results: deque[StepResult] = deque()  # run, not committed
+        self._runner = StepRunner(self.house.runner)
+
+    # Levers --------------------------------------------------------------------------------
+
+    def ask(self, request: Request) -> Asked:
+        """Submit a request. Raises what the scheduler raises."""
+        prepared = self.house.prepare(request)
+        self.roots.add(prepared.root)
+        group = self.scheduler.submit(prepared)
+        asked = Asked(request, group, [Heard() for _ in range(request.samples)])
+        self.asked[group] = asked
+        return asked
+
+    def plan(self) -> StepPlan | None:
+        """Plan and dispatch one step, if there is room in flight and anything to order."""
+        if self.scheduler.in_flight >= self.house.setup.steps_in_flight:
+            return None
+        plan = self.scheduler.plan()
+        if plan is not None:
+            self._plans.append(plan)
+        return plan
+
+    def run(self) -> StepResult | None:
+        """Let the runner do the oldest dispatched step, as its thread would."""
+        if not self._plans:
+            return None
+        plan = self._plans.popleft()
+        result = self._runner.run(plan)
+        self._results.append(result)
+        return result
+
+    def commit(self) -> bool:
+        """Commit the oldest result, running its step first if nobody did."""
+        if not self._results and self.run() is None:
+            return False
+        self._hear(self.scheduler.commit(self._results.popleft()))
+        return True
+
+    def step(self) -> bool:
+        """Plan as far as allowed, then commit one step. False where nothing was left to do."""
+        while self.plan() is not None:
+            pass
+        return self.commit()
+
+    def abort(self, asked: Asked) -> None:
+        """The asker leaves."""
+        asked.aborted = True
+        self.scheduler.abort(asked.group)
+
+    def cut(self, asked: Asked, sample: int, kept_tokens: int) -> None:
+        """A stop string was found in a sample's text."""
+        outcomes = self.scheduler.finish(asked.group, sample, kept_tokens)
+        if outcomes:
+            asked.cut[sample] = kept_tokens
+        self._hear(outcomes)
+
+    def recover(self) -> None:
+        """After an exception from `plan` or `commit`: what the engine does."""
+        while self.run() is not None:
+            pass
+        self._results.clear()
+        self._hear(self.scheduler.recover())
+
+    def run_all(self, *, check: bool = True) -> None:
+        """Until everybody has had a final emission."""
+        for _ in range(STEPS_MAX):
+            if not self.step():
+                break
+            if check:
+                self.scheduler.check()
+        assert not self.scheduler.busy, "work is left, and nothing to do: a stall"
+
+    # Looking -------------------------------------------------------------------------------
+
+    def sequences(self, asked: Asked) -> list[Sequence]:
+        """A request's living sequences."""
+        return list(set(self.scheduler.roster.group(asked.group).values()))
+
+    def lives(self, asked: Asked) -> set[Life]:
+        """Where they are."""
+        return {sequence.life for sequence in self.sequences(asked)}
+
+    def assert_right(self, *asked: Asked) -> None:
+        """These (or all) ended, and said what the model says."""
+        for one in asked or self.asked.values():
+            assert one.over, "no final emission"
+            if not one.aborted and not one.cut:
+                assert_right(one.request, one.heard, self.house.setup.vocabulary)
+
+    def assert_right_so_far(self) -> None:
+        """Whatever anybody heard is the beginning of what the model says."""
+        for one in self.asked.values():
+            for sample, heard in enumerate(one.heard):
+                assert_prefix(one.request, heard, sample, self.house.setup.vocabulary)
+
+    def assert_pages_hold_what_their_names_say(self) -> None:
+        """Look into the runner's pages: tokens, parents and names agree for each named page."""
+        blocks, runner, namer = self.scheduler.blocks, self.house.runner, self.house.namer
+        named = blocks._index.pages()
+        names = {name: page for page, name in named.items()}
+        assert len(names) == len(named), "two pages of one name"
+        for page, name in named.items():
+            state = blocks.pool.state(page)
+            assert state in (PageState.SEALED, PageState.CACHED, PageState.NAMED_LEAVING)
+            entry = blocks._index._by_page[page]
+            tokens = runner._pages[page].tolist()
+            assert tokens == memoryview(entry.tokens).cast("i").tolist(), f"page {page} is stale"
+            if entry.parent is not None:
+                assert entry.parent in names, "a page without its parent"
+                assert namer.names(b"", tokens, entry.parent) == [name]
+            else:
+                assert any(namer.names(root, tokens) == [name] for root in self.roots)
+
+    # Inside --------------------------------------------------------------------------------
+
+    def _hear(self, outcomes: tuple[Outcome, ...]) -> None:
+        for outcome in outcomes:
+            asked = self.asked[outcome.group]
+            assert not asked.aborted, "an emission for somebody who has left"
+            asked.heard[outcome.emission.sample].hear(outcome.emission)
+
+
+class InjectedFault(Exception):
+    """What a test makes a step, a plan or a commit raise."""

@@ -1,0 +1,171 @@
+"""A state machine drives the scheduler, the block manager and a simulated model at random.
+
+The dumb model beside it is the page-free oracle (`oracle.py`) plus the runner's own pages: after
+every rule all invariants hold, every named page holds exactly the tokens that it is named by, and
+whatever any consumer has heard is the beginning of what the model says.
+"""
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from chatserve.engine.scheduler import RECOVERIES_MAX
+from chatserve.engine.values import FinishReason
+from chatserve.errors import Busy, Quarantined, RequestError, StepFault
+from tests.engine.build import Setup, ask
+from tests.engine.stepper import Asked, InjectedFault, Stepper
+
+VOCABULARY = 5  # few ids: equal prefixes, twins and stop ids come by themselves
+SETUPS = st.builds(
+    Setup,
+    pages=st.integers(10, 24),
+    page_size=st.sampled_from([1, 2, 4]),
+    caching=st.sampled_from([True, True, True, False]),
+    budget_min=st.just(1),
+    budget_max=st.integers(1, 12),
+    steps_in_flight=st.sampled_from([1, 2, 2]),
+    sequences_max=st.integers(3, 8),
+    queued_max=st.integers(2, 12),
+    preemptions_max=st.sampled_from([1, 2, 8]),
+    vocabulary=st.just(VOCABULARY),
+)
+TRUNK = (1, 2, 3, 4, 0, 2, 2, 1, 0, 3, 4, 4, 1, 1, 0, 2)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """See the module."""
+
+    @initialize(setup=SETUPS)
+    def open_house(self, setup: Setup) -> None:
+        self.setup = replace(setup, context_length=min(24, setup.pages * setup.page_size))
+        self.stepper = Stepper(self.setup)
+        self.errors_may_come = False
+        self.failing_rules = 0
+        self.recoveries = 0
+
+    @rule(
+        shared=st.integers(0, len(TRUNK)),
+        tail=st.lists(st.integers(0, VOCABULARY - 1), max_size=4),
+        max_tokens=st.integers(1, 10),
+        tenant=st.sampled_from(["a", "a", "b"]),
+        samples=st.sampled_from([1, 1, 1, 2, 3]),
+        temperature=st.sampled_from([0.0, 1.0]),
+        seed=st.integers(0, 3),
+        stops=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=2),
+        min_tokens=st.sampled_from([0, 0, 3]),
+        priority=st.sampled_from([0, 0, 1, -1]),
+    )
+    def submit(self, shared: int, tail: list[int], max_tokens: int, **fields: object) -> None:
+        tokens = (*TRUNK[:shared], *tail)[: self.setup.context_length - 1] or (1,)
+        room = self.setup.context_length - len(tokens)
+        stops = fields.pop("stops")
+        request = ask(tokens, min(max_tokens, room), stop_ids=stops, **fields)  # type: ignore[arg-type]
+        before = self.stepper.house.blocks.statistics()
+        try:
+            self.stepper.ask(request)
+        except Busy as error:
+            assert error.retry_after
+            assert self.stepper.house.blocks.statistics() == before, "a refusal changed something"
+        except RequestError as error:
+            assert error.param == "n", error
+        except Quarantined:
+            assert self.errors_may_come
+
+    @rule()
+    def plan(self) -> None:
+        self.stepper.plan()
+
+    @rule()
+    def run(self) -> None:
+        self.stepper.run()
+
+    @rule()
+    def commit(self) -> None:
+        self.stepper.commit()
+
+    @rule(steps=st.integers(1, 12))
+    def steps(self, steps: int) -> None:
+        for _ in range(steps):
+            self.stepper.step()
+
+    @precondition(lambda self: any(not one.over for one in self.stepper.asked.values()))
+    @rule(choice=st.randoms(use_true_random=False))
+    def abort(self, choice) -> None:
+        self.stepper.abort(choice.choice(self._under_way()))
+
+    @precondition(lambda self: any(not one.over for one in self.stepper.asked.values()))
+    @rule(choice=st.randoms(use_true_random=False), drop=st.integers(0, 3))
+    def cut_off(self, choice, drop: int) -> None:
+        asked = choice.choice(self._under_way())
+        heard = [(index, one) for index, one in enumerate(asked.heard) if one.tokens]
+        if heard:
+            sample, one = choice.choice(heard)
+            self.stepper.cut(asked, sample, max(0, len(one.tokens) - drop))
+
+    @rule(seconds=st.floats(-100_000.0, 100_000.0))
+    def time_passes(self, seconds: float) -> None:
+        self.stepper.house.clock.now += seconds
+
+    @rule()
+    def flush(self) -> None:
+        self.stepper.house.blocks.flush()
+
+    @precondition(lambda self: self.failing_rules < 2)  # three convictions: a broken device
+    @rule(times=st.integers(1, 2))
+    def steps_fail(self, times: int) -> None:
+        left = times
+
+        def fail(_plan: object) -> None:
+            nonlocal left
+            if left:
+                left -= 1
+                raise InjectedFault("on purpose")
+
+        self.errors_may_come = True
+        self.failing_rules += 1
+        self.stepper.house.runner.before_step = fail
+
+    @precondition(lambda self: self.recoveries < RECOVERIES_MAX)
+    @rule()
+    def begin_again(self) -> None:
+        self.recoveries += 1
+        self.stepper.recover()
+
+    @invariant()
+    def everything_holds(self) -> None:
+        if not hasattr(self, "stepper"):
+            return
+        self.stepper.scheduler.check()
+        self.stepper.assert_pages_hold_what_their_names_say()
+        roster = self.stepper.scheduler.roster
+        assert len(roster.running) <= self.setup.sequences_max, "more run than may"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "stepper"):
+            return
+        self.stepper.run_all()
+        self.stepper.house.assert_baseline()
+        self.stepper.assert_right_so_far()
+        for asked in self.stepper.asked.values():
+            assert asked.over, "no final emission"
+            faults = [one for one in asked.heard if one.finish is FinishReason.ERROR]
+            assert all(isinstance(one.error, StepFault) for one in faults)
+            if faults:
+                assert self.errors_may_come
+            elif not asked.aborted and not asked.cut:
+                self.stepper.assert_right(asked)
+
+    def _under_way(self) -> list[Asked]:
+        return [one for one in self.stepper.asked.values() if not one.over]
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestSchedulerMachine = SchedulerMachine.TestCase
