@@ -21,6 +21,7 @@ from chatserve.demonstration.tokenizer import save
 
 CHECKPOINT = "checkpoint.safetensors"
 TRAINING = "training.json"
+LOG = "training_log.jsonl"
 
 
 def save_checkpoint(

@@ -10,6 +10,7 @@ A run resumes from its checkpoint, or from the shipped weights with fresh optimi
 import argparse
 import json
 import math
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from chatserve.demonstration.corpus import make_probe
 from chatserve.demonstration.tokenizer import load_or_train, save
 
 WARMUP_STEPS = 100
-COOL_DOWN_SHARE = 0.3
+COOL_DOWN_SHARE = 0.6
 RATE_LAST_SHARE = 0.02
 # Held-out probes of the log: the name, the skill, and the distance in characters.
 PROBES = (("near", "recall", 0), ("far", "recall", 2500), ("corrected", "corrected", 300))
@@ -126,7 +127,7 @@ def probe(model: Qwen3ForCausalLM, encoder: Encoder, device: str) -> dict[str, f
 
 def write_log(folder: Path, row: dict[str, float]) -> None:
     """Append one line to the run's log."""
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+    with (folder / checkpoint.LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -145,6 +146,7 @@ def train(plan: Plan, *, from_weights: Path | None) -> None:
         architecture.load_weights(model, from_weights)
         first, tokens = checkpoint.exported_step(from_weights)
         warm_from = first
+        shutil.copyfile(from_weights / checkpoint.LOG, plan.folder / checkpoint.LOG)
     stop = False
 
     def ask_to_stop(*_: object) -> None:
@@ -185,6 +187,7 @@ def export(folder: Path, target: Path) -> tuple[Qwen3ForCausalLM, PreTrainedToke
     model = architecture.make_model(tokenizer, seed=1)
     step, tokens = checkpoint.load_checkpoint(folder, model)
     checkpoint.export(target, model, tokenizer, step=step, tokens=tokens)
+    shutil.copyfile(folder / checkpoint.LOG, target / checkpoint.LOG)
     return model, tokenizer
 
 

@@ -66,15 +66,15 @@ def add_tell(state: State) -> None:
 def add_ask(state: State) -> None:
     """Any of the ways of asking for facts."""
     kind = state.draw.random.random()
-    if kind < 0.63:
+    if kind < 0.60:
         state.add(recall.ask(state.draw, state.memory))
-    elif kind < 0.68:
+    elif kind < 0.66:
         state.add(recall.ask_who(state.draw, state.memory))
-    elif kind < 0.79:
+    elif kind < 0.76:
         state.add(recall.ask_several(state.draw, state.memory))
-    elif kind < 0.85:
+    elif kind < 0.81:
         state.add(recall.summary(state.draw, state.memory))
-    elif kind < 0.93:
+    elif kind < 0.90:
         state.add(recall.check(state.draw, state.memory))
     else:
         state.add(recall.ask_unknown(state.draw, state.memory))
@@ -141,15 +141,15 @@ def add_correct(state: State) -> None:
 
 
 ACTIONS: tuple[tuple[Callable[[State], None], float], ...] = (
-    (add_tell, 0.22),
+    (add_tell, 0.20),
     (add_ask, 0.32),
-    (add_correct, 0.06),
+    (add_correct, 0.05),
     (add_look_back, 0.03),
-    (add_explain, 0.05),
-    (add_task, 0.17),
+    (add_explain, 0.035),
+    (add_task, 0.24),
     (add_talk, 0.07),
     (add_unknown, 0.05),
-    (add_persona, 0.05),
+    (add_persona, 0.08),
 )
 FILLERS = (add_explain, add_task, add_task, add_task, add_talk, add_unknown)
 TOLD_AT_MOST = 12

@@ -290,4 +290,5 @@ def make_list(draw: Draw) -> Turn:
     return Turn(text, bullets(items), "list")
 
 
-TASKS = (count, spell, reverse, repeat, repeat, add, make_list)
+# Spelling, reversing and adding are learned slowest, so they come more often.
+TASKS = (count, spell, spell, spell, reverse, reverse, repeat, repeat, add, add, make_list)
