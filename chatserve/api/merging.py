@@ -13,6 +13,8 @@ from typing import Self
 from chatserve.api.collaborators import Viewing
 from chatserve.chat.values import Done, Failed, ReplyEvent
 
+_CUT_SHORT = "a reply ended without its final event"
+
 
 class Merged:
     """Iterates over (index of the viewing, event) until each viewing had its final event."""
@@ -52,7 +54,8 @@ class Merged:
         if not self._open:
             raise StopAsyncIteration
         if self._only is not None:
-            index, event = 0, await anext(self._only)
+            index, event = 0, await anext(self._only, None)
+            assert event is not None, _CUT_SHORT
         else:
             index, event = await self._queue.get()
         if isinstance(event, Done | Failed):
@@ -60,5 +63,7 @@ class Merged:
         return index, event
 
     async def _pump(self, index: int, viewing: Viewing) -> None:
+        event: ReplyEvent | None = None
         async for event in viewing:
             await self._queue.put((index, event))
+        assert isinstance(event, Done | Failed), _CUT_SHORT

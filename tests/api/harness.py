@@ -101,13 +101,16 @@ def echo(ask: Ask) -> list[ReplyEvent]:
 
 class FakeViewing:
     def __init__(self) -> None:
-        self.events: asyncio.Queue[ReplyEvent] = asyncio.Queue()
+        self.events: asyncio.Queue[ReplyEvent | None] = asyncio.Queue()
 
     def __aiter__(self) -> "FakeViewing":
         return self
 
     async def __anext__(self) -> ReplyEvent:
-        return await self.events.get()
+        event = await self.events.get()
+        if event is None:
+            raise StopAsyncIteration
+        return event
 
 
 class FakeReply:
@@ -120,7 +123,8 @@ class FakeReply:
         self.left = asyncio.Event()
         self.say(*events)
 
-    def say(self, *events: ReplyEvent) -> None:
+    def say(self, *events: ReplyEvent | None) -> None:
+        """Give these events to the viewing; None ends it as no reply should."""
         for event in events:
             self.viewing.events.put_nowait(event)
 

@@ -93,3 +93,16 @@ async def test_a_silent_stream_is_kept_alive_by_comments() -> None:
         await reader.readuntil(b"data: [DONE]\n\n")
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"]])
+async def test_a_reply_without_its_final_event_is_not_taken_for_an_answer(prompt: object) -> None:
+    async with site() as running, running.client() as client:
+        running.service.script = lambda ask: []
+        body = {"model": CHAT["model"], "prompt": prompt}
+        asking = asyncio.create_task(client.post("/v1/completions", json=body))
+        (await running.service.replies.get()).say(None)
+        answer = await asking
+        assert answer.status_code == 500
+        assert answer.json()["error"]["code"] == "internal_error"
+    assert not running.service.left_open
