@@ -180,15 +180,15 @@ class PagePool:
         assert count > 0, "release of a page that nobody owns"
         if busy_until > self._busy_until[page]:
             self._busy_until[page] = busy_until
-        self._set_references(page, count - 1)
         if count > 1:
+            self._set_references(page, count - 1)
             return PageState(self._state[page])
-        if self._busy_until[page] > self._settled_step:
-            state = self._move(page, PageEvent.DROP_BUSY)
+        busy = self._busy_until[page] > self._settled_step
+        state = self._move(page, PageEvent.DROP_BUSY if busy else PageEvent.DROP)
+        self._set_references(page, 0)
+        if busy:
             self._leaving.setdefault(self._busy_until[page], []).append(page)
-            return state
-        state = self._move(page, PageEvent.DROP)
-        if state is PageState.FREE:
+        elif state is PageState.FREE:
             self._free.append(page)
         return state
 
