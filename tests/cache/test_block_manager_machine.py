@@ -1,0 +1,161 @@
+"""A state machine drives the block manager alone, against a model that keeps what pages hold.
+
+The model is a list of page contents, written exactly where the tables say. If a page were given
+out too early, shared by two writers, named wrongly or found under an old name, some table would
+read other tokens than its own.
+"""
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.page_pool import PageState
+from chatserve.cache.page_table import PageTable
+from prefix_store.names import PageNamer, token_bytes
+
+TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=9)
+
+
+class Line:
+    """A table, the tokens that it stands for, and the last step that may touch it."""
+
+    def __init__(self, table: PageTable, tokens: list[int], last_step: int) -> None:
+        self.table = table
+        self.tokens = tokens
+        self.last_step = last_step
+
+
+class BlockManagerMachine(RuleBasedStateMachine):
+    """See the module."""
+
+    @initialize(pages=st.integers(3, 12), size=st.sampled_from([1, 2, 3]), caching=st.booleans())
+    def begin(self, pages: int, size: int, caching: bool) -> None:
+        self.size = size
+        self.blocks = BlockManager(pages=pages, page_size=size, caching=caching)
+        self.namer = PageNamer(b"k" * 32, page_size=size)
+        self.root = b"r" * 32
+        self.content: list[list[int | None]] = [[None] * size for _ in range(pages)]
+        self.busy = [0] * pages
+        self.lines: list[Line] = []
+        self.settled = 0
+        self.step = 1
+
+    @precondition(lambda self: len(self.lines) < 5)
+    @rule(tokens=TOKENS)
+    def adopt(self, tokens: list[int]) -> None:
+        raw = token_bytes(tokens)
+        names = self.namer.names(self.root, tokens)
+        table = PageTable()
+        matched = self.blocks.match(names, raw)
+        assert self.blocks.adopt(table, names, raw) == matched == len(table.pages)
+        self.lines.append(Line(table, tokens[: matched * self.size], 0))
+
+    @precondition(lambda self: self.lines)
+    @rule(data=st.data(), more=TOKENS)
+    def write(self, data: st.DataObject, more: list[int]) -> None:
+        line = data.draw(st.sampled_from(self.lines))
+        start, end = len(line.tokens), len(line.tokens) + len(more)
+        before = self.blocks.statistics()
+        had = list(line.table.pages)
+        copies = self.blocks.reserve(line.table, start, end, step=self.step)
+        if copies is None:
+            assert self.blocks.statistics() == before, "a failed reservation is rolled back whole"
+            assert list(line.table.pages) == had
+            assert self.blocks.shortage(line.table, start, end) > 0
+            return
+        for copy in copies:
+            self.content[copy.target] = self.content[copy.source][:]
+        for page in set(line.table.pages) - set(had):
+            assert self.busy[page] <= self.settled, "a page that a step in flight still touches"
+        for page in set(had) - set(line.table.pages):
+            self.busy[page] = max(self.busy[page], self.step)
+        for position, token in enumerate(more, start):
+            page = line.table.pages[position // self.size]
+            assert self.blocks.pool.references(page) == 1, "a written page has one owner"
+            assert self.blocks.pool.state(page) is PageState.OPEN
+            self.content[page][position % self.size] = token
+        line.tokens = line.tokens + more
+        line.last_step = self.step
+
+    @precondition(lambda self: self.lines)
+    @rule(data=st.data())
+    def seal(self, data: st.DataObject) -> None:
+        line = data.draw(st.sampled_from(self.lines))
+        names = self.namer.names(self.root, line.tokens)
+        for index in range(line.table.sealed, len(line.tokens) // self.size):
+            page = line.tokens[index * self.size : (index + 1) * self.size]
+            old = line.table.pages[index]
+            self.blocks.seal(line.table, names[index], token_bytes(page), step=line.last_step)
+            if line.table.pages[index] != old:
+                self.busy[old] = max(self.busy[old], line.last_step)
+
+    @precondition(lambda self: self.lines and len(self.lines) < 6)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        line = data.draw(st.sampled_from(self.lines))
+        table = self.blocks.fork(line.table)
+        self.lines.append(Line(table, line.tokens[:], line.last_step))
+
+    @precondition(lambda self: self.lines)
+    @rule(data=st.data(), cut=st.integers(0, 9))
+    def let_go(self, data: st.DataObject, cut: int) -> None:
+        line = data.draw(st.sampled_from(self.lines))
+        self.lines.remove(line)
+        if cut < 6:
+            keep = max(0, len(line.tokens) - cut)
+            self.blocks.truncate(line.table, keep)
+            assert line.table.sealed <= keep // self.size, "names after the cut"
+        for page in line.table.pages:
+            self.busy[page] = max(self.busy[page], line.last_step)
+        self.blocks.release(line.table, step=line.last_step)
+        assert not line.table.pages
+        assert not line.table.names
+
+    @rule()
+    def next_step(self) -> None:
+        self.step = min(self.step + 1, self.settled + 2)
+
+    @precondition(lambda self: self.step > self.settled + 1)
+    @rule()
+    def settle(self) -> None:
+        self.settled += 1
+        self.blocks.settle(self.settled)
+
+    @rule()
+    def flush(self) -> None:
+        before = self.blocks.statistics().pages
+        gone = self.blocks.flush()
+        after = self.blocks.statistics().pages
+        assert after.free == before.free + gone
+        assert gone == before.cached - after.cached
+
+    @invariant()
+    def tables_read_their_own_tokens(self) -> None:
+        if not hasattr(self, "blocks"):
+            return
+        self.blocks.check()
+        for line in self.lines:
+            read = [token for page in line.table.pages for token in self.content[page]]
+            assert read[: len(line.tokens)] == line.tokens
+        owners = sum(len(line.table) for line in self.lines)
+        assert self.blocks.statistics().logical_pages == owners
+        for page in self.blocks._index.pages():
+            entry = self.blocks._index._by_page[page]
+            assert token_bytes(self.content[page]) == entry.tokens, "a name for other tokens"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "blocks"):
+            return
+        for line in self.lines:
+            self.blocks.release(line.table, step=line.last_step)
+        self.blocks.settle(self.settled + 2)
+        self.blocks.check()
+        self.blocks.flush()
+        assert self.blocks.pool.free == self.blocks.pool.total, "pages leaked"
+
+
+BlockManagerMachine.TestCase.settings = settings(
+    max_examples=120, stateful_step_count=30, deadline=None, print_blob=True
+)
+TestBlockManagerMachine = BlockManagerMachine.TestCase
