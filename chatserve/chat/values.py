@@ -145,3 +145,14 @@ class Failed:
 
 
 ReplyEvent = Delta | SampleEnd | Done | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a model's makers suggest where an asker is silent."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0

@@ -1,0 +1,243 @@
+"""ChatService: the door of the chat floor, from an Ask to a Reply under way.
+
+It may not know HTTP, pages or tensors. Theory of operation of `open`: what can be refused by
+looking at numbers is refused first; rendering, tokenizing and naming pages are pure and linear in
+the prompt, so they run in one trip to the executor; then, without waiting, the engine takes the
+request and the reply gets its task. A call that is cancelled on its trip leaves a computation
+that nobody looks at and nothing else, and at most `preparations_max` of those exist.
+
+    ask ─▶ check ─▶ (executor: render ▸ encode ▸ limits ▸ Engine.prepare) ─▶ Engine.open ─▶ Reply
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from chatserve.chat.reply import API_PATIENCE, Clock, Patience, Reply
+from chatserve.chat.sample import SampleText, TextRule
+from chatserve.chat.stop_strings import StopStrings
+from chatserve.chat.template import no_template
+from chatserve.chat.text_floor import TextFloor
+from chatserve.chat.values import Ask, ChatPrompt, Generation, SamplingDefaults, TokenPrompt
+from chatserve.engine.stream import Stream
+from chatserve.engine.values import Request, Sampling
+from chatserve.errors import ContextLengthExceeded, RequestError, Unavailable
+
+SEED_BITS = 63  # of a drawn seed: it fits any client's signed 64-bit integer
+
+PreparedT = TypeVar("PreparedT")
+
+
+class EngineDoor(Protocol[PreparedT]):
+    """What the engine floor offers."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a sequence may have, prompt and reply together."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        ...
+
+    def prepare(self, request: Request) -> PreparedT:
+        """Pure, for any thread."""
+        ...
+
+    def open(self, prepared: PreparedT) -> Stream:
+        """On the loop, never waits. May raise a ChatserveError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """Where the service works.
+
+    task_group: the lifespan's, owner of the replies' tasks. executor: for tokenization;
+    preparations_max: its workers, and so the asks on their trip to it at one time.
+    """
+
+    task_group: asyncio.TaskGroup
+    executor: Executor
+    preparations_max: int
+    clock: Clock
+
+
+def draw_seed() -> int:
+    """A seed for a request that brought none."""
+    return secrets.randbits(SEED_BITS)
+
+
+class ChatService(Generic[PreparedT]):
+    """Accepts asks. One per process, on the event loop."""
+
+    def __init__(
+        self,
+        engine: EngineDoor[PreparedT],
+        text: TextFloor,
+        workshop: Workshop,
+        *,
+        draw_seed: Callable[[], int] = draw_seed,
+        patience: Patience = API_PATIENCE,
+    ) -> None:
+        self._engine = engine
+        self._text = text
+        self._workshop = workshop
+        self._draw_seed = draw_seed
+        self._patience = patience
+        self._places = asyncio.Semaphore(workshop.preparations_max)
+
+    async def open(self, ask: Ask) -> Reply:
+        """Accept an ask and return its reply, which the caller views at once.
+
+        Raises RequestError for what can never be answered, or what `Engine.open` raises.
+        Cancelling the call leaves nothing behind.
+        """
+        workshop = self._workshop
+        accepted_at = workshop.clock.now()
+        if isinstance(ask.prompt, ChatPrompt) and self._text.template is None:
+            raise no_template()
+        _check_ids(ask, self._engine.vocabulary_size)
+        seed = ask.generation.seed
+        if seed is None:
+            seed = self._draw_seed()
+        async with self._places:
+            request, prepared = await self._off_loop(ask, seed)
+        # From here on nothing waits: the stream has an owner before anybody could be cancelled.
+        stream = self._engine.open(prepared)
+        rule = self._text_rule(ask, request)
+        reply = Reply(
+            stream,
+            [SampleText(each, self._text.tokenizer, rule) for each in range(request.samples)],
+            prompt_tokens=len(request.tokens),
+            accepted_at=accepted_at,
+            clock=workshop.clock,
+            patience=self._patience,
+        )
+        reply.start(workshop.task_group)
+        return reply
+
+    def _off_loop(self, ask: Ask, seed: int) -> asyncio.Future[tuple[Request, PreparedT]]:
+        loop, executor = asyncio.get_running_loop(), self._workshop.executor
+        try:
+            return loop.run_in_executor(executor, self._prepare, ask, seed)
+        except RuntimeError as error:  # the executor's way to say that it was shut down
+            raise Unavailable("The server is shutting down.") from error
+
+    def _prepare(self, ask: Ask, seed: int) -> tuple[Request, PreparedT]:
+        """All that takes time, in a thread of the executor."""
+        request = self._request(ask, self._tokens(ask), seed)
+        return request, self._engine.prepare(request)
+
+    def _tokens(self, ask: Ask) -> tuple[int, ...]:
+        text = self._text
+        if isinstance(ask.prompt, TokenPrompt):
+            tokens = ask.prompt.tokens
+        elif isinstance(ask.prompt, ChatPrompt):
+            if text.template is None:
+                raise no_template()
+            rendered = text.template.render(ask.prompt)
+            tokens = text.tokenizer.encode_rendered(rendered.text, rendered.spans)
+        else:
+            tokens = text.tokenizer.encode_text(ask.prompt.text)
+        if not tokens:
+            raise RequestError("The prompt has no tokens.", param=_prompt_param(ask))
+        return tokens
+
+    def _request(self, ask: Ask, tokens: tuple[int, ...], seed: int) -> Request:
+        generation = ask.generation
+        max_tokens = _max_tokens(ask, len(tokens), self._engine.context_length)
+        if generation.min_tokens > max_tokens:
+            raise RequestError(
+                f"min_tokens is {generation.min_tokens}, but at most {max_tokens} tokens can "
+                "be generated.",
+                param="min_tokens",
+            )
+        own_stops = frozenset[int]() if generation.ignore_eos else self._text.stop_ids
+        return Request(
+            request_id=ask.request_id,
+            tokens=tokens,
+            max_tokens=max_tokens,
+            tenant=ask.tenant,
+            cache_salt=ask.cache_salt,
+            samples=generation.samples,
+            sampling=_sampling(generation, self._text.defaults, seed),
+            stop_ids=own_stops | frozenset(generation.stop_token_ids),
+            min_tokens=generation.min_tokens,
+            priority=ask.priority,
+        )
+
+    def _text_rule(self, ask: Ask, request: Request) -> TextRule:
+        # A new message is a text of its own; all else goes on where the prompt's text ends.
+        goes_on = not isinstance(ask.prompt, ChatPrompt) or ask.prompt.continue_final_message
+        return TextRule(
+            stops=StopStrings(ask.generation.stop),
+            context=request.tokens[-1] if goes_on else None,
+            silent_stop_ids=request.stop_ids,
+            named_stop_ids=frozenset(ask.generation.stop_token_ids) - self._text.stop_ids,
+            searched_after=request.min_tokens,
+        )
+
+
+def _prompt_param(ask: Ask) -> str:
+    return "messages" if isinstance(ask.prompt, ChatPrompt) else "prompt"
+
+
+def _check_ids(ask: Ask, vocabulary_size: int) -> None:
+    """Ids outside the vocabulary would be an index out of range on the device."""
+    generation = ask.generation
+    fields = [
+        ("stop_token_ids", generation.stop_token_ids),
+        ("logit_bias", tuple(token for token, _ in generation.logit_bias)),
+    ]
+    if isinstance(ask.prompt, TokenPrompt):
+        fields.append(("prompt", ask.prompt.tokens))
+    for param, ids in fields:
+        if ids and not (min(ids) >= 0 and max(ids) < vocabulary_size):
+            raise RequestError(
+                f"{param} has a token id outside the vocabulary of {vocabulary_size}.", param=param
+            )
+
+
+def _max_tokens(ask: Ask, prompt_tokens: int, context_length: int) -> int:
+    """The tokens to generate at most: what was asked for, or the room left."""
+    asked = ask.generation.max_tokens
+    if asked is not None and asked < 1:
+        raise RequestError("max_tokens must be at least 1.", param="max_tokens")
+    needed = prompt_tokens + (asked or 1)
+    if needed <= context_length:
+        return asked or context_length - prompt_tokens
+    param = _prompt_param(ask)
+    said = (
+        f"your {param} resulted in {prompt_tokens} tokens"
+        if asked is None
+        else f"you requested {needed} tokens ({prompt_tokens} in the {param}, "
+        f"{asked} in the completion)"
+    )
+    raise ContextLengthExceeded(
+        f"This model's maximum context length is {context_length} tokens. However, {said}. "
+        f"Please reduce the length of the {param}" + (" or completion." if asked else "."),
+        param=param,
+    )
+
+
+def _sampling(generation: Generation, defaults: SamplingDefaults, seed: int) -> Sampling:
+    def chosen(asked: float | None, default: float) -> float:
+        return default if asked is None else asked
+
+    return Sampling(
+        temperature=chosen(generation.temperature, defaults.temperature),
+        top_k=defaults.top_k if generation.top_k is None else generation.top_k,
+        top_p=chosen(generation.top_p, defaults.top_p),
+        min_p=chosen(generation.min_p, defaults.min_p),
+        repetition_penalty=chosen(generation.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=generation.presence_penalty,
+        frequency_penalty=generation.frequency_penalty,
+        logit_bias=generation.logit_bias,
+        seed=seed,
+        top_logprobs=generation.top_logprobs,
+    )

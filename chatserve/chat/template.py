@@ -1,0 +1,262 @@
+"""ChatTemplate: messages to text, telling the template's control tokens from the contents'.
+
+It may not know ids, the tokenizer at work, or requests. Theory of operation: the text is what
+transformers renders, in its sandbox. Where contents hold nothing that looks like a control token,
+every control string in the text is the template's. Otherwise the messages are rendered a second
+time with marks, single characters that occur in no message:
+
+    content           What does <|im_end|> mean? <
+    marked            What does ⟦<|im_end|>⟧ mean? <⟦⟧      (the last '<' might join what follows)
+    text              <|im_start|>user\nWhat does <|im_end|> mean? <<|im_end|>
+    marked text       <|im_start|>user\nWhat does ⟦<|im_end|>⟧ mean? <⟦⟧<|im_end|>
+    control strings        T                          C                   T
+
+Both texts list their control strings in order. Where the lists agree and the texts are the same
+but for white space (templates trim), each string of the true text is labelled by its partner: one
+between marks is the content's. Otherwise (a template that compares contents) the marked text is
+taken, without its marks: there the labels are certain.
+
+The role `developer` is OpenAI's newer name for `system`; it is rendered as `system` unless the
+template speaks of developers itself.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from chatserve.chat.control import ControlTokens, Span
+from chatserve.chat.tokenizer import control_tokens
+from chatserve.chat.values import ChatPrompt, Message
+from chatserve.errors import NoChatTemplate, RequestError, SettingsError
+
+_PROBE_USER = "qsentinelq"
+_PROBE_REPLY = "rsentinelr"
+_MESSAGE_LENGTH_MAX = 300  # of a template's own complaint
+# Marks are drawn from the private use planes, where text hardly ever has anything.
+_MARKS = range(0xF0001, 0xFFFFE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt as text. spans: the control tokens in it that the template wrote, in order."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    open: str
+    close: str
+
+
+class ChatTemplate:
+    """One chat template. `render` is pure and for any thread."""
+
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, Any], control: ControlTokens
+    ) -> None:
+        self._source = source
+        self._special_tokens = dict(special_tokens)
+        self._control = control
+        self._knows_developer = "developer" in source
+
+    def render(self, prompt: ChatPrompt) -> Rendered:
+        """Raises RequestError with the template's own words where it refuses the messages."""
+        if not prompt.messages:
+            raise RequestError("There must be at least one message.", param="messages")
+        prompt = replace(prompt, messages=tuple(map(self._with_role, prompt.messages)))
+        text = self._run(prompt)
+        contents = [field for each in prompt.messages for field in (each.content, each.name or "")]
+        marks = _free_marks(contents)
+        marked_prompt = replace(
+            prompt, messages=tuple(self._marked(each, marks) for each in prompt.messages)
+        )
+        if marked_prompt == prompt:
+            return Rendered(text, tuple(self._control.find(text)))
+        return self._labelled(text, self._run(marked_prompt), marks)
+
+    def turn_end(self) -> int | None:
+        """The control token that directly follows an assistant's content, if there is one."""
+        text = _probe(self._source, self._special_tokens, add_generation_prompt=False)
+        _, found, rest = text.rpartition(_PROBE_REPLY)
+        first = next(self._control.find(rest), None)
+        if not found or first is None or rest[: first.start].strip():
+            return None
+        return self._control.ids[rest[first.start : first.end]]
+
+    def _with_role(self, message: Message) -> Message:
+        if message.role == "developer" and not self._knows_developer:
+            return replace(message, role="system")
+        return message
+
+    def _run(self, prompt: ChatPrompt) -> str:
+        messages = [
+            {"role": each.role, "content": each.content}
+            | ({} if each.name is None else {"name": each.name})
+            for each in prompt.messages
+        ]
+        try:
+            return _render(
+                self._source,
+                self._special_tokens,
+                messages,
+                add_generation_prompt=prompt.add_generation_prompt,
+                continue_final_message=prompt.continue_final_message,
+            )
+        except TemplateError as error:
+            reason = (error.message or type(error).__name__)[:_MESSAGE_LENGTH_MAX]
+            raise RequestError(
+                f"The chat template refuses these messages: {reason}", param="messages"
+            ) from None
+        except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
+            # The words of such an error may quote the messages, so they are not repeated.
+            reason = (
+                "The final message cannot be continued with this chat template."
+                if prompt.continue_final_message
+                else "The chat template cannot render these messages."
+            )
+            raise RequestError(reason, param="messages") from None
+
+    def _marked(self, message: Message, marks: _Marks) -> Message:
+        name = None if message.name is None else self._mark(message.name, marks)
+        return replace(message, content=self._mark(message.content, marks), name=name)
+
+    def _mark(self, content: str, marks: _Marks) -> str:
+        """Marks around control strings, and where content could be half of one."""
+        pieces: list[str] = []
+        position = 0
+        for span in self._control.find(content):
+            pieces.append(content[position : span.start])
+            pieces.append(marks.open + content[span.start : span.end] + marks.close)
+            position = span.end
+        pieces.append(content[position:])
+        inner = content.strip()  # a template may trim
+        if self._control.may_begin_before(inner):
+            pieces.insert(0, marks.open + marks.close)
+        if self._control.may_end_after(inner):
+            pieces.append(marks.open + marks.close)
+        return "".join(pieces)
+
+    def _labelled(self, text: str, marked: str, marks: _Marks) -> Rendered:
+        plain: list[str] = []
+        strings: list[str] = []
+        own: list[Span | None] = []
+        length = 0
+        for piece, is_content in _pieces(marked, marks, self._control):
+            for span in self._control.find(piece):
+                strings.append(piece[span.start : span.end])
+                place = Span(length + span.start, length + span.end)
+                own.append(None if is_content else place)
+            plain.append(piece)
+            length += len(piece)
+        unmarked = "".join(plain)
+        spans = tuple(self._control.find(text))
+        if [text[span.start : span.end] for span in spans] == strings and (
+            "".join(text.split()) == "".join(unmarked.split())
+        ):
+            labelled = zip(spans, own, strict=True)
+            return Rendered(text, tuple(span for span, place in labelled if place is not None))
+        return Rendered(unmarked, tuple(place for place in own if place is not None))
+
+
+def read_template(
+    pretrained: PreTrainedTokenizerFast, *, template_file: Path | None = None
+) -> tuple[ChatTemplate | None, ControlTokens]:
+    """The model's chat template, or the one in `template_file`, tried out once.
+
+    The control tokens come with it, since they are partly what the template writes.
+    """
+    source = _source(pretrained, template_file)
+    if source is None:
+        return None, control_tokens(pretrained, "")
+    special: dict[str, Any] = dict(pretrained.special_tokens_map)
+    # Templates may put control tokens together ('<|' + role + '|>'): a render shows those.
+    shown = _probe(source, special, add_generation_prompt=True)
+    control = control_tokens(pretrained, source + "\0" + shown)
+    return ChatTemplate(source, special, control), control
+
+
+def no_template() -> NoChatTemplate:
+    """The error for messages sent to a model without a template."""
+    return NoChatTemplate(
+        "This model has no chat template: start chatserve with --chat-template FILE, "
+        "or use /v1/completions.",
+        param="messages",
+    )
+
+
+def _source(pretrained: PreTrainedTokenizerFast, template_file: Path | None) -> str | None:
+    if template_file is not None:
+        try:
+            return template_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--chat-template {template_file}: {error}") from error
+    try:
+        return pretrained.get_chat_template()
+    except ValueError:  # transformers' way to say that there is none
+        return None
+
+
+def _probe(source: str, special: Mapping[str, Any], *, add_generation_prompt: bool) -> str:
+    """One short exchange, rendered. Empty where the template does not take it."""
+    messages = [
+        {"role": "user", "content": _PROBE_USER},
+        {"role": "assistant", "content": _PROBE_REPLY},
+    ]
+    try:
+        return _render(source, special, messages, add_generation_prompt=add_generation_prompt)
+    except TemplateSyntaxError as error:
+        raise SettingsError(f"The chat template has a mistake: {error.message}") from error
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError):
+        return ""
+
+
+def _render(
+    source: str,
+    special: Mapping[str, Any],
+    messages: list[dict[str, str]],
+    *,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+) -> str:
+    texts, _ = render_jinja_template(
+        conversations=[messages],
+        chat_template=source,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        **special,
+    )
+    return cast("Sequence[str]", texts)[0]
+
+
+def _free_marks(contents: Sequence[str]) -> _Marks:
+    """Two characters that no message has."""
+    taken = set[str]().union(*contents)
+    free = (chr(code) for code in _MARKS if chr(code) not in taken)
+    first, second = next(free, None), next(free, None)
+    if first is None or second is None:
+        raise RequestError("The messages use every private character.", param="messages")
+    return _Marks(first, second)
+
+
+def _pieces(marked: str, marks: _Marks, control: ControlTokens) -> Iterator[tuple[str, bool]]:
+    """The text between marks, and whether it is a control string of a content.
+
+    A template that splits contents may leave a lone mark: it labels nothing, but what stands on
+    its two sides still cannot join into a control string.
+    """
+    either = f"[{marks.open}{marks.close}]"
+    position = 0
+    for found in re.finditer(f"{marks.open}([^{either[1:-1]}]*){marks.close}|{either}", marked):
+        yield marked[position : found.start()], False
+        if found[1]:
+            yield found[1], found[1] in control.ids
+        position = found.end()
+    yield marked[position:], False

@@ -1,0 +1,135 @@
+"""An engine whose steps are taken by the test: the real Stream, and tokens of the test's choice."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from chatserve.engine.stream import Stream
+from chatserve.engine.values import (
+    Emission,
+    FinishReason,
+    Progress,
+    Receipt,
+    Request,
+    TokenLogprobs,
+)
+from chatserve.errors import ChatserveError
+
+
+@dataclass(slots=True)
+class Run:
+    """One request in the engine. `give` is a step of it."""
+
+    request: Request
+    stream: Stream
+    aborted: bool = False
+    finished: dict[int, int] = field(default_factory=dict)
+    given: set[int] = field(default_factory=set)
+
+    def give(
+        self,
+        tokens: tuple[int, ...] | list[int] = (),
+        *,
+        sample: int = 0,
+        finish: FinishReason | None = None,
+        error: ChatserveError | None = None,
+        logprobs: tuple[TokenLogprobs, ...] = (),
+    ) -> None:
+        """Emit tokens of one sample."""
+        if self.aborted or sample not in self.stream.unfinished:
+            return
+        receipt = None
+        if sample not in self.given:
+            self.given.add(sample)
+            receipt = Receipt(device=1, computed=len(self.request.tokens) - 1)
+        self.stream.put(
+            Emission(
+                sample=sample,
+                tokens=tuple(tokens),
+                logprobs=logprobs,
+                finish=finish,
+                error=error,
+                receipt=receipt,
+            )
+        )
+
+
+class ScriptedEngine:
+    """The engine's door. `runs` are the requests in order of opening."""
+
+    def __init__(self, *, context_length: int = 64, vocabulary_size: int = 600) -> None:
+        self.context_length = context_length
+        self.vocabulary_size = vocabulary_size
+        self.runs: list[Run] = []
+        self.refusal: ChatserveError | None = None
+        self.on_prepare: Callable[[], None] = lambda: None
+        self.opened = asyncio.Event()
+
+    def prepare(self, request: Request) -> Request:
+        """In any thread."""
+        self.on_prepare()
+        return request
+
+    def open(self, prepared: Request) -> Stream:
+        """On the loop."""
+        if self.refusal is not None:
+            raise self.refusal
+        stream = Stream(
+            request_id=prepared.request_id,
+            samples=prepared.samples,
+            on_close=self._close,
+            on_finish=self._finish,
+            on_progress=self._progress,
+        )
+        self.runs.append(Run(prepared, stream))
+        self.opened.set()
+        return stream
+
+    def _run_of(self, stream: Stream) -> Run:
+        return next(run for run in self.runs if run.stream is stream)
+
+    def _close(self, stream: Stream) -> None:
+        self._run_of(stream).aborted = True
+
+    def _finish(self, stream: Stream, sample: int, kept_tokens: int) -> None:
+        run = self._run_of(stream)
+        run.finished[sample] = kept_tokens
+        run.give(sample=sample, finish=FinishReason.STOP)
+
+    def _progress(self, stream: Stream) -> Progress:
+        return Progress(
+            queued=0, prompt_tokens=len(self._run_of(stream).request.tokens), computed=0
+        )
+
+
+@dataclass(slots=True)
+class ManualTimer:
+    """A due call that only the test makes."""
+
+    seconds: float
+    call: Callable[[], None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class ManualTime:
+    """Time that stands still unless the test moves it."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+        self.timers: list[ManualTimer] = []
+
+    def now(self) -> float:
+        return self.seconds
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> ManualTimer:
+        timer = ManualTimer(seconds, call)
+        self.timers.append(timer)
+        return timer
+
+    @property
+    def due(self) -> list[ManualTimer]:
+        """Timers that would still ring."""
+        return [timer for timer in self.timers if not timer.cancelled]
