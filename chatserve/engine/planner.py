@@ -7,9 +7,10 @@ Theory of operation. Each plan walks the running sequences once, in (priority, a
 one position for those that only need their next token, slices of the rest of the budget for those
 with more to compute. Whoever finds no page takes those of the last running sequence behind it,
 whole, and at worst gives up its own; the first in the order is never robbed, and so always gets
-on. Then queued sequences are admitted while pages and budget last: a resident prefix is adopted
-before anything is allocated, the rest of the prompt must fit as a whole, and its page names are
-claimed. A sequence whose next page is claimed by a running one follows that one instead.
+on. Queued sequences are admitted while pages and budget last: a resident prefix is adopted before
+anything is allocated, the rest of the prompt must fit as a whole beside what is promised to those
+who run, and its page names are claimed. A sequence whose next page is claimed by a running one
+follows that one instead.
 """
 
 from collections.abc import Callable
@@ -76,38 +77,51 @@ class Planner:
         """The draft of step `number`. alone: no other step is in flight."""
         draft = Draft(number=number)
         if not self._suspects.any:
-            room = self._plan_running(draft)
-            if not draft.preempted:
-                self._admit(draft, room)
+            self._plan_running(draft)
         elif alone:
             self._plan_probation(draft)
         self.touching = None
         return draft
 
-    def _plan_running(self, draft: Draft) -> int:
-        """Order what runs; returns the budget that is left."""
-        nexts = sum(1 for item in self._roster.running if item.known - item.planned == 1)
+    def _plan_running(self, draft: Draft) -> None:
+        """Order what runs, and admit who waits.
+
+        Nobody who waits is behind the whole of somebody's long prompt, unless that one's priority
+        is higher: beside prompts that have begun the queue has an equal share of the budget, and
+        first, so that what it leaves is not lost.
+        """
+        running = tuple(self._roster.running)
+        begun = [sequence for sequence in running if _todo(sequence) > 1]
+        nexts = sum(1 for sequence in running if _todo(sequence) == 1)
         room = max(self._pace.budget() - nexts, self._roster.blocks.page_size)
-        for sequence in tuple(self._roster.running):
-            if sequence.life is not Life.RUNNING or sequence.ordered_enough:
-                continue
+        head = self._roster.waiting.peek(self._clock())
+        if begun and head is not None and head.priority <= begun[0].priority:
+            share = room // (len(begun) + 1)
+            room -= share - self._admit(draft, share)
+        for sequence in running:
             self.touching = sequence
-            todo = sequence.known - sequence.planned
+            todo = _todo(sequence) if sequence.life is Life.RUNNING else 0
             if todo == 1:
                 self._order(draft, sequence, 1)
-            elif room > 0:
+            elif todo and room > 0:
                 room -= self._order(draft, sequence, min(todo, room))
-        return room
+        self._admit(draft, room)
 
-    def _admit(self, draft: Draft, room: int) -> None:
-        """Start queued sequences while their whole prompts, samples and the budget fit."""
+    def _admit(self, draft: Draft, room: int) -> int:
+        """Start queued sequences while their whole prompts, samples and the budget fit beside what
+        is promised to those who run; not in a step that had to preempt. Returns the budget left.
+        """
         roster, blocks = self._roster, self._roster.blocks
         seats = self._limits.sequences_max - sum(map(_seats, roster.running))
         promised = sum(map(self._promised, roster.running))
-        while room > 0 and (sequence := roster.waiting.peek(self._clock())) is not None:
+        while (
+            room > 0
+            and not draft.preempted
+            and (sequence := roster.waiting.peek(self._clock())) is not None
+        ):
             self.touching = sequence
             if _seats(sequence) > seats:
-                return
+                break
             tokens = sequence.tokens.tobytes()
             matched = blocks.match(sequence.names, tokens)
             if roster.follow(sequence, matched):
@@ -117,12 +131,12 @@ class Planner:
             if self._promised(sequence) + promised > blocks.available:
                 blocks.release(sequence.table, step=0)
                 assert roster.running or blocks.coming, "admission let in what can never fit"
-                return
+                break
             seats -= _seats(sequence)
             roster.start(sequence, matched)
-            todo = sequence.known - sequence.planned
-            room -= self._order(draft, sequence, min(todo, room))
+            room -= self._order(draft, sequence, min(_todo(sequence), room))
             promised += self._promised(sequence)
+        return room
 
     def _promised(self, sequence: Sequence) -> int:
         """Pages that a sequence will soon need: for its known tokens and the next one, at least
@@ -143,7 +157,7 @@ class Planner:
             matched = self._roster.blocks.adopt(sequence.table, sequence.names, tokens)
             self._roster.start(sequence, matched)
         self.touching = sequence
-        self._order(draft, sequence, min(sequence.known - sequence.planned, self._pace.budget()))
+        self._order(draft, sequence, min(_todo(sequence), self._pace.budget()))
 
     def _order(self, draft: Draft, sequence: Sequence, count: int) -> int:
         """Put the next `count` positions into the draft; returns how many it was (maybe 0)."""
@@ -219,6 +233,11 @@ class Planner:
             self._roster.preempt(victim)
             if victim is sequence:
                 return None
+
+
+def _todo(sequence: Sequence) -> int:
+    """Positions that can be ordered now."""
+    return 0 if sequence.ordered_enough else sequence.known - sequence.planned
 
 
 def _seats(sequence: Sequence) -> int:
