@@ -46,6 +46,11 @@ class Auditor:
         self._in_flight.clear()
         self._planned.clear()
 
+    def forget_groups(self) -> None:
+        """Between turns of a long run: what has ended need not be remembered."""
+        self._groups.clear()
+        self._planned.clear()
+
     def raise_first(self) -> None:
         """Fail if any plan was faulty."""
         if self.faults:
