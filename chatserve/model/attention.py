@@ -70,11 +70,15 @@ class PagedStep:
     layout: KVLayout
 
     def attend(self, call: LayerCall) -> Tensor:
-        """[rows, heads, head_dim]; writes the rows that the batch names."""
+        """[rows, heads, head_dim]; writes the rows that the batch names.
+
+        Rows after the batch's are padding (`padded_rows`): they attend to nothing.
+        """
         kv = self.layout.layer_view(self.pool, call.layer)
-        append_kv(call.key, call.value, kv, self.batch)
-        return paged_attention(
-            call.query,
+        rows = self.batch.rows
+        append_kv(call.key[:rows], call.value[:rows], kv, self.batch)
+        mixed = paged_attention(
+            call.query[:rows],
             kv,
             self.batch,
             scale=call.scale,
@@ -82,6 +86,8 @@ class PagedStep:
             soft_cap=call.soft_cap,
             sinks=call.sinks,
         )
+        padding = call.query.shape[0] - rows
+        return mixed if padding == 0 else torch.nn.functional.pad(mixed, (0, 0, 0, 0, 0, padding))
 
 
 def paged_attention_forward(
@@ -131,6 +137,19 @@ def paged_attention_forward(
         )
     )
     return mixed[None], None
+
+
+def padded_rows(rows: int) -> int:
+    """The next of a few batch sizes: 1, 2, 4, then about eight to a doubling.
+
+    oneDNN makes, and keeps, a kernel for each number of rows that it meets: hundreds of sizes cost
+    hundreds of MiB and milliseconds at each first time. From 32 rows on padding costs at most an
+    eighth; below, a row costs next to nothing beside reading the weights.
+    """
+    if rows <= 4:
+        return 4 if rows == 3 else rows
+    step = max(4, 1 << max(0, (rows - 1).bit_length() - 4))
+    return -(-rows // step) * step
 
 
 AttentionInterface.register(ATTENTION_NAME, paged_attention_forward)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from chatserve.errors import ModelRefused
-from chatserve.model.attention import PagedStep, run_paged
+from chatserve.model.attention import PagedStep, padded_rows, run_paged
 from chatserve.model.layout import KVLayout
 from chatserve_kernels import AttentionBatch
 
@@ -101,10 +101,18 @@ class LoadedModel:
             raise ValueError(f"the pool must be [pages, {self.layout.page_elements}]")
         if attention.page_size != self.layout.page_size:
             raise ValueError(f"the model was loaded for pages of {self.layout.page_size}")
-        return run_paged(
-            self._model,
-            tokens,
-            positions,
-            paged=PagedStep(attention, pool, self.layout),
-            logit_rows=logit_rows,
-        )
+        paged = PagedStep(attention, pool, self.layout)
+        if self.device.type == "cpu":
+            wanted = logit_rows.shape[0]
+            tokens, positions = _pad(tokens), _pad(positions)
+            logit_rows = _pad(logit_rows) if wanted else logit_rows
+            logits = run_paged(self._model, tokens, positions, paged=paged, logit_rows=logit_rows)
+            return logits[:wanted]
+        return run_paged(self._model, tokens, positions, paged=paged, logit_rows=logit_rows)
+
+
+def _pad(values: Tensor) -> Tensor:
+    """Repeat the last of some int64 values until there are `padded_rows` of them."""
+    rows = values.shape[0]
+    more = padded_rows(rows) - rows
+    return values if more == 0 else torch.cat((values, values[-1:].expand(more)))
