@@ -117,7 +117,10 @@ def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
         template = draw.pick(special)
     spellings = (fact.thing.name, *fact.thing.spellings)
     name = draw.choice(spellings) if draw.chance(0.4) else fact.thing.name
-    return loosen(draw, fill(template, fact, name), fact.value)
+    text = fill(template, fact, name)
+    if asking and fact.owner in ("my", "the") and draw.chance(0.08):
+        return text.lower().replace("'", "").rstrip(".?!")
+    return loosen(draw, text, fact.value)
 
 
 def correction(draw: Draw, fact: Fact, was: str) -> str:
