@@ -129,20 +129,32 @@ class ChatTemplate:
         return replace(message, content=self._mark(message.content, marks), name=name)
 
     def _mark(self, content: str, marks: _Marks) -> str:
-        """Marks around control strings, and where content could be half of one."""
+        """Marks around control strings, and where content could be half of one.
+
+        The latter stand inside of white space at the edges, so that a template can still trim,
+        and also outside of it where a control string has white space itself.
+        """
+        control, pair = self._control, marks.open + marks.close
+        inner = content.strip()
+        begin = len(content) - len(content.lstrip())
+        end = begin + len(inner)
+        inserted: list[tuple[int, str]] = []  # at one position the order here is the order there
+        if inner != content and control.may_begin_before(content):
+            inserted.append((0, pair))
+        if control.may_begin_before(inner):
+            inserted.append((begin, pair))
+        for span in control.find(content):
+            inserted += ((span.start, marks.open), (span.end, marks.close))
+        if control.may_end_after(inner):
+            inserted.append((end, pair))
+        if inner != content and control.may_end_after(content):
+            inserted.append((len(content), pair))
         pieces: list[str] = []
         position = 0
-        for span in self._control.find(content):
-            pieces.append(content[position : span.start])
-            pieces.append(marks.open + content[span.start : span.end] + marks.close)
-            position = span.end
-        pieces.append(content[position:])
-        inner = content.strip()  # a template may trim
-        if self._control.may_begin_before(inner):
-            pieces.insert(0, marks.open + marks.close)
-        if self._control.may_end_after(inner):
-            pieces.append(marks.open + marks.close)
-        return "".join(pieces)
+        for place, mark in sorted(inserted, key=lambda each: each[0]):
+            pieces += (content[position:place], mark)
+            position = place
+        return "".join([*pieces, content[position:]])
 
     def _labelled(self, text: str, marked: str, marks: _Marks) -> Rendered:
         plain: list[str] = []

@@ -30,6 +30,7 @@ from tests.chat.vocabularies import pretrained
 
 PATIENCE = Patience(before_first_view=5.0, after_last_view=0.0)
 SEED = 4711
+LEAK_SECONDS = 5.0  # only a test that fails waits as long
 
 
 @cache
@@ -96,10 +97,21 @@ def build(
 
 @pytest_asyncio.fixture
 async def floor() -> AsyncIterator[Floor]:
-    """A floor whose task group must end by itself, within the test: no reply leaks."""
-    with ThreadPoolExecutor(2) as executor:
-        async with asyncio.timeout(20), asyncio.TaskGroup() as task_group:
-            yield build(task_group, executor)
+    """A floor whose task group must end by itself once the test has: no reply leaks."""
+    ready: asyncio.Future[Floor] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+
+    # One task enters and leaves the group: a fixture's two halves are different tasks.
+    async def lifespan() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            async with asyncio.TaskGroup() as task_group:
+                ready.set_result(build(task_group, executor))
+                await over.wait()
+
+    task = asyncio.create_task(lifespan())
+    yield await ready
+    over.set()
+    await asyncio.wait_for(task, LEAK_SECONDS)
 
 
 async def read(viewing: Viewing) -> list[ReplyEvent]:
