@@ -8,18 +8,20 @@ runner's thread.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from starlette.applications import Starlette
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from chatserve.engine.engine import Engine
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DEMONSTRATION_NAME = "chatserve-demonstration"
 LOADING_RETRY_SECONDS = 2.0
@@ -173,8 +177,13 @@ class Serving:
 
     async def _live(self, group: asyncio.TaskGroup) -> None:
         """Load, run the engine until told to stop. A failure stops the server."""
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            assembly = await self._load(group)
+            loading = in_daemon_thread(self._load)
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                return  # the thread is left to itself: nothing has begun that must be ended
+            assembly = loading.result()(group)
             running = asyncio.create_task(assembly.engine.run())
             self._assembly = assembly
             host = self._settings.host
@@ -182,9 +191,7 @@ class Serving:
             self._announce(
                 f"http://{shown}:{self._port}", self._name, time.monotonic() - self._began
             )
-            stopping = asyncio.create_task(self._stopping.wait())
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
             if running.done():
                 running.result()
             running.cancel()
@@ -194,20 +201,47 @@ class Serving:
             if not isinstance(error, StartError):
                 _log.exception("the server stops")
             self._server.should_exit = True
+        finally:
+            stopping.cancel()
 
-    async def _load(self, group: asyncio.TaskGroup) -> Assembly:
+    def _load(self) -> Callable[[asyncio.TaskGroup], Assembly]:
+        """In a thread: import what is heavy, load; what is left to do on the loop comes back."""
         from chatserve.assembly import assemble, load
 
-        loaded = await asyncio.to_thread(
-            functools.partial(load, self._settings, self._folder, self._secret)
-        )
-        return assemble(loaded, self._settings, group)
+        loaded = load(self._settings, self._folder, self._secret)
+        return functools.partial(assemble, loaded, self._settings)
 
     def _cache_statistics(self) -> object:
         return None if self._assembly is None else self._assembly.engine.cache_statistics()
 
     def _engine_statistics(self) -> object:
         return None if self._assembly is None else self._assembly.engine.statistics()
+
+
+def in_daemon_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
+    """Run a function in a thread that the end of the process does not wait for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(cast("T", result))
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = function()
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(deliver, result, failure)
+
+    threading.Thread(target=work, name="chatserve-loading", daemon=True).start()
+    return future
 
 
 def model_folder(model: str | None) -> Path:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,19 +61,20 @@ class Server:
 
 
 @contextmanager
-def running(
-    folder: Path, options: Sequence[str] = (), *, key: str | None = None
-) -> Generator[Server]:
-    """Start `chatserve serve`, wait until it is ready, and end it with SIGTERM."""
-    log = folder / "server.log"
-    command = [sys.executable, "-m", "chatserve", "serve", "--port", "0", *options]
+def launched(
+    folder: Path, options: Sequence[str] = ()
+) -> Generator[tuple["subprocess.Popen[str]", str]]:
+    """Start `chatserve serve` and end it with SIGTERM. Gives the process, and its URL if the
+    options name a port."""
+    command = [sys.executable, "-m", "chatserve", "serve", *options]
     command += ["--data-dir", str(folder / "data")]
-    with log.open("w") as file:
+    port = options[options.index("--port") + 1]
+    with (folder / "server.log").open("w") as file:
         process = subprocess.Popen(
             command, stderr=file, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
         )
     try:
-        yield Server(process, _wait_until_ready(process, log), key, log)
+        yield process, f"http://127.0.0.1:{port}"
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -81,6 +83,23 @@ def running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def running(
+    folder: Path, options: Sequence[str] = (), *, key: str | None = None
+) -> Generator[Server]:
+    """`launched` on a free port, and ready."""
+    log = folder / "server.log"
+    with launched(folder, ["--port", "0", *options]) as (process, _):
+        yield Server(process, _wait_until_ready(process, log), key, log)
+
+
+def free_port() -> int:
+    """A port of the loopback device that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _wait_until_ready(process: "subprocess.Popen[str]", log: Path) -> str:

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.wiring.server import MODEL, Server, events, running
+from tests.wiring.server import MODEL, Server, events, free_port, launched, running
 
 CHAT = "/v1/chat/completions"
 
@@ -247,3 +247,25 @@ def test_the_metrics_and_the_page_are_there(server: Server) -> None:
     assert page.status_code == 200
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert httpx.get(server.url + "/ready").json() == {"status": "ready"}
+
+
+def test_the_server_answers_while_it_loads_and_a_signal_ends_it_then(tmp_path: Path) -> None:
+    with launched(tmp_path, ["--port", str(free_port())]) as (process, url):
+        seen: set[tuple[int, str]] = set()
+        while not seen:
+            assert process.poll() is None
+            try:
+                health = httpx.get(url + "/health", timeout=30)
+                ready = httpx.get(url + "/ready", timeout=30)
+                refused = httpx.post(
+                    url + CHAT, json={"model": MODEL, "messages": say("Hi")}, timeout=30
+                )
+            except httpx.TransportError:
+                continue
+            assert health.status_code == 200
+            seen.add((ready.status_code, ready.json()["status"]))
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) >= 1
+        assert seen == {(503, "loading")}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
