@@ -59,5 +59,6 @@ def unknown(draw: Draw) -> Turn:
         d=draw.integer(21, 999),
         h=draw.pick(words.HOBBIES),
         m=draw.integer(1500, 2030),
+        x=draw.pick(words.DAYS),
     )
     return Turn(loosen(draw, text), UNKNOWN, "unknown")
