@@ -82,6 +82,7 @@ class Scheduler:
         self._touching: Sequence | None = None
         self._outcomes: list[Outcome] = []
         self._recoveries_in_a_row = 0
+        self._void_until = 0  # the last step that was planned when one failed
 
     @property
     def blocks(self) -> BlockManager:
@@ -163,6 +164,8 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Order the next step; None where there is nothing to order until one has committed."""
+        if self._committed < self._void_until:
+            return None  # whatever were planned now would count on a step that is void
         alone = not self._in_flight
         draft = self._planner.draft(self._number + 1, alone=alone)
         while alone and draft.preempted and not draft.slices:
@@ -308,6 +311,7 @@ class Scheduler:
 
     def _fail(self, plan: StepPlan, failure: StepFailure) -> list[Outcome]:
         """A step gave nothing: preempt all that took part, and find out whose fault it is."""
+        self._void_until = self._number
         alive: dict[int, Sequence] = {}
         for item in plan.slices:
             lives = [(item.sequence, item.incarnation)]
