@@ -84,28 +84,41 @@ class Planner:
         return draft
 
     def _plan_running(self, draft: Draft) -> None:
-        """Order what runs, and admit who waits.
-
-        Nobody who waits is behind the whole of somebody's long prompt, unless that one's priority
-        is higher: beside prompts that have begun the queue has an equal share of the budget, and
-        first, so that what it leaves is not lost.
-        """
+        """Order what runs, and admit who waits."""
         running = tuple(self._roster.running)
         begun = [sequence for sequence in running if _todo(sequence) > 1]
         nexts = sum(1 for sequence in running if _todo(sequence) == 1)
         room = max(self._pace.budget() - nexts, self._roster.blocks.page_size)
-        head = self._roster.waiting.peek(self._clock())
-        if begun and head is not None and head.priority <= begun[0].priority:
-            share = room // (len(begun) + 1)
-            room -= share - self._admit(draft, share)
+        short, room = self._share(draft, begun, room)
         for sequence in running:
             self.touching = sequence
             todo = _todo(sequence) if sequence.life is Life.RUNNING else 0
-            if todo == 1:
-                self._order(draft, sequence, 1)
-            elif todo and room > 0:
+            if not todo:
+                continue
+            if todo == 1 or sequence.id in short:
+                self._order(draft, sequence, todo)
+            elif room > 0:
                 room -= self._order(draft, sequence, min(todo, room))
         self._admit(draft, room)
+
+    def _share(self, draft: Draft, begun: list[Sequence], room: int) -> tuple[set[int], int]:
+        """Half the budget is for those who would else be behind the whole of one long prompt.
+
+        It goes to begun prompts of the same priority that it can finish in this step, then to the
+        queue, unless that is of a lower priority; what it leaves goes to the first in the order.
+        Returns whom to finish, and what is left for the others.
+        """
+        short: set[int] = set()
+        half = room // 2 if begun else 0
+        for sequence in sorted(begun[1:], key=_todo):
+            if sequence.priority == begun[0].priority and _todo(sequence) <= half:
+                short.add(sequence.id)
+                half -= _todo(sequence)
+                room -= _todo(sequence)
+        head = self._roster.waiting.peek(self._clock())
+        if half and head is not None and head.priority <= begun[0].priority:
+            room -= half - self._admit(draft, half)
+        return short, room
 
     def _admit(self, draft: Draft, room: int) -> int:
         """Start queued sequences while their whole prompts, samples and the budget fit beside what
