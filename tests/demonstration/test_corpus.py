@@ -7,7 +7,7 @@ import pytest
 from chatserve.demonstration.corpus import SKILLS, Part, make_chat, make_probe
 from chatserve.demonstration.corpus.draw import SPLIT_LENGTH_MIN, Draw, is_held_out
 from chatserve.demonstration.corpus.explain import TOPICS
-from chatserve.demonstration.corpus.talk import TALK
+from chatserve.demonstration.corpus.talk import QUESTIONS, TALK
 from chatserve.demonstration.corpus.wordings import ASK_SPECIAL, FACTS, SYSTEM, TELL_SPECIAL
 from chatserve.demonstration.corpus.words import CITIES, NAMES
 from chatserve.demonstration.evaluate import is_right, read_prompts
@@ -71,7 +71,7 @@ def test_a_far_probe_is_far() -> None:
 
 def test_hand_written_prompts_are_many_and_judge_honestly() -> None:
     prompts = read_prompts()
-    assert len(prompts) >= 150
+    assert len(prompts) >= 200
     for prompt in prompts:
         assert prompt.user, prompt
         assert prompt.match, prompt
@@ -79,12 +79,20 @@ def test_hand_written_prompts_are_many_and_judge_honestly() -> None:
         assert not prompt.judge("Let me think about that."), prompt
 
 
-def test_hand_written_prompts_do_not_occur_in_training() -> None:
-    first = {prompt.user for prompt in read_prompts() if len(prompt.user) > 1}
+def test_hand_written_prompts_are_none_of_the_wordings() -> None:
+    wordings = [text for items in (*FACTS.values(), *ASK_SPECIAL.values()) for text in items]
+    wordings += [text for items, _ in TALK for text in items] + list(QUESTIONS)
+    wordings += [text for topic in TOPICS for text in topic.questions]
+    known = {text.lower().rstrip(".!?") for text in wordings}
+    alone = [p for p in read_prompts() if len(p.user) == 1 and p.system is None]
+    assert not [p.user for p in alone if p.user[0].lower().rstrip(".!?") in known]
+
+
+def test_hand_written_chats_do_not_occur_in_training() -> None:
+    chats = {prompt.user for prompt in read_prompts() if len(prompt.user) > 1}
     for seed in range(300):
-        said = [turn.user for turn in make_chat(str(seed), 700).turns]
-        text = "\n".join(said)
-        assert not any(all(f"{line}\n" in f"{text}\n" for line in users) for users in first)
+        said = {turn.user for turn in make_chat(str(seed), 700).turns}
+        assert not any(said >= set(users) for users in chats)
 
 
 def test_texts_to_explain_are_whole_paragraphs_with_markdown() -> None:

@@ -64,6 +64,12 @@ def picked(items: tuple[str, ...]) -> Callable[[Draw], str]:
     return lambda draw: draw.letters(4, 8) if draw.chance(0.15) else draw.pick(items)
 
 
+def either_word(draw: Draw) -> str:
+    """A plain word or a made-up one, small or with a capital."""
+    word = draw.letters(3, 9) if draw.chance(0.5) else draw.pick(words.PLAIN_WORDS)
+    return word.capitalize() if draw.chance(0.4) else word
+
+
 def number(draw: Draw) -> str:
     """A number of up to four digits."""
     return draw.number(4)
@@ -114,17 +120,37 @@ MY_THINGS = (
     Thing("code word", code),
     Thing("wedding date", date),
     Thing("exam date", date),
+    Thing("middle name", person),
+    Thing("surname", invented, ("last name", "family name")),
+    Thing("street", invented),
+    Thing("phone number", lambda draw: draw.number(6), ("telephone number",)),
+    Thing("pin", number),
+    Thing("username", code),
+    Thing("anniversary", date),
+    Thing("eye colour", picked(words.COLOURS), ("eye color",)),
+    Thing("hair colour", picked(words.COLOURS), ("hair color",)),
+    Thing("bike colour", picked(words.COLOURS), ("bike color",)),
+    Thing("school", invented),
+    Thing("next holiday", city),
+    *(
+        Thing(f"favourite {kind}", either_word, (f"favorite {kind}",))
+        for kind in words.listed(
+            """film movie book song game sport flower tree subject band month cake singer dish toy
+            bird vegetable restaurant shop show planet instrument"""
+        )
+    ),
 )
 BEARERS = (
     *words.listed(
-        """dog cat rabbit parrot hamster horse turtle pony goat sister brother mother father wife
-        husband son daughter friend boss neighbour teacher uncle aunt cousin grandmother grandfather
-        doctor boat robot street school team band village"""
+        """dog cat rabbit parrot hamster horse turtle pony goat kitten puppy pig cow sister brother
+        mother father wife husband son daughter friend boss neighbour teacher uncle aunt cousin
+        grandmother grandfather doctor boat robot street school team band village house car baby
+        grandson niece nephew colleague partner flatmate twin"""
     ),
     "best friend",
     "goldfish",
 )
-PETS = BEARERS[:9]
+PETS = BEARERS[:13]
 NAMED_THINGS = tuple(
     Thing(f"{bearer}'s name", pet if bearer in PETS else person) for bearer in BEARERS
 )
