@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-MODULES = ("benchmarks.step_host_time", "benchmarks.serving")
+MODULES = ("benchmarks.step_host_time", "benchmarks.serving", "benchmarks.overload")
 
 
 def main() -> int:
