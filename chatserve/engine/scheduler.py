@@ -164,6 +164,8 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Order the next step; None where there is nothing to order until one has committed."""
+        if self.broken is not None:
+            return None
         if self._committed < self._void_until:
             return None  # whatever were planned now would count on a step that is void
         alone = not self._in_flight
