@@ -49,7 +49,7 @@ def fail_at(*steps: int, error: type[Exception] = InjectedFault) -> Callable[[St
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
-@pytest.mark.parametrize("steps", [(1,), (2,), (3,), (5,), (8,), (4, 40)])
+@pytest.mark.parametrize("steps", [(1,), (2,), (3,), (5,), (8,)])
 def test_a_step_that_fails_once_costs_nobody_anything_but_time(
     steps: tuple[int, ...], in_flight: int
 ) -> None:
@@ -217,7 +217,7 @@ async def test_an_engine_loses_its_device_and_every_stream_ends() -> None:
 
 async def test_an_engine_outlives_a_failed_step() -> None:
     house = build(SETUP)
-    house.runner.before_step = fail_at(2, 7)
+    house.runner.before_step = fail_at(4)
     requests = [ask(prompt(9, seed), 10) for seed in range(5)]
     async with running(house) as engine:
         streams = [engine.open(house.prepare(request)) for request in requests]

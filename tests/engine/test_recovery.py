@@ -1,0 +1,220 @@
+"""Exceptions of our own, anywhere under `plan` and `commit`: the engine begins again on an empty
+cache, whoever goes on says what the model says, and everybody has exactly one final emission."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+
+from chatserve.cache.block_manager import BlockManager
+from chatserve.engine.engine import Engine
+from chatserve.engine.values import FinishReason
+from chatserve.errors import EngineError, Unavailable
+from tests.engine.build import House, Setup, ask, build, random_tokens, running
+from tests.engine.oracle import Heard, assert_prefix, assert_right, listen
+from tests.engine.stepper import InjectedFault, Stepper
+
+METHODS = ["match", "adopt", "reserve", "fork", "seal", "truncate", "release", "settle", "claim"]
+
+
+class FaultyBlocks(BlockManager):
+    """A block manager whose `plot` says, call by call, where it raises: before or after."""
+
+    plot: Callable[[str], str | None]
+
+    def __getattribute__(self, name: str):
+        found = super().__getattribute__(name)
+        if name not in METHODS:
+            return found
+        fate = super().__getattribute__("plot")(name)
+
+        def faulty(*arguments, **options):
+            if fate == "before":
+                raise InjectedFault(f"before {name}")
+            result = found(*arguments, **options)
+            if fate == "after":
+                raise InjectedFault(f"after {name}")
+            return result
+
+        return faulty if fate else found
+
+
+def faulty_setup(plot: Callable[[str], str | None], **sizes: int) -> Setup:
+    def make(setup: Setup) -> BlockManager:
+        blocks = FaultyBlocks(pages=setup.pages, page_size=setup.page_size)
+        blocks.plot = plot
+        return blocks
+
+    FaultyBlocks.plot = staticmethod(lambda _name: None)  # while one is being made
+    return Setup(**{"pages": 40, "page_size": 4, "budget_max": 24, **sizes}, make_blocks=make)
+
+
+def once(method: str, call: int, when: str) -> Callable[[str], str | None]:
+    """Raise at one call of one method."""
+    seen = 0
+
+    def plot(name: str) -> str | None:
+        nonlocal seen
+        seen += name == method
+        return when if name == method and seen == call else None
+
+    return plot
+
+
+def requests(seed: int, count: int = 8) -> list:
+    source = random.Random(seed)
+    stem = random_tokens(source, 14)
+    return [
+        ask(
+            (*stem[: source.randrange(1, 15)], *random_tokens(source, index % 4)),
+            source.randrange(1, 16),
+            name=f"{index}",
+            samples=source.choice([1, 1, 2, 3]),
+            temperature=1.0,
+            seed=index,
+            stop_ids=frozenset(random_tokens(source, 3)),
+        )
+        for index in range(count)
+    ]
+
+
+def drive(stepper: Stepper) -> int:
+    """Run to the end as the engine would, with a recovery after each exception."""
+    recoveries = 0
+    for _ in range(3000):
+        try:
+            if not stepper.step():
+                break
+            stepper.scheduler.check()
+        except InjectedFault:
+            recoveries += 1
+            stepper.recover()
+            stepper.scheduler.check()
+    assert not stepper.scheduler.busy
+    return recoveries
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("call", [1, 2, 5, 11, 23])
+def test_one_exception_of_our_own_costs_nobody_a_token(method: str, call: int, when: str) -> None:
+    quiet = [True]
+    plot = once(method, call, when)
+    stepper = Stepper(faulty_setup(lambda name: None if quiet else plot(name)))
+    for request in requests(call):
+        stepper.ask(request)
+    quiet.clear()
+    recoveries = drive(stepper)
+    quiet.append(True)
+    assert recoveries <= 1
+    stepper.assert_right_so_far()
+    for asked in stepper.asked.values():
+        assert asked.over, "no final emission"
+        for heard in asked.heard:
+            assert heard.finish in (FinishReason.STOP, FinishReason.LENGTH)
+    stepper.assert_right()
+    stepper.house.assert_baseline()
+
+
+def lost(heard: Heard) -> bool:
+    return heard.finish is FinishReason.ERROR
+
+
+async def hear_all(house: House, engine: Engine, seed: int, *, leave: float = 0.0) -> None:
+    source = random.Random(seed)
+
+    async def one(request) -> None:
+        with engine.open(house.prepare(request)) as stream:
+            if source.random() < leave:
+                for _ in range(source.randrange(6)):
+                    await asyncio.sleep(0)
+                return
+            heard = await listen(stream)
+        for sample, one_heard in enumerate(heard):
+            assert_prefix(request, one_heard, sample, house.setup.vocabulary)
+            assert one_heard.finish is not None
+            assert not lost(one_heard) or isinstance(one_heard.error, EngineError | Unavailable)
+        if not any(map(lost, heard)):
+            assert_right(request, heard, house.setup.vocabulary)
+
+    await asyncio.gather(*map(one, requests(seed, 12)))
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_exceptions_at_random_places_never_give_a_wrong_token(seed: int) -> None:
+    source = random.Random(seed)
+    print(f"seed={seed}")
+    armed: list[int] = []
+
+    def plot(name: str) -> str | None:
+        # Recovery itself settles its fresh pool, and is the one place that must not fail.
+        if armed and name != "settle" and source.random() < 0.01:
+            return source.choice(["before", "after"])
+        return None
+
+    house = build(faulty_setup(plot))
+    house.engine.on_step = lambda: None  # between an exception and recovery nothing need hold
+    task = asyncio.create_task(house.engine.run())
+    armed.append(1)
+    async with asyncio.timeout(10):
+        await hear_all(house, house.engine, seed, leave=0.2)
+        armed.clear()
+        while house.scheduler.busy:  # noqa: ASYNC110 - nothing to wait for: those who left
+            await asyncio.sleep(0)
+    assert not task.done(), "the loop died"
+    if house.engine.healthy:
+        await hear_all(house, house.engine, seed + 100)
+        house.assert_baseline()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_who_is_at_hand_at_two_exceptions_ends_and_the_others_go_on() -> None:
+    stepper = Stepper(Setup(pages=40, page_size=4, budget_max=24))
+    asked = [stepper.ask(request) for request in requests(3)]
+    (bad,) = stepper.sequences(asked[2])
+    order = stepper.scheduler._planner._order
+
+    def faulty_order(draft, sequence, count):
+        if sequence is bad:
+            raise InjectedFault("in plan")
+        return order(draft, sequence, count)
+
+    stepper.scheduler._planner._order = faulty_order
+    assert drive(stepper) == 2
+    assert all(map(lost, asked[2].heard))
+    stepper.assert_right(*asked[:2], *asked[3:])
+    stepper.house.assert_baseline()
+
+
+def test_an_engine_that_cannot_recover_says_so_and_ends_everything() -> None:
+    stepper = Stepper(Setup(pages=40, page_size=4))
+
+    def never(*_: object, **__: object) -> None:
+        raise InjectedFault("always")
+
+    stepper.scheduler._planner.draft = never
+    asked = [stepper.ask(request) for request in requests(3)]
+    recoveries = drive(stepper)
+    assert recoveries < 20
+    assert stepper.scheduler.broken is not None
+    assert all(lost(heard) for one in asked for heard in one.heard)
+
+
+async def test_a_consumer_that_leaves_while_the_engine_begins_again_is_forgotten() -> None:
+    house = build(Setup(pages=40, page_size=4))
+    async with running(house, recoveries=1) as engine:
+        stays = ask((1, 2, 3), 8)
+        leaving = engine.open(house.prepare(ask((4, 5, 6), 30)))
+        cut = engine.open(house.prepare(ask((7, 8, 9), 30)))
+        with engine.open(house.prepare(stays)) as stream:
+            await cut.get()
+            engine._recovering = True
+            leaving.close()
+            cut.finish(0, 1)
+            engine._signal.set()
+            assert_right(stays, await listen(stream), house.setup.vocabulary)
+        last = [emission async for batch in cut for emission in batch][-1]
+        assert last.finish is FinishReason.STOP
+    house.assert_baseline()
