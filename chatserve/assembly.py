@@ -53,6 +53,8 @@ class Loaded:
 
 def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded:
     """Load model and tokenizer, and take the memory for pages. Blocks. Raises StartError."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -36,6 +36,7 @@ class Settings:
     data_dir: Path
     device: str
     dtype: str
+    threads: int | None
     page_size: int
     kv_memory: int | None
     prefix_cache: bool
@@ -169,6 +170,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", str, "auto", "auto, cpu, cuda or cuda:N", "model"),
     Option("dtype", _one_of("auto", "float32", "bfloat16", "float16"), "auto",
            "auto, float32, bfloat16 or float16", "model"),
+    Option("threads", _integer(1, 1024), None, "CPU threads of the model; default: one per core",
+           "model", "N"),
     Option("context_length", _integer(16, 1 << 24), None, "tokens of a conversation at the most",
            "model", "TOKENS"),
     Option("chat_template", _path, None, "Jinja file to use instead of the model's own", "model",
