@@ -7,18 +7,16 @@ Printed: output tokens a second of both and their ratio, the time to a refusal, 
 event loop was (from /metrics) over the whole run.
 """
 
-import argparse
 import asyncio
-import json
 import re
 import statistics
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 
+from benchmarks.report import run
 from benchmarks.server_process import ServerProcess, server_process, wait_until_ready
 from benchmarks.serving import MODEL
 
@@ -108,16 +106,8 @@ async def measure() -> dict[str, object]:
 
 
 def main() -> int:
-    """Print the figures; with --json also write them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    given = parser.parse_args()
-    figures = asyncio.run(measure())
-    if given.json is not None:
-        given.json.write_text(
-            json.dumps({"command": "python -m benchmarks.overload", "figures": figures}, indent=2)
-        )
-    return 0
+    """Print a table; with --json also write it."""
+    return run("benchmarks.overload", __doc__, measure)
 
 
 if __name__ == "__main__":

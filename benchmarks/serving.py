@@ -8,7 +8,6 @@ The server is a process of its own; this one only reads. All figures of a run be
 absolute ones drift with the machine.
 """
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -16,10 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 
+from benchmarks.report import run
 from benchmarks.server_process import ServerProcess, server_process, wait_until_ready
 
 MODEL = "chatserve-demonstration"
@@ -163,15 +162,7 @@ async def measure() -> dict[str, float]:
 
 def main() -> int:
     """Print a table; with --json also write it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    given = parser.parse_args()
-    figures = asyncio.run(measure())
-    if given.json is not None:
-        given.json.write_text(
-            json.dumps({"command": "python -m benchmarks.serving", "figures": figures}, indent=2)
-        )
-    return 0
+    return run("benchmarks.serving", __doc__, measure)
 
 
 if __name__ == "__main__":
