@@ -6,6 +6,7 @@ consumers would hear is kept, and each hearing is checked for a second final emi
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from chatserve.cache.page_pool import PageState
@@ -118,6 +119,11 @@ class Stepper:
             if check:
                 self.scheduler.check()
         assert not self.scheduler.busy, "work is left, and nothing to do: a stall"
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Step on until something is so."""
+        while not reached():
+            assert self.step(), "it never came to that"
 
     # Looking -------------------------------------------------------------------------------
 

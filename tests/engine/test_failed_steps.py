@@ -96,8 +96,7 @@ def test_the_input_that_breaks_a_step_twice_is_quarantined_and_the_others_finish
     for _ in range(3):
         stepper.step()
     bad = stepper.ask(ask(poison, 6, samples=samples, temperature=1.0))
-    while not bad.heard[0].tokens:
-        stepper.step()
+    stepper.until(lambda: bool(bad.heard[0].tokens))
     guilty.update(item.id for item in stepper.sequences(bad))
     stepper.run_all()
     stepper.assert_right(*others)

@@ -94,8 +94,7 @@ def test_a_cut_answer_keeps_no_name_past_the_cut(kept: int) -> None:
     stepper = Stepper(PLAIN)
     tokens = prompt(5)
     asked = stepper.ask(ask(tokens, 40))
-    while len(asked.heard[0].tokens) < 8:
-        stepper.step()
+    stepper.until(lambda: len(asked.heard[0].tokens) >= 8)
     names = stepper.house.namer.names(
         stepper.house.prepare(asked.request).root, (*tokens, *asked.heard[0].tokens)
     )
