@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(settings: Settings) -> int:
     set_up_logging(settings.log_level)
+    # Read once, when torch is imported. By default OpenMP's threads spin while they wait for each
+    # other; where anything else runs on the machine (our own event loop, say) a step then takes
+    # up to a hundred times as long (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported here: these bring in the web stack.
     from chatserve.api.keys import key_ring
     from chatserve.lifespan import Serving

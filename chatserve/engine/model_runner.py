@@ -17,6 +17,11 @@ from chatserve.model.sampling import RowLogprobs, sample
 from chatserve_kernels import ops
 
 
+# Rows times parameters under which a second CPU thread costs more in meeting the first one, some
+# hundred times a step, than it saves (docs/log.md). About half a GFLOP.
+ONE_THREAD_WORK_MAX = 300_000_000
+
+
 class ModelRunner:
     """A runner over a loaded model and `pages` pages of its layout.
 
@@ -28,6 +33,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, *, pages: int, fill: float | None = None) -> None:
         self._model = model
         self._last_tokens: tuple[int, ...] = ()
+        self._threads = torch.get_num_threads() if model.device.type == "cpu" else 1
         try:
             self._pool = model.layout.allocate(pages, device=model.device, fill=fill)
         except RuntimeError as error:
@@ -58,6 +64,9 @@ class ModelRunner:
 
     def _run(self, plan: StepPlan) -> StepResult:
         model = self._model
+        if self._threads > 1:
+            small = plan.token_count * model.parameter_count <= ONE_THREAD_WORK_MAX
+            torch.set_num_threads(1 if small else self._threads)
         batch = build_batch(
             plan, self._last_tokens, page_size=model.layout.page_size, device=model.device
         )

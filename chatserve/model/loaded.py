@@ -62,6 +62,7 @@ class LoadedModel:
             if isinstance(embeddings, torch.nn.Linear)
             else int(model.config.vocab_size)
         )
+        self.parameter_count = sum(each.numel() for each in model.parameters())
         self._model = model
         self._fingerprint = fingerprint
 

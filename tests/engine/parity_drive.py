@@ -37,6 +37,7 @@ class RecordingModel:
         self._model = model
         self.layout = model.layout
         self.device = model.device
+        self.parameter_count = model.parameter_count
         self.logits = torch.empty(0)
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
