@@ -9,6 +9,9 @@ ARGS ?=
 # A machine with an NVIDIA GPU gets the index's own torch; others the small CPU build.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 || echo "-c constraints.txt")
 
+# OpenMP's threads do not spin while they wait (docs/log.md).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: serve test check bench soak clean
 
 serve: $(VENV)/.serve
