@@ -182,6 +182,12 @@ async def running(house: House, *, recoveries: int = 0) -> AsyncIterator[Engine]
     assert house.scheduler.counts.recoveries == recoveries
 
 
+async def quiet(house: House) -> None:
+    """Let the last steps of those who left commit; there is nothing else to wait for."""
+    while house.scheduler.busy:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
 def ask(
     tokens: tuple[int, ...],
     max_tokens: int = 8,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Request
-from tests.engine.build import House, Setup, ask, build, random_tokens, running
+from tests.engine.build import House, Setup, ask, build, quiet, random_tokens, running
 from tests.engine.oracle import Heard, assert_prefix, assert_right
 
 SETUP = Setup(pages=40, page_size=8, sequences_max=24, queued_max=10_000, context_length=200)
@@ -96,8 +96,7 @@ async def churn(count: int, *, leaving: float, seed: int, check_every: int = 1) 
         for start in range(0, count, 500):
             await asyncio.gather(*map(gated, range(start, min(count, start + 500))))
             house.auditor.forget_groups()
-        while house.scheduler.busy:  # noqa: ASYNC110 - the last steps of those who left
-            await asyncio.sleep(0)
+        await quiet(house)
         assert not house.engine._streams
         assert not house.engine._groups
         assert len(asyncio.all_tasks()) == before.tasks + 1, "a task was left"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from chatserve.engine.plan import SampleOrder, StepPlan
-from chatserve.engine.runner import DeviceLost, OutOfMemory
+from chatserve.engine.runner import DeviceLost, OutOfMemory, StepRunner
 from chatserve.engine.values import FinishReason
 from chatserve.errors import NumericalFault, Quarantined, StepFault, Unavailable
-from tests.engine.build import Setup, ask, build, random_tokens, running
+from tests.engine.build import Setup, ask, build, quiet, random_tokens, running
 from tests.engine.oracle import Heard, assert_right, listen
 from tests.engine.stepper import Asked, InjectedFault, Stepper
 
@@ -76,6 +76,18 @@ def test_nothing_runs_on_what_a_void_step_left_undone() -> None:
     stepper.run_all()
     stepper.assert_right(stays)
     assert stepper.house.auditor.plans < 30, "voids that follow from voids"
+
+
+def test_what_counts_on_a_void_step_is_void_too() -> None:
+    house = build(SETUP)
+    house.runner.before_step = fail_at(1)
+    steps = StepRunner(house.runner)
+    results = [
+        steps.run(StepPlan(number=number, after=after, copies=(), slices=()))
+        for number, after in [(1, 0), (2, 0), (3, 1), (4, 2), (5, 4), (6, 4)]
+    ]
+    fates = [result.failure and result.failure.void for result in results]
+    assert fates == [False, True, True, True, None, None]
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
@@ -209,6 +221,7 @@ async def test_an_engine_loses_its_device_and_every_stream_ends() -> None:
         assert not engine.healthy
         with pytest.raises(Unavailable):
             engine.open(house.prepare(requests[0]))
+        await quiet(house)
     heard: list[Heard] = [one for answer in answers for one in answer]
     assert all(isinstance(one.error, Unavailable) for one in heard)
     house.assert_baseline()
@@ -221,6 +234,7 @@ async def test_an_engine_outlives_a_failed_step() -> None:
     async with running(house) as engine:
         streams = [engine.open(house.prepare(request)) for request in requests]
         answers = [await listen(stream) for stream in streams]
+        await quiet(house)
     for request, heard in zip(requests, answers, strict=True):
         assert_right(request, heard, house.setup.vocabulary)
     house.assert_baseline()

@@ -11,7 +11,7 @@ from chatserve.cache.block_manager import BlockManager
 from chatserve.engine.engine import Engine
 from chatserve.engine.values import FinishReason
 from chatserve.errors import EngineError, Unavailable
-from tests.engine.build import House, Setup, ask, build, random_tokens, running
+from tests.engine.build import House, Setup, ask, build, quiet, random_tokens, running
 from tests.engine.oracle import Heard, assert_prefix, assert_right, listen
 from tests.engine.stepper import InjectedFault, Stepper
 
@@ -160,8 +160,7 @@ async def test_exceptions_at_random_places_never_give_a_wrong_token(seed: int) -
     async with asyncio.timeout(10):
         await hear_all(house, house.engine, seed, leave=0.2)
         armed.clear()
-        while house.scheduler.busy:  # noqa: ASYNC110 - nothing to wait for: those who left
-            await asyncio.sleep(0)
+        await quiet(house)
     assert not task.done(), "the loop died"
     if house.engine.healthy:
         await hear_all(house, house.engine, seed + 100)
@@ -217,4 +216,5 @@ async def test_a_consumer_that_leaves_while_the_engine_begins_again_is_forgotten
             assert_right(stays, await listen(stream), house.setup.vocabulary)
         last = [emission async for batch in cut for emission in batch][-1]
         assert last.finish is FinishReason.STOP
+        await quiet(house)
     house.assert_baseline()

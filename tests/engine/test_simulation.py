@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from chatserve.engine.values import Request
-from tests.engine.build import VOCABULARY, Setup, ask, build, random_tokens, running
+from tests.engine.build import VOCABULARY, Setup, ask, build, quiet, random_tokens, running
 from tests.engine.oracle import Heard, assert_right, listen
 
 Streams = dict[str, list[Heard]]
@@ -59,6 +59,7 @@ async def simulate(setup: Setup, requests: list[Request], seed: int) -> tuple[St
 
     async with running(house):
         heard = await asyncio.gather(*map(one, requests))
+        await quiet(house)
     house.assert_baseline()
     for request, answers in zip(requests, heard, strict=True):
         assert_right(request, answers, VOCABULARY)
