@@ -39,13 +39,17 @@ class Pace:
 
     def budget(self) -> int:
         """Tokens for the next step."""
-        budget = float(_FIRST_BUDGET)
+        mean_x = self._x / self._weight if self._weight else 0.0
+        mean_y = self._y / self._weight if self._weight else 0.0
         if self._slope is not None:
-            mean_x, mean_y = self._x / self._weight, self._y / self._weight
             budget = mean_x + (self._target - mean_y) / self._slope
-        elif self._y > self._weight * self._target:
+        elif mean_y > self._target:
             # One size so far, and too slow: as if all of its time were its tokens'.
-            budget = self._x * self._target / self._y
+            budget = mean_x * self._target / mean_y
+        elif mean_y > 0.0:
+            budget = max(float(_FIRST_BUDGET), mean_x * self._target / mean_y)
+        else:
+            budget = float(_FIRST_BUDGET)
         return int(min(max(budget, self._min), self._ceiling))
 
     def shrink(self, tokens: int) -> bool:
