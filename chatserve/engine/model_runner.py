@@ -16,7 +16,6 @@ from chatserve.model.loaded import LoadedModel
 from chatserve.model.sampling import RowLogprobs, sample
 from chatserve_kernels import ops
 
-
 # Rows times parameters under which a second CPU thread costs more in meeting the first one, some
 # hundred times a step, than it saves (docs/log.md). About half a GFLOP.
 ONE_THREAD_WORK_MAX = 300_000_000
