@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -94,11 +94,12 @@ class Serving:
             samples_max=settings.max_sequences,
             descriptors=descriptor_limit(),
         )
+        self._model = ModelInfo(
+            name=self._name, created=int(time.time()), context_length=limits.context_length
+        )
         app = build_app(
             service=self,
-            model=ModelInfo(
-                name=self._name, created=int(time.time()), context_length=limits.context_length
-            ),
+            describe_model=lambda: self._model,
             limits=limits,
             health=self,
             keys=keys,
@@ -191,6 +192,7 @@ class Serving:
             gc.freeze()
             running = asyncio.create_task(assembly.engine.run())
             self._assembly = assembly
+            self._describe(assembly.engine.context_length)
             host = self._settings.host
             shown = f"[{host}]" if ":" in host else host
             self._announce(
@@ -208,6 +210,19 @@ class Serving:
             self._server.should_exit = True
         finally:
             stopping.cancel()
+            gc.unfreeze()
+
+    def _describe(self, context_length: int) -> None:
+        """What is served, now that the pages are there."""
+        stated = self._model.context_length
+        self._model = replace(self._model, context_length=context_length)
+        if context_length < stated and self._settings.context_length is None:
+            _log.warning(
+                "the context is %d tokens, not %d: more do not fit in the memory for pages "
+                "(--kv-memory), or the model cannot serve them",
+                context_length,
+                stated,
+            )
 
     def _load(self) -> Callable[[asyncio.TaskGroup], Assembly]:
         """In a thread: import what is heavy, load; what is left to do on the loop comes back."""
@@ -270,7 +285,11 @@ def stated_context(folder: Path) -> int:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return 8_192
+    if not isinstance(config, dict):
+        return 8_192
     inner = config.get("text_config") or config
+    if not isinstance(inner, dict):
+        return 8_192
     stated = [inner.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
     return next((value for value in stated if isinstance(value, int) and value > 0), 8_192)
 

@@ -49,12 +49,17 @@ class Desk:
     """What all endpoints share."""
 
     service: ChatService
-    model: ModelInfo
+    describe_model: Callable[[], ModelInfo]
     limits: Limits
     health: Health
     gate: RequestGate
     budget: BodyBudget
     telemetry: Telemetry
+
+    @property
+    def model(self) -> ModelInfo:
+        """The served model, as far as it is known now: its context may shrink as it loads."""
+        return self.describe_model()
 
 
 class CompletionEndpoint:

@@ -37,7 +37,7 @@ from chatserve.api.telemetry import Telemetry
 def build_app(
     *,
     service: ChatService,
-    model: ModelInfo,
+    describe_model: Callable[[], ModelInfo],
     limits: Limits,
     health: Health,
     keys: KeyRing,
@@ -57,7 +57,7 @@ def build_app(
     telemetry = Telemetry()
     desk = Desk(
         service=service,
-        model=model,
+        describe_model=describe_model,
         limits=limits,
         health=health,
         gate=RequestGate(),

@@ -66,7 +66,7 @@ class GenerationFields(Struct, kw_only=True):
     # vLLM's extras
     top_k: Annotated[int, Meta(ge=-1, le=_INT31)] | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100.0)] | None = None
     min_tokens: Count = 0
     ignore_eos: bool = False
     stop_token_ids: list[TokenId] = []

@@ -14,15 +14,14 @@ from chatserve.api.wire import ChatShape, CompletionShape, JsonObject
 
 def openai_routes(desk: Desk) -> list[BaseRoute]:
     """Completions of both kinds, and the list of the one model."""
-    card = _card(desk.model)
 
     async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": [card]})
+        return _json({"object": "list", "data": [_card(desk.model)]})
 
     async def model(request: Request) -> Response:
         if request.path_params["name"] != desk.model.name:
             raise ModelNotFound("The model asked for is not served here.", param="model")
-        return _json(card)
+        return _json(_card(desk.model))
 
     return [
         Route(

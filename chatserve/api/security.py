@@ -75,12 +75,17 @@ def admit(policy: Policy, method: str, path: str, headers: Headers) -> Holder | 
     holder = None
     if path not in policy.open_paths and path != _SESSION_PATH:
         holder = _authenticate(policy, headers)
-        if (path == "/admin" or path.startswith("/admin/")) and not holder.admin:
+        if _is_for_admins(path) and not holder.admin:
             raise Forbidden("This needs an admin's key.")
     if method not in _SAFE_METHODS:
         _check_origin(policy, path, headers)
         _check_media(method, headers)
     return holder
+
+
+def _is_for_admins(path: str) -> bool:
+    """Metrics too: the cache's counters would tell one tenant of another's hits."""
+    return path in ("/admin", "/metrics") or path.startswith("/admin/")
 
 
 def _is_our_host(policy: Policy, values: list[str]) -> bool:

@@ -4,7 +4,7 @@ It may not know the app. Theory of operation of the drain: uvicorn would stop st
 Here the first signal only calls `drain.begin` (readiness goes red, new asks are refused) and the
 loop goes on ticking; when no request is open any more, or after `shutdown_seconds`, `drain.expire`
 lets the replies still running say farewell, and only then uvicorn's own shutdown runs, lifespan
-included. A second signal skips the waiting.
+included. A second signal skips the waiting, a third one the farewell too.
 """
 
 import functools
@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
         self._signals += 1
         if not self.started:
             self.should_exit = True  # nothing is served yet, so nothing is waited for
-        if self._signals > 1:
+        if self._signals > 2:
             self.should_exit = True
             self.force_exit = True
 
@@ -121,7 +121,8 @@ class Server(uvicorn.Server):
         if self._drain_until is None:
             self._drain_until = self._clock() + self._shutdown_seconds
             self._drain.begin()
-        if self.server_state.tasks and self._clock() < self._drain_until:
+        patient = self._signals == 1 and self._clock() < self._drain_until
+        if self.server_state.tasks and patient:
             return False
         self._drain.expire()
         self.should_exit = True

@@ -60,8 +60,8 @@ def particulars(results: Sequence[Done]) -> JsonObject:
     return {
         "receipt": receipt,
         "timings": {
-            "to_first_token": min(firsts, default=None),
-            "total": max((r.timings.total for r in results), default=0.0),
+            "to_first_token": None if not firsts else round(min(firsts), 6),
+            "total": round(max((r.timings.total for r in results), default=0.0), 6),
         },
     }
 

@@ -16,6 +16,10 @@ but for white space (templates trim), each string of the true text is labelled b
 between marks is the content's. Otherwise (a template that compares contents) the marked text is
 taken, without its marks: there the labels are certain.
 
+A template may also rewrite contents (change case, take characters out), so that a control string
+comes into being that no content held. A render of all printable characters shows that when the
+template is read; then whole contents stand between marks, and all between them is the contents'.
+
 The role `developer` is OpenAI's newer name for `system`; it is rendered as `system` unless the
 template speaks of developers itself.
 """
@@ -37,6 +41,8 @@ from chatserve.errors import NoChatTemplate, RequestError, SettingsError
 
 _PROBE_USER = "qsentinelq"
 _PROBE_REPLY = "rsentinelr"
+# Every printable character of ASCII, letters in both cases, some twice.
+_PROBE_TEXT = "".join(chr(code) for code in range(0x21, 0x7F)) + "xx yy<<||>>é"
 _MESSAGE_LENGTH_MAX = 300  # of a template's own complaint
 # Marks are drawn from the private use planes, where text hardly ever has anything.
 _MARKS = range(0xF0001, 0xFFFFE)
@@ -66,6 +72,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._control = control
         self._knows_developer = "developer" in source
+        self._rewrites = _rewrites_contents(source, special_tokens)
 
     def render(self, prompt: ChatPrompt) -> Rendered:
         """Raises RequestError with the template's own words where it refuses the messages."""
@@ -138,6 +145,8 @@ class ChatTemplate:
         inner = content.strip()
         begin = len(content) - len(content.lstrip())
         end = begin + len(inner)
+        if self._rewrites:
+            return content[:begin] + marks.open + inner + marks.close + content[end:]
         inserted: list[tuple[int, str]] = []  # at one position the order here is the order there
         if inner != content and control.may_begin_before(content):
             inserted.append((0, pair))
@@ -161,7 +170,7 @@ class ChatTemplate:
         strings: list[str] = []
         own: list[Span | None] = []
         length = 0
-        for piece, is_content in _pieces(marked, marks, self._control):
+        for piece, is_content in _pieces(marked, marks, None if self._rewrites else self._control):
             for span in self._control.find(piece):
                 strings.append(piece[span.start : span.end])
                 place = Span(length + span.start, length + span.end)
@@ -248,6 +257,20 @@ def _render(
     return cast("Sequence[str]", texts)[0]
 
 
+def _rewrites_contents(source: str, special: Mapping[str, Any]) -> bool:
+    """Whether contents come out of the template as other text (but for white space at the edges).
+
+    Then a control string may come into being that no content held.
+    """
+    contents = {"user": f"Uu{_PROBE_TEXT}", "assistant": f"Aa{_PROBE_TEXT}"}
+    messages = [{"role": role, "content": content} for role, content in contents.items()]
+    try:
+        text = _render(source, special, messages)
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError):
+        return True
+    return not all(content in text for content in contents.values())
+
+
 def _free_marks(contents: Sequence[str]) -> _Marks:
     """Two characters that no message has."""
     taken = set[str]().union(*contents)
@@ -258,8 +281,11 @@ def _free_marks(contents: Sequence[str]) -> _Marks:
     return _Marks(first, second)
 
 
-def _pieces(marked: str, marks: _Marks, control: ControlTokens) -> Iterator[tuple[str, bool]]:
-    """The text between marks, and whether it is a control string of a content.
+def _pieces(
+    marked: str, marks: _Marks, control: ControlTokens | None
+) -> Iterator[tuple[str, bool]]:
+    """The text between marks, and whether it is a control string of a content (without `control`:
+    whether it is a content's at all).
 
     A template that splits contents may leave a lone mark: it labels nothing, but what stands on
     its two sides still cannot join into a control string.
@@ -268,7 +294,11 @@ def _pieces(marked: str, marks: _Marks, control: ControlTokens) -> Iterator[tupl
     position = 0
     for found in re.finditer(f"{marks.open}([^{either[1:-1]}]*){marks.close}|{either}", marked):
         yield marked[position : found.start()], False
+        if found[1] is None and control is None:
+            raise RequestError(
+                "The chat template changes these messages beyond recognition.", param="messages"
+            )
         if found[1]:
-            yield found[1], found[1] in control.ids
+            yield found[1], control is None or found[1] in control.ids
         position = found.end()
     yield marked[position:], False

@@ -43,6 +43,8 @@ def load_pretrained(folder: Path) -> PreTrainedTokenizerFast:
             str(folder), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # transformers raises nearly anything for a broken folder
+        if not (folder / "tokenizer.json").exists():
+            raise ModelRefused(f"{folder} has no fast tokenizer (tokenizer.json).") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelRefused(f"{folder} has no usable tokenizer: {reason}") from error
     if not isinstance(loaded, PreTrainedTokenizerFast):

@@ -41,6 +41,11 @@ class Roster:
     def __len__(self) -> int:
         return len(self._sequences)
 
+    @property
+    def seats_taken(self) -> int:
+        """Sequences that run, or will when running prompts have forked their samples."""
+        return sum(len(sequence.unforked) + 1 for sequence in self.running)
+
     def group(self, group: int) -> dict[int, Sequence]:
         """Living sequences of a request by sample; before the fork all samples name one."""
         return self._groups.get(group, {})

@@ -123,7 +123,9 @@ class Scheduler:
             raise RequestError(f"n={request.samples} is more than this server can run.", param="n")
         if self._suspects.refuses(prepared.digest):
             raise Quarantined("The same request broke this server before; it is not run again.")
-        if len(self.roster.waiting) + self.blocks.claims.waiting >= limits.queued_max:
+        # Those for whom there is a seat are not waiting for one, only for the next plan.
+        seats = max(0, limits.sequences_max - self.roster.seats_taken)
+        if len(self.roster.waiting) + self.blocks.claims.waiting >= limits.queued_max + seats:
             raise Busy("Too many requests are waiting.", retry_after=BUSY_RETRY_SECONDS)
         return self.roster.submit(prepared).group
 

@@ -34,6 +34,16 @@ _DTYPES = {
 }
 
 
+# What a request may ask for as well; a default outside of it would fail every request.
+_SAMPLING_RANGES = {
+    "temperature": (0.0, 2.0),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (1e-6, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+
+
 def load_model(
     path: Path | str,
     *,
@@ -202,8 +212,15 @@ def _generation_defaults(model: PreTrainedModel) -> GenerationDefaults:
     if eos is None:
         eos = getattr(model.config, "eos_token_id", None)
     eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    sampling = {name: given[name] for name in names if given.get(name) is not None}
+    sampling = {name: given[name] for name in _SAMPLING_RANGES if given.get(name) is not None}
+    for name, value in sampling.items():
+        least, most = _SAMPLING_RANGES[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not least <= value <= most:
+            raise ModelRefused(
+                f"generation_config.json: '{name}' must be from {least:g} to {most:g}, "
+                f"not {str(value)[:20]!r}"
+            )
     return GenerationDefaults(eos_ids=eos_ids, do_sample=bool(given.get("do_sample")), **sampling)
 
 

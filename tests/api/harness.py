@@ -261,7 +261,7 @@ async def soon(event: asyncio.Event) -> None:
 def build(service: FakeService, health: FakeHealth, **options: Any) -> Starlette:
     settings: dict[str, Any] = {
         "service": service,
-        "model": MODEL,
+        "describe_model": lambda: MODEL,
         "limits": LIMITS,
         "health": health,
         "keys": KeyRing(),

@@ -122,13 +122,15 @@ async def test_a_stream_that_is_too_long_gets_its_final_event() -> None:
 
 async def test_a_second_signal_does_not_wait() -> None:
     async with running(shutdown_seconds=3_600.0) as whole:
-        whole.service.script = lambda ask: []
-        async with stream(whole):
+        whole.service.script = lambda ask: [Delta(sample=0, seq=1, text="a")]
+        async with stream(whole) as answer:
             whole.terminate()
             await soon(whole.began)
             whole.terminate()
+            text = (await answer.aread()).decode()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await whole.serving
+    assert '"code":"unavailable"' in text, "the reply's one final event"
 
 
 def test_the_descriptor_limit_is_one_that_can_be_used() -> None:

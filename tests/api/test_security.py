@@ -75,7 +75,7 @@ async def test_a_request_needs_a_key_and_is_its_tenants(keyed: Site) -> None:
         ("/", 200, 200, 200),
         ("/style.css", 200, 200, 200),
         ("/chat.js", 200, 200, 200),
-        ("/metrics", 401, 200, 200),
+        ("/metrics", 401, 403, 200),
         ("/v1/models", 401, 200, 200),
         (f"/v1/models/{MODEL.name}", 401, 200, 200),
         ("/v1/models/other", 401, 404, 404),

@@ -1,7 +1,6 @@
 """Who is served when: tenants, priorities, ageing, overload, clocks."""
 
 import random
-import time
 
 import pytest
 
@@ -115,28 +114,46 @@ def test_overload_is_refused_at_once_and_what_was_taken_is_served_at_full_speed(
 
     def goodput(offered: int) -> float:
         stepper = Stepper(setup)
-        refused, slowest, answered, steps = 0, 0.0, 0, 0
+        refused, answered, steps = 0, 0, 0
         for _ in range(60):
             for _ in range(offered):
                 request = ask(prompt(20), 8, tenant=f"{SOURCE.randrange(4)}")
-                started = time.perf_counter()
                 try:
                     stepper.ask(request)
                 except Busy as error:
                     refused += 1
-                    slowest = max(slowest, time.perf_counter() - started)
                     assert error.retry_after  # noqa: PT017 - many are refused in one test
             stepper.step()
             steps += 1
         answered = sum(one.over for one in stepper.asked.values())
         stepper.run_all()
         stepper.assert_right()
-        assert slowest < 0.05
         assert (refused > 0) == (offered > 5)
         return answered / steps
 
     peak, overload = goodput(2), goodput(20)
     assert overload >= 0.9 * peak
+
+
+@pytest.mark.parametrize("queued_max", [0, 3])
+def test_only_those_without_a_seat_count_as_waiting(queued_max: int) -> None:
+    setup = Setup(pages=400, page_size=4, sequences_max=5, queued_max=queued_max)
+    stepper = Stepper(setup)
+    for _ in range(2):  # idle at first, and again when all have ended
+        for _ in range(5 + queued_max):
+            stepper.ask(ask(prompt(9), 4))
+        with pytest.raises(Busy):
+            stepper.ask(ask(prompt(9), 4))
+        stepper.run_all()
+    stepper.assert_right()
+    stepper.ask(ask(prompt(9), 4, samples=5))
+    stepper.step()
+    for _ in range(queued_max):
+        stepper.ask(ask(prompt(9), 4))
+    with pytest.raises(Busy):
+        stepper.ask(ask(prompt(9), 4))
+    stepper.run_all()
+    stepper.assert_right()
 
 
 def test_a_preempted_request_keeps_its_place_before_later_ones() -> None:

@@ -80,3 +80,8 @@ def test_imports_are_absolute_and_files_are_short() -> None:
         if text.count("\n") > 480:
             long.append(str(path.relative_to(ROOT)))
     assert not long, "split these files"
+
+
+def test_the_readme_has_figures_not_places_for_them() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert not re.search(r"\bFIGURE_|\?\?\?|<!--", text)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.wiring.server import MODEL, Server, events, free_port, launched, running
 
-CHAT = "/v1/chat/completions"
+CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +238,22 @@ def test_sigterm_lets_a_running_reply_finish(tmp_path: Path) -> None:
         assert usages[-1]["completion_tokens"] == 300  # type: ignore[index]
         assert "data: [DONE]" in seen
         assert server.process.wait(30) == 0
+
+
+def test_the_model_card_tells_the_context_that_is_served(tmp_path: Path) -> None:
+    with running(tmp_path, ["--kv-memory", "1MiB"]) as small:
+        (card,) = httpx.get(small.url + "/v1/models").json()["data"]
+        stated = card["max_model_len"]
+        assert 16 <= stated < 4096
+        assert f"{stated} tokens" in small.log.read_text()
+        body = {"model": MODEL, "prompt": [5] * (stated - 1), "temperature": 0}
+        assert httpx.post(small.url + PLAIN, json=body, timeout=60).status_code == 200
+        body["prompt"] = [5] * stated
+        answer = httpx.post(small.url + PLAIN, json=body, timeout=60)
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        small.process.send_signal(signal.SIGTERM)
+        assert small.process.wait(30) == 0
+        assert "leaked" not in small.log.read_text()
 
 
 def test_the_metrics_and_the_page_are_there(server: Server) -> None:

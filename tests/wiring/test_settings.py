@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,19 @@ def test_every_option_is_in_the_help_with_its_default() -> None:
         assert option.flag in text
 
 
+def _broken_model(argument: str, folder: Path) -> str:
+    """For '{model:FILE:TEXT}' a copy of the shipped model with that file changed (or taken out)."""
+    if not argument.startswith("{model:"):
+        return argument
+    name, text = argument[len("{model:") : -1].split(":", 1)
+    target = folder / "model"
+    shutil.copytree(Path(str(files("chatserve.demonstration") / "model")), target)
+    (target / name).unlink()
+    if text:
+        (target / name).write_text(text)
+    return str(target)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -95,12 +110,16 @@ def test_every_option_is_in_the_help_with_its_default() -> None:
         (["--host", "0.0.0.0"], "--api-key"),
         (["no/such/folder", "--port", "0"], "no/such/folder"),
         (["--api-key-file", "missing.toml"], "missing.toml"),
+        (["--port", "0", "{model:config.json:[]}"], "config"),
+        (["--port", "0", '{model:generation_config.json:{"temperature": "hot"}}'], "temperature"),
+        (["--port", "0", "{model:tokenizer.json:}"], "tokenizer.json"),
         (["--no-such-option"], "--no-such-option"),
     ],
 )
 def test_the_process_ends_with_one_line_and_status_2(
     arguments: list[str], words: str, tmp_path: Path
 ) -> None:
+    arguments = [_broken_model(each, tmp_path) for each in arguments]
     done = subprocess.run(
         [sys.executable, "-m", "chatserve", "serve", *arguments, "--data-dir", str(tmp_path)],
         capture_output=True,
