@@ -55,9 +55,10 @@ def test_usage_logprobs_samples_and_seeds(client: openai.OpenAI) -> None:
     def ask() -> openai.types.chat.ChatCompletion:
         return client.chat.completions.create(
             model=MODEL,
-            messages=say("Tell me about pages."),  # pyright: ignore
+            messages=say("zq9 #x!! vvv"),  # pyright: ignore
             n=3,
-            max_tokens=24,
+            max_tokens=48,
+            extra_body={"ignore_eos": True},  # past its end a reply is anybody's guess
             temperature=2.0,
             seed=11,
             logprobs=True,
@@ -66,7 +67,7 @@ def test_usage_logprobs_samples_and_seeds(client: openai.OpenAI) -> None:
 
     first, second = ask(), ask()
     assert first.usage is not None
-    assert first.usage.completion_tokens <= 72
+    assert first.usage.completion_tokens == 3 * 48
     assert [choice.index for choice in first.choices] == [0, 1, 2]
     assert len({choice.message.content for choice in first.choices}) > 1
     assert [c.message.content for c in first.choices] == [c.message.content for c in second.choices]
