@@ -44,6 +44,10 @@ class EngineDoor(Protocol[PreparedT]):
         """Token ids are below this."""
         ...
 
+    def check_room(self) -> None:
+        """On the loop. Raises what `open` would for any request now."""
+        ...
+
     def prepare(self, request: Request) -> PreparedT:
         """Pure, for any thread."""
         ...
@@ -105,6 +109,7 @@ class ChatService(Generic[PreparedT]):
         seed = ask.generation.seed
         if seed is None:
             seed = self._draw_seed()
+        self._engine.check_room()  # a refusal costs no tokenization
         async with self._places:
             request, prepared = await self._off_loop(ask, seed)
         # From here on nothing waits: the stream has an owner before anybody could be cancelled.

@@ -109,6 +109,10 @@ class Engine:
         names = tuple(self._namer.names(root, request.tokens))
         return PreparedRequest(request=request, root=root, names=names, digest=digest)
 
+    def check_room(self) -> None:
+        """Raise what `open` would for any request now: before the work of preparing one."""
+        self._scheduler.check_room()
+
     def open(self, prepared: PreparedRequest) -> Stream:
         """Queue a request and return its stream. On the event loop; never waits.
 

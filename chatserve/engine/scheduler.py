@@ -20,6 +20,7 @@ from chatserve.cache.block_manager import BlockManager
 from chatserve.engine.pace import Pace
 from chatserve.engine.plan import StepFailure, StepPlan, StepResult
 from chatserve.engine.planner import Planner, SchedulerLimits
+from chatserve.engine.refusals import Refusals
 from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import Life, PreparedRequest, Sequence
 from chatserve.engine.statistics import EngineCounts, EngineStatistics
@@ -37,7 +38,6 @@ from chatserve.errors import (
 )
 from prefix_store.names import PageNamer, token_bytes
 
-BUSY_RETRY_SECONDS = 1.0
 RECOVERIES_MAX = 8  # in a row, without one good commit between: then nothing helps any more
 
 __all__ = ["Outcome", "Scheduler", "SchedulerLimits"]
@@ -71,6 +71,7 @@ class Scheduler:
         self.roster = Roster(blocks, aging_seconds=limits.aging_seconds, clock=clock)
         self._make_blocks = make_blocks
         self._namer = namer
+        self._refusals = Refusals(clock)
         self._pace = pace
         self._suspects = Suspects()
         self._planner = Planner(
@@ -108,8 +109,7 @@ class Scheduler:
         input that broke a step before, Busy for a full queue, Unavailable for a broken device.
         """
         request, limits = prepared.request, self.limits
-        if self.broken is not None:
-            raise Unavailable("The device failed; the server must be restarted.")
+        self.check_room()
         assert request.tokens, "a request has at least one token"
         assert request.max_tokens > 0, "a request asks for at least one token"
         length = len(request.tokens) + request.max_tokens
@@ -123,11 +123,19 @@ class Scheduler:
             raise RequestError(f"n={request.samples} is more than this server can run.", param="n")
         if self._suspects.refuses(prepared.digest):
             raise Quarantined("The same request broke this server before; it is not run again.")
-        # Those for whom there is a seat are not waiting for one, only for the next plan.
-        seats = max(0, limits.sequences_max - self.roster.seats_taken)
-        if len(self.roster.waiting) + self.blocks.claims.waiting >= limits.queued_max + seats:
-            raise Busy("Too many requests are waiting.", retry_after=BUSY_RETRY_SECONDS)
         return self.roster.submit(prepared).group
+
+    def check_room(self) -> None:
+        """Raise Busy for a full queue, Unavailable for a broken device; else return.
+
+        Those for whom there is a seat are not waiting for one, only for the next plan.
+        """
+        if self.broken is not None:
+            raise Unavailable("The device failed; the server must be restarted.")
+        seats = max(0, self.limits.sequences_max - self.roster.seats_taken)
+        waiting = len(self.roster.waiting) + self.blocks.claims.waiting
+        if waiting >= self.limits.queued_max + seats:
+            raise Busy("Too many requests are waiting.", retry_after=self._refusals.refuse())
 
     def abort(self, group: int) -> None:
         """Nobody wants the rest of this request. At any state; harmless if it has ended."""

@@ -64,6 +64,12 @@ class ScriptedEngine:
         self.refusal: ChatserveError | None = None
         self.on_prepare: Callable[[], None] = lambda: None
         self.opened = asyncio.Event()
+        self.no_room: Exception | None = None
+
+    def check_room(self) -> None:
+        """On the loop."""
+        if self.no_room is not None:
+            raise self.no_room
 
     def prepare(self, request: Request) -> Request:
         """In any thread."""

@@ -155,6 +155,15 @@ async def test_a_busy_engine_leaves_no_reply(floor: Floor):
     assert floor.time.due == []
 
 
+async def test_an_engine_without_room_costs_no_tokenization(floor: Floor):
+    floor.engine.no_room = Busy("Too many requests are waiting.", retry_after=1.0)
+    prepared: list[int] = []
+    floor.engine.on_prepare = lambda: prepared.append(1)
+    with pytest.raises(Busy):
+        await floor.open()
+    assert not prepared
+
+
 async def test_a_finished_task_group_leaves_a_closed_stream():
     with ThreadPoolExecutor(1) as executor:
         async with asyncio.TaskGroup() as task_group:
