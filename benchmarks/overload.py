@@ -53,7 +53,8 @@ async def client_loop(client: httpx.AsyncClient, number: int, until: float, tall
             tally.tokens += int(answer.json()["usage"]["completion_tokens"])
         elif answer.status_code in (429, 503):
             tally.refusal_seconds.append(time.monotonic() - began)
-            await asyncio.sleep(float(answer.headers["retry-after"]))
+            wait = float(answer.headers["retry-after"])
+            await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))
         else:
             answer.raise_for_status()
 

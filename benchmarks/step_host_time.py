@@ -1,6 +1,6 @@
 """Host time of a step: what planning, committing and delivering cost beside the model.
 
-    python -m benchmarks.step_host_time [--sequences 64] [--steps 2000] [--json]
+    python -m benchmarks.step_host_time [--sequences 64] [--steps 2000] [--json FILE]
 
 A simulated model stands in for the real one and its own time is not counted. All sequences
 generate at once, each with a context of its own, two steps in flight, as the engine runs them:
@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from chatserve.cache.block_manager import BlockManager
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64, help="replies at once")
     parser.add_argument("--prompt-tokens", type=int, default=500, help="tokens of each prompt")
     parser.add_argument("--steps", type=int, default=1000, help="steps that are measured")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     watch = asyncio.run(
         measure(
@@ -179,9 +180,12 @@ def main() -> None:
         )
     )
     figures = watch.figures()
-    if options.json:
-        print(json.dumps({"sequences": options.sequences, "milliseconds": figures}))
-        return
+    if options.json is not None:
+        report = {
+            "command": f"python -m benchmarks.step_host_time --sequences {options.sequences}",
+            "milliseconds": figures,
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
     print(f"host time of a step at {options.sequences} sequences, ms (target {TARGET_MS} in sum)")
     for name, values in figures.items():
         columns = "  ".join(f"{key} {value:7.3f}" for key, value in values.items())
