@@ -170,12 +170,10 @@ class Serving:
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         del app
         async with asyncio.TaskGroup() as group:
-            watch = group.create_task(self._watch.run())
             engine = group.create_task(self._live(group))
             yield
             self._stopping.set()
             await engine
-            watch.cancel()
 
     async def _live(self, group: asyncio.TaskGroup) -> None:
         """Load, run the engine until told to stop. A failure stops the server."""
@@ -190,6 +188,8 @@ class Serving:
             # tenths of a second.
             gc.collect()
             gc.freeze()
+            # From here on: imports while loading hold the interpreter's lock, and nobody chats yet.
+            watch = asyncio.create_task(self._watch.run())
             running = asyncio.create_task(assembly.engine.run())
             self._assembly = assembly
             self._describe(assembly.engine.context_length)
@@ -202,7 +202,8 @@ class Serving:
             if running.done():
                 running.result()
             running.cancel()
-            await asyncio.wait({running})
+            watch.cancel()
+            await asyncio.wait({running, watch})
         except Exception as error:
             self._failure = error
             if not isinstance(error, StartError):
