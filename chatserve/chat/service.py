@@ -44,8 +44,8 @@ class EngineDoor(Protocol[PreparedT]):
         """Token ids are below this."""
         ...
 
-    def check_room(self) -> None:
-        """On the loop. Raises what `open` would for any request now."""
+    def check_room(self, preparing: int) -> None:
+        """On the loop. Raises what `open` would once those under preparation are open."""
         ...
 
     def prepare(self, request: Request) -> PreparedT:
@@ -94,6 +94,7 @@ class ChatService(Generic[PreparedT]):
         self._draw_seed = draw_seed
         self._patience = patience
         self._places = asyncio.Semaphore(workshop.preparations_max)
+        self._preparing = 0  # asks on their way to the executor, in it, or on their way back
 
     async def open(self, ask: Ask) -> Reply:
         """Accept an ask and return its reply, which the caller views at once.
@@ -109,9 +110,13 @@ class ChatService(Generic[PreparedT]):
         seed = ask.generation.seed
         if seed is None:
             seed = self._draw_seed()
-        self._engine.check_room()  # a refusal costs no tokenization
-        async with self._places:
-            request, prepared = await self._off_loop(ask, seed)
+        self._engine.check_room(self._preparing)  # a refusal costs no tokenization
+        self._preparing += 1
+        try:
+            async with self._places:
+                request, prepared = await self._off_loop(ask, seed)
+        finally:
+            self._preparing -= 1
         # From here on nothing waits: the stream has an owner before anybody could be cancelled.
         stream = self._engine.open(prepared)
         rule = self._text_rule(ask, request)

@@ -109,9 +109,12 @@ class Engine:
         names = tuple(self._namer.names(root, request.tokens))
         return PreparedRequest(request=request, root=root, names=names, digest=digest)
 
-    def check_room(self) -> None:
-        """Raise what `open` would for any request now: before the work of preparing one."""
-        self._scheduler.check_room()
+    def check_room(self, preparing: int) -> None:
+        """Raise what `open` would for any request now: before the work of preparing one.
+
+        preparing: requests that passed this check and have neither been opened nor given up.
+        """
+        self._scheduler.check_room(preparing)
 
     def open(self, prepared: PreparedRequest) -> Stream:
         """Queue a request and return its stream. On the event loop; never waits.

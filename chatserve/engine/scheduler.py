@@ -125,15 +125,16 @@ class Scheduler:
             raise Quarantined("The same request broke this server before; it is not run again.")
         return self.roster.submit(prepared).group
 
-    def check_room(self) -> None:
+    def check_room(self, preparing: int = 0) -> None:
         """Raise Busy for a full queue, Unavailable for a broken device; else return.
 
         Those for whom there is a seat are not waiting for one, only for the next plan.
+        `preparing` requests were let in before and will be submitted: each has its place.
         """
         if self.broken is not None:
             raise Unavailable("The device failed; the server must be restarted.")
         seats = max(0, self.limits.sequences_max - self.roster.seats_taken)
-        waiting = len(self.roster.waiting) + self.blocks.claims.waiting
+        waiting = len(self.roster.waiting) + self.blocks.claims.waiting + preparing
         if waiting >= self.limits.queued_max + seats:
             raise Busy("Too many requests are waiting.", retry_after=self._refusals.refuse())
 

@@ -13,7 +13,7 @@ from chatserve.engine.values import (
     Request,
     TokenLogprobs,
 )
-from chatserve.errors import ChatserveError
+from chatserve.errors import Busy, ChatserveError
 
 
 @dataclass(slots=True)
@@ -64,12 +64,12 @@ class ScriptedEngine:
         self.refusal: ChatserveError | None = None
         self.on_prepare: Callable[[], None] = lambda: None
         self.opened = asyncio.Event()
-        self.no_room: Exception | None = None
+        self.places = 1_000  # for requests that are open or on their way
 
-    def check_room(self) -> None:
+    def check_room(self, preparing: int) -> None:
         """On the loop."""
-        if self.no_room is not None:
-            raise self.no_room
+        if len(self.runs) + preparing >= self.places:
+            raise Busy("Too many requests are waiting.", retry_after=1.0)
 
     def prepare(self, request: Request) -> Request:
         """In any thread."""

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from chatserve.chat.reply import Reply
 from chatserve.chat.values import ChatPrompt, Delta, Message, TextPrompt, TokenPrompt
 from chatserve.engine.values import FinishReason, Sampling
 from chatserve.errors import (
@@ -156,12 +157,36 @@ async def test_a_busy_engine_leaves_no_reply(floor: Floor):
 
 
 async def test_an_engine_without_room_costs_no_tokenization(floor: Floor):
-    floor.engine.no_room = Busy("Too many requests are waiting.", retry_after=1.0)
+    floor.engine.places = 0
     prepared: list[int] = []
     floor.engine.on_prepare = lambda: prepared.append(1)
     with pytest.raises(Busy):
         await floor.open()
     assert not prepared
+
+
+async def test_of_a_crowd_only_those_with_a_place_are_tokenized(floor: Floor):
+    floor.engine.places = 3
+    prepared: list[int] = []
+    floor.engine.on_prepare = lambda: prepared.append(1)
+    crowd = await asyncio.gather(
+        *(floor.service.open(ask()) for _ in range(50)), return_exceptions=True
+    )
+    replies = [each for each in crowd if isinstance(each, Reply)]
+    assert len(replies) == len(prepared) == len(floor.engine.runs) == 3
+    assert sum(isinstance(each, Busy) for each in crowd) == 47
+    for reply in replies:
+        reply.view().close()
+        reply.abandon()
+
+
+async def test_a_failed_preparation_gives_its_place_back(floor: Floor):
+    floor.engine.places = 1
+    for _ in range(3):
+        with pytest.raises(ContextLengthExceeded):
+            await floor.service.open(ask("much " * 100))
+    request = await _request(floor)
+    assert request.request_id == "r1"
 
 
 async def test_a_finished_task_group_leaves_a_closed_stream():
