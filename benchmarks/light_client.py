@@ -24,12 +24,16 @@ class LightClient:
         assert parts.hostname is not None
         assert parts.port is not None
         self._host, self._port = parts.hostname, parts.port
-        self._http = h11.Connection(h11.CLIENT)
 
     async def __aenter__(self) -> Self:
         """Connect."""
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        await self._connect()
         return self
+
+    async def _connect(self) -> None:
+        self._http = h11.Connection(h11.CLIENT)
+        self._used = False
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
 
     async def __aexit__(
         self,
@@ -43,8 +47,18 @@ class LightClient:
     async def post(self, path: str, body: object) -> tuple[int, dict[str, str], Any]:
         """Status, headers in small letters, and the answer's JSON.
 
+        A connection that was used before and breaks is made anew, once: servers close idle ones.
         Raises ConnectionError where the server closed instead of answering.
         """
+        if self._used:
+            try:
+                return await self._post(path, body)
+            except ConnectionError:
+                self._writer.close()
+                await self._connect()
+        return await self._post(path, body)
+
+    async def _post(self, path: str, body: object) -> tuple[int, dict[str, str], Any]:
         content = orjson.dumps(body)
         headers = [
             ("host", f"{self._host}:{self._port}"),
@@ -64,10 +78,14 @@ class LightClient:
                 raise ConnectionError(f"the answer broke off: {event}")
             found.append(bytes(event.data))
         self._http.start_next_cycle()
+        self._used = True
         named = {name.decode(): value.decode() for name, value in answer.headers}
         return answer.status_code, named, orjson.loads(b"".join(found))
 
     async def _event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(await self._reader.read(READ_BYTES))
+            data = await self._reader.read(READ_BYTES)
+            if not data:
+                raise ConnectionError("the server closed the connection without an answer")
+            self._http.receive_data(data)
         return event

@@ -1,25 +1,32 @@
-"""Ten times too many clients: what the served ones still get, and how fast the others are refused.
+"""Ten times too many requests: what the served ones still get, and how fast the others are refused.
 
     peak       as many clients as the server computes and queues, each asking again at once
-    overload   ten times as many; one that is refused waits as long as Retry-After says
+    crowd      ten times as many clients, all at once; one that is refused waits as long as
+               Retry-After says
+    storm      ten times as many requests a second as the peak answered, at random times (Poisson),
+               whatever the answers are
 
-The two take turns on one server, so that a machine that slows down slows both. Printed: output
-tokens a second of both in the median and the ratio, the time to a refusal (as the clients see it),
-and how late the event loop was (from /metrics) over the whole run.
+They take turns on one server, so that a machine that slows down slows all. Printed: output tokens
+a second of each in the median and the ratios, the time to a refusal (as the clients see it), and
+how late the event loop was (from /metrics) over the whole run.
 """
 
 import asyncio
+import itertools
+import random
 import re
 import statistics
 import sys
 import time
+from collections.abc import Generator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import httpx
 
 from benchmarks.light_client import LightClient
 from benchmarks.report import run
-from benchmarks.server_process import ServerProcess, server_process, wait_until_ready
+from benchmarks.server_process import server_process, wait_until_ready
 from benchmarks.serving import MODEL
 
 RUNNING, QUEUED = 8, 8
@@ -27,6 +34,7 @@ CLIENTS = RUNNING + QUEUED
 FACTOR = 10
 SECONDS = 10.0
 ROUNDS = 5
+SEED = 25
 REPLY_TOKENS = 64
 OPTIONS = ["--max-sequences", str(RUNNING), "--max-queued", str(QUEUED)]
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "last": 1.0}
@@ -34,43 +42,89 @@ QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "last": 1.0}
 
 @dataclass
 class Tally:
-    """What the clients of one phase saw."""
+    """What the clients of one kind of phase saw, over all rounds."""
 
+    tokens_per_second: list[float] = field(default_factory=list[float])
+    answers_per_second: list[float] = field(default_factory=list[float])
+    refusal_seconds: list[float] = field(default_factory=list[float])
     tokens: int = 0
     answers: int = 0
-    refusal_seconds: list[float] = field(default_factory=list[float])
+
+    def refusals(self) -> dict[str, float]:
+        """Quantiles of the time to a refusal, in seconds, and how many came within 50 ms."""
+        times = sorted(self.refusal_seconds)
+        late = {name: times[int(share * (len(times) - 1))] for name, share in QUANTILES.items()}
+        return late | {
+            "count": len(times),
+            "share_within_50_ms": sum(each <= 0.05 for each in times) / len(times),
+        }
+
+    @contextmanager
+    def phase(self) -> Generator[None]:
+        """One phase: its rates are those between entering and leaving."""
+        began, tokens, answers = time.monotonic(), self.tokens, self.answers
+        yield
+        seconds = time.monotonic() - began
+        self.tokens_per_second.append((self.tokens - tokens) / seconds)
+        self.answers_per_second.append((self.answers - answers) / seconds)
 
 
-async def client_loop(url: str, number: int, until: float, tally: Tally) -> None:
-    """Ask, and ask again, until the phase is over."""
+async def ask(client: LightClient, number: int, tally: Tally) -> float:
+    """One request; the seconds after which to come back, 0 where it was answered."""
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": f"Tell me about number {number}"}],
         "max_tokens": REPLY_TOKENS,
         "ignore_eos": True,
     }
+    began = time.monotonic()
+    status, headers, answer = await client.post("/v1/chat/completions", body)
+    if status == 200:
+        tally.answers += 1
+        tally.tokens += int(answer["usage"]["completion_tokens"])
+        return 0.0
+    if status in (429, 503):
+        tally.refusal_seconds.append(time.monotonic() - began)
+        return float(headers["retry-after"])
+    raise RuntimeError(f"{status}: {answer}")
+
+
+async def client_loop(url: str, number: int, until: float, tally: Tally) -> None:
+    """Ask, and ask again, until the phase is over."""
     async with LightClient(url) as client:
         while time.monotonic() < until:
-            began = time.monotonic()
-            status, headers, answer = await client.post("/v1/chat/completions", body)
-            if status == 200:
-                tally.answers += 1
-                tally.tokens += int(answer["usage"]["completion_tokens"])
-            elif status in (429, 503):
-                tally.refusal_seconds.append(time.monotonic() - began)
-                wait = float(headers["retry-after"])
+            wait = await ask(client, number, tally)
+            if wait:
                 await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))
-            else:
-                raise RuntimeError(f"{status}: {answer}")
 
 
-async def phase(server: ServerProcess, clients: int, tally: Tally) -> float:
-    """Output tokens a second over one phase."""
-    before = tally.tokens
-    began = time.monotonic()
-    until = began + SECONDS
-    await asyncio.gather(*(client_loop(server.url, n, until, tally) for n in range(clients)))
-    return (tally.tokens - before) / (time.monotonic() - began)
+async def crowd(url: str, clients: int, tally: Tally) -> None:
+    """A phase of so many clients."""
+    with tally.phase():
+        until = time.monotonic() + SECONDS
+        await asyncio.gather(*(client_loop(url, n, until, tally) for n in range(clients)))
+
+
+async def storm(url: str, per_second: float, tally: Tally, source: random.Random) -> None:
+    """A phase of requests at random times; connections are used again."""
+    idle: list[LightClient] = []
+
+    async def one(number: int, stack: AsyncExitStack) -> None:
+        client = idle.pop() if idle else await stack.enter_async_context(LightClient(url))
+        await ask(client, number, tally)
+        idle.append(client)
+
+    async with AsyncExitStack() as stack:
+        with tally.phase():
+            due = time.monotonic()
+            until = due + SECONDS
+            async with asyncio.TaskGroup() as tasks:
+                for number in itertools.count():
+                    due += source.expovariate(per_second)
+                    if due > until:
+                        break
+                    await asyncio.sleep(max(0.0, due - time.monotonic()))
+                    tasks.create_task(one(number, stack))
 
 
 def lag_quantile(metrics: str, quantile: float) -> str:
@@ -81,37 +135,35 @@ def lag_quantile(metrics: str, quantile: float) -> str:
 
 
 async def measure() -> dict[str, object]:
-    """Both phases on one server."""
-    peaks: list[float] = []
-    loads: list[float] = []
-    calm, crowded = Tally(), Tally()
+    """All phases on one server."""
+    source = random.Random(SEED)
+    peak, crowded, stormy = Tally(), Tally(), Tally()
     with server_process(OPTIONS) as server:
         await asyncio.to_thread(wait_until_ready, server)
-        await phase(server, 2, Tally())
+        await crowd(server.url, 2, Tally())
         for _ in range(ROUNDS):
-            peaks.append(await phase(server, CLIENTS, calm))
-            loads.append(await phase(server, FACTOR * CLIENTS, crowded))
+            await crowd(server.url, CLIENTS, peak)
+            await crowd(server.url, FACTOR * CLIENTS, crowded)
+            await storm(server.url, FACTOR * peak.answers_per_second[-1], stormy, source)
         async with httpx.AsyncClient(base_url=server.url) as client:
             metrics = (await client.get("/metrics")).text
-    peak, loaded = statistics.median(peaks), statistics.median(loads)
-    refusals = sorted(crowded.refusal_seconds)
-    late = {name: refusals[int(share * (len(refusals) - 1))] for name, share in QUANTILES.items()}
-    figures: dict[str, object] = {
-        "peak_tokens_per_second": peaks,
-        "overload_tokens_per_second": loads,
-        "ratio_of_medians": loaded / peak,
-        "refusals": len(refusals),
-        "refusal_seconds": late,
-        "refused_within_50_ms": sum(each <= 0.05 for each in refusals) / len(refusals),
-        "loop_lag_seconds_p999_at_most": lag_quantile(metrics, 0.999),
-    }
-    print(
-        f"{CLIENTS} clients {peak:.0f} tokens/s; {FACTOR * CLIENTS} clients {loaded:.0f} tokens/s: "
-        f"{loaded / peak:.2f} x ({ROUNDS} rounds)\n"
-        f"{len(refusals)} refusals, "
-        + ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in late.items())
-        + f"\nevent loop late by at most {figures['loop_lag_seconds_p999_at_most']} s at p99.9"
-    )
+    figures: dict[str, object] = {"peak_tokens_per_second": peak.tokens_per_second}
+    best = statistics.median(peak.tokens_per_second)
+    print(f"peak    {CLIENTS} clients: {best:.0f} tokens/s in the median of {ROUNDS} rounds")
+    for name, tally in (("crowd", crowded), ("storm", stormy)):
+        rate, late = statistics.median(tally.tokens_per_second), tally.refusals()
+        figures[name] = {
+            "tokens_per_second": tally.tokens_per_second,
+            "ratio_of_medians": rate / best,
+            "refusals": late,
+        }
+        print(
+            f"{name}   {rate:.0f} tokens/s, {rate / best:.2f} x; {late['count']} refusals, "
+            + ", ".join(f"{each} {1000 * late[each]:.1f} ms" for each in QUANTILES)
+            + f", {100 * late['share_within_50_ms']:.1f} % within 50 ms"
+        )
+    figures["loop_lag_seconds_p999_at_most"] = lag_quantile(metrics, 0.999)
+    print(f"event loop late by at most {figures['loop_lag_seconds_p999_at_most']} s at p99.9")
     return figures
 
 

@@ -156,13 +156,20 @@ class Serving:
 
     # As ChatService ------------------------------------------------------------------------
 
+    def check_room(self) -> None:
+        """Raise Unavailable while loading or draining, Busy for a full queue."""
+        self._taking().check_room()
+
     async def open(self, ask: Ask) -> Reply:
         """Pass an ask on. Raises Unavailable while loading or draining, or as the service does."""
+        return await self._taking().open(ask)
+
+    def _taking(self) -> ChatServiceDoor:
         if self.draining:
             raise Unavailable("The server is shutting down.", retry_after=self.retry_after)
         if self._assembly is None:
             raise Unavailable("The model is loading.", retry_after=self.retry_after)
-        return await self._assembly.service.open(ask)
+        return self._assembly.service
 
     # Inside --------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
 """Answers one request for a completion: from its head to its last byte.
 
-It may not know fields (`schema.py`) or OpenAI's shapes (`wire.py`). Theory of operation: a place
-in the gate is taken before the body is read; the body is decoded; then everything that waits for
-the engine runs inside `unless_gone`, so a client that leaves while its request is queued,
-tokenized, streamed or blocked in send ends the reply by leaving the `with reply.view()` block
-that stands around the response.
+It may not know fields (`schema.py`) or OpenAI's shapes (`wire.py`). Theory of operation: where the
+queue is full that is said at once, so a crowd costs little; a place in the gate is taken before
+the body is read; the body is decoded; then everything that waits for the engine runs inside
+`unless_gone`, so a client that leaves while its request is queued, tokenized, streamed or blocked
+in send ends the reply by leaving the `with reply.view()` block that stands around the response.
 """
 
 import time
@@ -80,6 +80,7 @@ class CompletionEndpoint:
                 "The server is stopping." if desk.health.draining else "The server is loading.",
                 retry_after=desk.health.retry_after,
             )
+        desk.service.check_room()  # a refusal costs no reading, decoding or task
         holder: Holder = scope["state"]["holder"]
         places = holder.requests_max or desk.limits.connections_max
         with desk.gate.enter(holder.name, places), desk.budget.lease() as lease:

@@ -30,6 +30,10 @@ class Reply(Protocol):
 class ChatService(Protocol):
     """Where asks go. `open` raises a ChatserveError, or gives a reply that is under way."""
 
+    def check_room(self) -> None:
+        """Raise what `open` would for any ask now, a full queue above all."""
+        ...
+
     async def open(self, ask: Ask) -> Reply:
         """Accept an ask. Cancelling the call leaves nothing behind."""
         ...

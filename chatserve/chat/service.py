@@ -96,6 +96,10 @@ class ChatService(Generic[PreparedT]):
         self._places = asyncio.Semaphore(workshop.preparations_max)
         self._preparing = 0  # asks on their way to the executor, in it, or on their way back
 
+    def check_room(self) -> None:
+        """Raise what `open` would for any ask now: Busy, or Unavailable."""
+        self._engine.check_room(self._preparing)
+
     async def open(self, ask: Ask) -> Reply:
         """Accept an ask and return its reply, which the caller views at once.
 
@@ -110,7 +114,7 @@ class ChatService(Generic[PreparedT]):
         seed = ask.generation.seed
         if seed is None:
             seed = self._draw_seed()
-        self._engine.check_room(self._preparing)  # a refusal costs no tokenization
+        self.check_room()  # a refusal costs no tokenization
         self._preparing += 1
         try:
             async with self._places:

@@ -138,17 +138,23 @@ class FakeReply:
 
 
 class FakeService:
-    """`script` gives the events of a reply. `refusal` is raised instead; `hold` makes open wait."""
+    """`script` gives the events of a reply. `refusal` is raised instead, `full` even before; `hold` makes
+    open wait."""
 
     def __init__(self) -> None:
         self.script: Callable[[Ask], list[ReplyEvent]] = echo
         self.refusal: Exception | None = None
+        self.full: Exception | None = None
         self.hold: asyncio.Event | None = None
         self.asks: list[Ask] = []
         self.replies: asyncio.Queue[FakeReply] = asyncio.Queue()
         self.all_replies: list[FakeReply] = []
         self.asked = asyncio.Event()
         self.open_cancelled = asyncio.Event()
+
+    def check_room(self) -> None:
+        if self.full is not None:
+            raise self.full
 
     async def open(self, ask: Ask) -> FakeReply:
         self.asks.append(ask)

@@ -9,6 +9,7 @@ import pytest
 
 from chatserve.api.head import Head, HeadReader, Refusal
 from chatserve.api.limits import Limits
+from chatserve.errors import Busy
 from tests.api.harness import CHAT, LIMITS, PATIENCE_SECONDS, close, quick, read_to_end, site
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -51,6 +52,26 @@ async def test_a_connection_is_kept_for_the_next_request() -> None:
 async def test_answers_do_not_name_the_server() -> None:
     async with site() as running, running.client() as client:
         assert "server" not in (await client.get("/health")).headers
+
+
+async def test_a_full_queue_refuses_before_the_body_came() -> None:
+    content = orjson.dumps(CHAT)
+    async with site() as running:
+        running.service.full = Busy("Too many requests are waiting.", retry_after=7.0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(post(content)[: -len(content)])
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_SECONDS)
+        assert status_of(head) == 429
+        assert b"retry-after: 7\r\n" in head.lower()
+        # The body still comes, and the connection serves on once there is room.
+        running.service.full = None
+        length = int(re.findall(rb"content-length: (\d+)", head.lower())[0])
+        assert orjson.loads(await reader.readexactly(length))["error"]["code"] == "busy"
+        writer.write(content + post(content, b"Connection: close\r\n"))
+        answer = await asyncio.wait_for(read_to_end(reader), PATIENCE_SECONDS)
+        assert status_of(answer) == 200
+        assert not running.service.left_open
+        await close(writer)
 
 
 # -- slow
