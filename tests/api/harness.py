@@ -138,8 +138,7 @@ class FakeReply:
 
 
 class FakeService:
-    """`script` gives the events of a reply. `refusal` is raised instead, `full` even before; `hold` makes
-    open wait."""
+    """`script` gives the events of a reply. X
 
     def __init__(self) -> None:
         self.script: Callable[[Ask], list[ReplyEvent]] = echo
