@@ -138,7 +138,8 @@ class FakeReply:
 
 
 class FakeService:
-    """`script` gives the events of a reply. X
+    """`script` gives the events of a reply. `refusal` is raised instead of opening, `full` before
+    anything is read; `hold` makes open wait."""
 
     def __init__(self) -> None:
         self.script: Callable[[Ask], list[ReplyEvent]] = echo
