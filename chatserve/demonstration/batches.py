@@ -1,12 +1,12 @@
-"""Batches of training chats: token ids, labels, and rows of similar length.
+"""Batches of training chats: token ids, labels, and rows put together into slices.
 
-Each row holds one chat, so no chat sees another.  The rows of a step are sorted by length and cut
-into slices whose padded size stays under a limit: causal attention needs no mask for padding at
-the end of a row.  A step's chats depend only on the seed and the step number, so a resumed run
-sees what an unbroken one would have seen.
+Each row holds one chat, and no chat sees another.  The rows of a step are shared out to slices of
+similar size, which threads work on side by side; nothing is padded.  A step's chats depend only on
+the seed and the step number, so a resumed run sees what an unbroken one would have seen.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,27 +22,40 @@ from chatserve.demonstration.tokenizer import (
 )
 
 IGNORED = -100
-SLICE_TOKENS_MAX = 4096
+SLICE_TOKENS = 2048
 CHARACTERS_PER_TOKEN = 3.5
-# From which step on, the longest chat in tokens and how often chats are drawn up to that length.
-CURRICULUM = (
-    (0, 192, 1.0),
-    (400, 384, 0.5),
-    (1000, 768, 0.3),
-    (1400, 1280, 0.2),
-    (1800, 2048, 0.15),
-)
 LENGTH_MIN = 24
 LENGTH_USUAL = 320
 
 
 @dataclass(frozen=True)
+class Stage:
+    """From a step on: the longest chat in tokens, how many may be as long, tokens of a step."""
+
+    first_step: int
+    length_max: int
+    long_share: float
+    step_tokens: int
+
+
+CURRICULUM = (
+    Stage(0, 256, 1.0, 4096),
+    Stage(300, 512, 0.5, 4096),
+    Stage(600, 1024, 0.4, 4096),
+    Stage(900, 1792, 0.35, 6144),
+    Stage(1300, 2560, 0.35, 8192),
+    Stage(1900, 3072, 0.35, 8192),
+)
+Row = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
 class Slice:
-    """Rows of similar length: ids and labels `[rows, tokens]`, labels already shifted."""
+    """Rows behind each other: ids and shifted labels, both `[tokens]`, and the rows' lengths."""
 
     ids: torch.Tensor
     labels: torch.Tensor
-    tokens: int
+    lengths: tuple[int, ...]
 
 
 class Encoder:
@@ -75,45 +88,39 @@ class Encoder:
         return ids[:CONTEXT_LENGTH], labels[:CONTEXT_LENGTH]
 
 
-def draw_length(source: random.Random, step: int) -> int:
-    """How long a chat of this step should be, in tokens."""
-    longest, share = next((top, p) for first, top, p in reversed(CURRICULUM) if step >= first)
-    top = longest if source.random() < share else min(longest, LENGTH_USUAL)
-    return source.randint(LENGTH_MIN, top)
+def stage_of(step: int) -> Stage:
+    """The stage of the curriculum that a step belongs to."""
+    return next(stage for stage in reversed(CURRICULUM) if step >= stage.first_step)
 
 
-def make_step(encoder: Encoder, seed: str, step: int, tokens: int) -> list[Slice]:
-    """All slices of one optimizer step: about `tokens` tokens of new chats."""
+def draw_length(source: random.Random, stage: Stage) -> int:
+    """How long a chat should be, in tokens."""
+    long = source.random() < stage.long_share
+    return source.randint(LENGTH_MIN, stage.length_max if long else LENGTH_USUAL)
+
+
+def make_step(encoder: Encoder, seed: str, step: int) -> list[Slice]:
+    """All slices of one optimizer step, of new chats."""
+    stage = stage_of(step)
     source = random.Random(f"{seed}/{step}")
-    rows: list[tuple[list[int], list[int]]] = []
-    total = 0
-    while total < tokens:
-        characters = int(draw_length(source, step) * CHARACTERS_PER_TOKEN)
-        row = encoder.chat(make_chat(f"{seed}/{step}/{len(rows)}", characters))
-        rows.append(row)
-        total += len(row[0])
-    return cut(rows, encoder.pad)
+    rows: list[Row] = []
+    while sum(len(ids) for ids, _ in rows) < stage.step_tokens:
+        characters = int(draw_length(source, stage) * CHARACTERS_PER_TOKEN)
+        rows.append(encoder.chat(make_chat(f"{seed}/{step}/{len(rows)}", characters)))
+    return share_out(rows, SLICE_TOKENS)
 
 
-def cut(rows: list[tuple[list[int], list[int]]], pad: int) -> list[Slice]:
-    """Sort rows by length and cut them into slices."""
-    slices: list[Slice] = []
-    group: list[tuple[list[int], list[int]]] = []
-    for row in sorted(rows, key=lambda pair: len(pair[0])):
-        if group and len(row[0]) * (len(group) + 1) > SLICE_TOKENS_MAX:
-            slices.append(padded(group, pad))
-            group = []
-        group.append(row)
-    slices.append(padded(group, pad))
-    return slices
+def share_out(rows: Sequence[Row], tokens: int) -> list[Slice]:
+    """Rows in slices of about so many tokens: the longest first, each to the emptiest slice."""
+    count = max(1, round(sum(len(ids) for ids, _ in rows) / tokens))
+    groups: list[list[Row]] = [[] for _ in range(count)]
+    for row in sorted(rows, key=lambda row: -len(row[0])):
+        min(groups, key=lambda group: sum(len(ids) for ids, _ in group)).append(row)
+    return [joined(group) for group in groups if group]
 
 
-def padded(group: list[tuple[list[int], list[int]]], pad: int) -> Slice:
-    """One slice of rows; labels are moved so that position i holds what comes after i."""
-    width = max(len(ids) for ids, _ in group)
-    ids = torch.full((len(group), width), pad)
-    labels = torch.full((len(group), width), IGNORED)
-    for row, (row_ids, row_labels) in enumerate(group):
-        ids[row, : len(row_ids)] = torch.tensor(row_ids)
-        labels[row, : len(row_labels) - 1] = torch.tensor(row_labels[1:])
-    return Slice(ids, labels, sum(len(row_ids) for row_ids, _ in group))
+def joined(group: Sequence[Row]) -> Slice:
+    """One slice; labels are moved so that position i holds what comes after i."""
+    ids = [token for row, _ in group for token in row]
+    labels = [label for _, row in group for label in (*row[1:], IGNORED)]
+    return Slice(torch.tensor(ids), torch.tensor(labels), tuple(len(row) for row, _ in group))

@@ -1,7 +1,7 @@
 """Train the demonstration model: `python -m chatserve.demonstration.train --help`.
 
 Theory of operation: a step draws chats (see `batches`), computes the loss on the assistant's
-tokens alone under bf16 autocast, and updates the matrices with Muon and the rest with AdamW.  The
+tokens alone in bf16, and updates the matrices with Muon and the rest with AdamW.  The
 learning rate warms up, holds, and cools down over the last part of `--steps`; a run stopped while
 it holds can be extended by giving more steps.  Everything depends on the seed and the step number.
 A run resumes from its checkpoint, or from the shipped weights with fresh optimizers.
@@ -14,7 +14,9 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,18 +25,21 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from chatserve.demonstration import MODEL_FOLDER, architecture, checkpoint
-from chatserve.demonstration.batches import IGNORED, Encoder, Slice, cut, make_step
+from chatserve.demonstration.batches import IGNORED, Encoder, Slice, joined, make_step
 from chatserve.demonstration.corpus import make_probe
+from chatserve.demonstration.forward import EMBEDDING, Weights, cast, hidden_states
 from chatserve.demonstration.tokenizer import load_or_train, save
 
 WARMUP_STEPS = 100
-COOL_DOWN_SHARE = 0.6
+COOL_DOWN_SHARE = 0.25
 RATE_LAST_SHARE = 0.02
 # Held-out probes of the log: the name, the skill, and the distance in characters.
-PROBES = (("near", "recall", 0), ("far", "recall", 2500), ("corrected", "corrected", 300))
+PROBES = (("near", "recall", 0), ("far", "recall", 6000), ("corrected", "corrected", 2700))
 PROBE_COUNT = 32
 # The first token of a reply decides what kind of reply it is; it is the hardest and one of many.
 FIRST_TOKEN_WEIGHT = 3.0
+
+Gradients = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,11 @@ class Plan:
 
     folder: Path
     steps: int
-    tokens_per_step: int
     rate: float
     seed: str
     checkpoint_seconds: float
     probe_steps: int
+    threads: int
     device: str
 
 
@@ -56,8 +61,12 @@ def make_optimizers(model: Qwen3ForCausalLM, rate: float) -> list[torch.optim.Op
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     chosen = {id(p) for p in inner}
     rest = [p for p in model.parameters() if id(p) not in chosen]
+    halves = (inner[::2], inner[1::2])  # so that two threads can take a half each
     return [
-        torch.optim.Muon(inner, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        *(
+            torch.optim.Muon(half, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+            for half in halves
+        ),
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -72,64 +81,86 @@ def rate_share(step: int, steps: int, first: int) -> float:
     return warm * (RATE_LAST_SHARE + (1 - RATE_LAST_SHARE) * (1 - math.cos(math.pi * left)) / 2)
 
 
-def losses(model: Qwen3ForCausalLM, part: Slice, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy at one slice's labelled positions, and which of them begin a reply.
+def predictions(
+    model: Qwen3ForCausalLM, weights: Weights, part: Slice
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits and labels at one slice's labelled positions, and which of them begin a reply.
 
     Only labelled positions reach the output layer.
     """
-    labels = part.labels.flatten().to(device)
+    device = weights[EMBEDDING].device
+    labels = part.labels.to(device)
     first = torch.ones_like(labels, dtype=torch.bool)
     first[1:] = labels[:-1] == IGNORED
-    with torch.autocast(device, torch.bfloat16):
-        hidden = model.model(input_ids=part.ids.to(device), use_cache=False).last_hidden_state
-        spoken = (labels != IGNORED).nonzero().squeeze(1)
-        logits = model.lm_head(hidden.flatten(0, 1)[spoken])
-    each = functional.cross_entropy(logits.float(), labels[spoken], reduction="none")
-    return each, first[spoken]
+    hidden = hidden_states(model, weights, part.ids.to(device), part.lengths)
+    spoken = (labels != IGNORED).nonzero().squeeze(1)
+    logits = functional.linear(hidden[spoken], weights[EMBEDDING].to(hidden.dtype))
+    return logits.float(), labels[spoken], first[spoken]
 
 
-def learn(
-    model: Qwen3ForCausalLM,
-    optimizers: Sequence[torch.optim.Optimizer],
-    slices: Sequence[Slice],
-    *,
-    rate: float,
-    device: str,
-) -> float:
-    """One optimizer step; returns the mean loss, in which every token counts alike."""
-    count = sum(int((part.labels != IGNORED).sum()) for part in slices)
-    total = 0.0
-    for part in slices:
-        each, first = losses(model, part, device)
+def update(optimizer: torch.optim.Optimizer) -> None:
+    """One optimizer's step."""
+    optimizer.step()
+
+
+class Learner:
+    """A model, its optimizers, and the threads that share the slices of a step.
+
+    On a CPU each thread works alone on one slice: two threads with a slice each lose no time to
+    waiting for each other inside every operation, which on a busy machine is most of the time.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM, rate: float, threads: int) -> None:
+        torch.set_num_threads(1)
+        self.model = model
+        self.optimizers = make_optimizers(model, rate)
+        self.threads = ThreadPoolExecutor(threads)
+
+    def gradients(self, weights: Weights, count: int, part: Slice) -> tuple[float, Gradients]:
+        """One slice's share of the mean loss, and the gradients of its weighted form."""
+        logits, labels, first = predictions(self.model, weights, part)
+        each = functional.cross_entropy(logits, labels, reduction="none")
         weighted = torch.where(first, each * FIRST_TOKEN_WEIGHT, each)
-        (weighted.sum() / count).backward()
-        total += float(each.detach().sum()) / count
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return total
+        gradients = torch.autograd.grad(weighted.sum() / count, list(weights.values()))
+        return float(each.detach().sum()) / count, gradients
+
+    def learn(self, slices: Sequence[Slice], rate: float) -> float:
+        """One optimizer step; returns the mean loss, in which every token counts alike."""
+        weights = cast(self.model, torch.bfloat16)
+        count = sum(int((part.labels != IGNORED).sum()) for part in slices)
+        one = partial(self.gradients, weights, count)
+        results = self.threads.map(one, slices)
+        total = 0.0
+        for loss, gradients in results:
+            total += loss
+            for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+                if parameter.grad is None:
+                    parameter.grad = gradient.float()
+                else:
+                    parameter.grad += gradient
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        list(self.threads.map(update, self.optimizers))
+        self.model.zero_grad(set_to_none=True)
+        return total
 
 
 @torch.no_grad()
-def probe(model: Qwen3ForCausalLM, encoder: Encoder, device: str) -> dict[str, float]:
+def probe(model: Qwen3ForCausalLM, encoder: Encoder) -> dict[str, float]:
     """Share of held-out probes whose whole last reply is the most likely one, token by token."""
     shares: dict[str, float] = {}
+    weights = cast(model, torch.bfloat16)
     for name, skill, distance in PROBES:
-        rows: list[tuple[list[int], list[int]]] = []
+        right = 0
         for index in range(PROBE_COUNT):
             chat = make_probe(skill, f"log/{index}", distance=distance)
             ids, labels = encoder.chat(chat)
             reply = len(encoder.encode(chat.turns[-1].reply)) + 2
-            rows.append((ids, [IGNORED] * (len(ids) - reply) + labels[-reply:]))
-        right = 0
-        for part in cut(rows, encoder.pad):
-            with torch.autocast(device, torch.bfloat16):
-                best = model(input_ids=part.ids.to(device), use_cache=False).logits.argmax(-1).cpu()
-            matches = (best == part.labels) | (part.labels == IGNORED)
-            right += int(matches.all(1).sum())
+            row = (ids, [IGNORED] * (len(ids) - reply) + labels[-reply:])
+            logits, wanted, _ = predictions(model, weights, joined([row]))
+            right += bool((logits.argmax(-1) == wanted).all())
         shares[name] = right / PROBE_COUNT
     return shares
 
@@ -147,7 +178,8 @@ def train(plan: Plan, *, from_weights: Path | None) -> None:
     save(tokenizer, plan.folder)
     encoder = Encoder(tokenizer)
     model = architecture.make_model(tokenizer, seed=1).to(plan.device)  # pyright: ignore[reportArgumentType]
-    optimizers = make_optimizers(model, plan.rate)
+    learner = Learner(model, plan.rate, plan.threads)
+    optimizers = learner.optimizers
     first, tokens, warm_from = 0, 0, 0
     if (plan.folder / checkpoint.CHECKPOINT).exists():
         first, tokens = checkpoint.load_checkpoint(plan.folder, model, optimizers)
@@ -170,17 +202,17 @@ def train(plan: Plan, *, from_weights: Path | None) -> None:
     for step in progress:
         if stop:
             break
-        slices = make_step(encoder, plan.seed, step, plan.tokens_per_step)
+        slices = make_step(encoder, plan.seed, step)
         rate = plan.rate * rate_share(step, plan.steps, warm_from)
-        loss = learn(model, optimizers, slices, rate=rate, device=plan.device)
-        tokens += sum(part.tokens for part in slices)
+        loss = learner.learn(slices, rate)
+        tokens += sum(len(part.ids) for part in slices)
         loss_mean = loss if step == first else 0.95 * loss_mean + 0.05 * loss
         speed = (tokens - tokens_before) / (time.monotonic() - begun)
         progress.set_postfix(loss=f"{loss_mean:.3f}", speed=f"{speed:.0f} tokens/s")
         if step % 25 == 24:
             row = {"step": step + 1, "tokens": tokens, "loss": loss, "rate": rate, "speed": speed}
             if (step + 1) % plan.probe_steps == 0:
-                row |= probe(model, encoder, plan.device)
+                row |= probe(model, encoder)
             write_log(plan.folder, row)
         if time.monotonic() - saved > plan.checkpoint_seconds:
             checkpoint.save_checkpoint(plan.folder, model, optimizers, step=step + 1, tokens=tokens)
@@ -207,8 +239,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(".training/run"), help="of the run")
     parser.add_argument("--from-weights", type=Path, help="start from a shipped folder's weights")
     parser.add_argument("--target", type=Path, default=MODEL_FOLDER, help="folder to export to")
-    parser.add_argument("--steps", type=int, default=12_000, help="last step of the schedule")
-    parser.add_argument("--tokens-per-step", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=3600, help="last step of the schedule")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--checkpoint-seconds", type=float, default=300)
@@ -216,18 +247,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     if options.action == "export":
         export(options.folder, options.target)
         return
     plan = Plan(
         folder=options.folder,
         steps=options.steps,
-        tokens_per_step=options.tokens_per_step,
         rate=options.rate,
         seed=options.seed,
         checkpoint_seconds=options.checkpoint_seconds,
         probe_steps=options.probe_steps,
+        threads=options.threads,
         device=options.device,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)

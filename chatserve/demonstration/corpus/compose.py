@@ -53,8 +53,10 @@ class State:
 def add_tell(state: State) -> None:
     """Any of the ways of telling facts."""
     kind = state.draw.random.random()
-    if kind < 0.15:
+    if kind < 0.12:
         state.add(recall.tell_and_ask(state.draw, state.memory))
+    elif kind < 0.2:
+        state.add(recall.tell_together(state.draw, state.memory))
     elif kind < 0.6:
         state.add(recall.tell(state.draw, state.memory))
     elif kind < 0.85:
@@ -66,18 +68,28 @@ def add_tell(state: State) -> None:
 def add_ask(state: State) -> None:
     """Any of the ways of asking for facts."""
     kind = state.draw.random.random()
-    if kind < 0.60:
+    if kind < 0.50:
         state.add(recall.ask(state.draw, state.memory))
-    elif kind < 0.66:
+    elif kind < 0.54:
         state.add(recall.ask_who(state.draw, state.memory))
-    elif kind < 0.76:
+    elif kind < 0.64:
         state.add(recall.ask_several(state.draw, state.memory))
-    elif kind < 0.81:
+    elif kind < 0.69:
         state.add(recall.summary(state.draw, state.memory))
-    elif kind < 0.90:
+    elif kind < 0.82:
         state.add(recall.check(state.draw, state.memory))
     else:
-        state.add(recall.ask_unknown(state.draw, state.memory))
+        add_ask_unknown(state)
+
+
+def add_ask_unknown(state: State) -> None:
+    """A question for something untold, at times told thereafter, perhaps with another question."""
+    turn, fact = recall.ask_unknown(state.draw, state.memory)
+    state.add(turn)
+    if state.draw.chance(0.3):
+        state.add(recall.tell_after_all(state.draw, state.memory, fact))
+        if state.draw.chance(0.5):
+            state.add(recall.ask(state.draw, state.memory))
 
 
 def add_look_back(state: State) -> None:
@@ -104,7 +116,7 @@ def add_explain(state: State) -> None:
     """An explanation, often with a follow-up."""
     turn, topic = explain.explain(state.draw)
     state.add(turn)
-    if state.draw.chance(0.4):
+    if state.draw.chance(0.5):
         state.add(explain.explain_more(state.draw, topic))
 
 
@@ -141,23 +153,28 @@ def add_correct(state: State) -> None:
 
 
 ACTIONS: tuple[tuple[Callable[[State], None], float], ...] = (
-    (add_tell, 0.20),
-    (add_ask, 0.32),
+    (add_tell, 0.18),
+    (add_ask, 0.31),
     (add_correct, 0.05),
-    (add_look_back, 0.03),
-    (add_explain, 0.035),
-    (add_task, 0.24),
-    (add_talk, 0.07),
-    (add_unknown, 0.05),
+    (add_look_back, 0.02),
+    (add_explain, 0.03),
+    (add_task, 0.20),
+    (add_talk, 0.09),
+    (add_unknown, 0.06),
     (add_persona, 0.08),
 )
+FAR_LENGTH_MIN = 1200
+FAR_SHARE = 0.6
+# What fills the distance in training; explanations are long and soon known, so they come seldom.
+FAR_FILLERS = (add_explain, *(add_task,) * 9, *(add_talk,) * 3, *(add_unknown,) * 2)
+FAR_QUESTIONS = (*(add_ask,) * 6, add_persona)
 FILLERS = (add_explain, add_task, add_task, add_task, add_talk, add_unknown)
 TOLD_AT_MOST = 12
 # Skills whose request may carry words of courtesy; elsewhere these would belong to the text itself.
 DECORATED = frozenset(
     (
         *("recall", "recall several", "corrected", "yes or no", "not told", "persona", "count"),
-        *("add", "explain", "unknown", "look back"),
+        *("add", "explain", "explain more", "unknown", "look back", "talk", "spell", "reverse"),
     )
 )
 
@@ -179,9 +196,27 @@ def make_chat(seed: str, characters: int, part: Part = Part.TRAIN) -> Chat:
     state.characters = len(state.persona.text or "")
     if draw.chance(0.15):
         state.add(talk.greet(draw))
+    if characters >= FAR_LENGTH_MIN and draw.chance(FAR_SHARE):
+        ask_from_afar(state, characters)
     while state.characters < characters or not state.turns:
         step(state)
     return state.chat()
+
+
+def ask_from_afar(state: State, characters: int) -> None:
+    """Many facts first, then other talk for long, then question after question."""
+    draw = state.draw
+    told = draw.integer(2, 4 + characters // 900)
+    while len(state.memory.facts) < told:
+        add_tell(state)
+        if draw.chance(0.3):
+            draw.choice(FAR_FILLERS)(state)
+    begin = state.characters
+    asking_from = begin + (characters - begin) * (0.3 + 0.5 * draw.random.random())
+    while state.characters < asking_from:
+        (add_correct if draw.chance(0.05) else draw.choice(FAR_FILLERS))(state)
+    while state.characters < characters:
+        draw.choice(FAR_FILLERS if draw.chance(0.2) else FAR_QUESTIONS)(state)
 
 
 def fill_up(state: State, characters: int) -> None:
@@ -269,6 +304,6 @@ ASKED_AFTER: dict[str, Callable[[Draw, Memory], Turn | None]] = {
     "corrected": recall.ask,
     "system fact": recall.ask,
     "yes or no": recall.check,
-    "not told": recall.ask_unknown,
+    "not told": lambda draw, memory: recall.ask_unknown(draw, memory)[0],
 }
 SKILLS = (*ASKED_AFTER, "persona", "manner", *SINGLE, "explain more")

@@ -90,7 +90,7 @@ class Thing:
 
 
 MY_THINGS = (
-    Thing("name", full_name),
+    Thing("name", full_name, ("full name", "first name")),
     Thing("favourite colour", picked(words.COLOURS), ("favorite color", "favourite color")),
     Thing("city", city, ("home town", "hometown")),
     Thing("lucky number", number),

@@ -4,6 +4,8 @@ A `Fact` is one thing of one owner; a `Memory` holds what was told in one chat, 
 functions write a user's sentence that tells a fact, asks for it, or corrects it.
 """
 
+import re
+import zlib
 from dataclasses import dataclass, field
 
 from chatserve.demonstration.corpus import facts, wordings, words
@@ -68,10 +70,26 @@ class Memory:
 
     facts: dict[tuple[str, str], Fact] = field(default_factory=dict[tuple[str, str], Fact])
     stale: list[str] = field(default_factory=list[str])
+    # The facts by when they were last mentioned, the longest unmentioned first.
+    unmentioned: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
 
     def add(self, fact: Fact) -> None:
         """Keep a fact, in the place of an older one of the same key."""
         self.facts[fact.key] = fact
+        self.mention(fact)
+
+    def mention(self, fact: Fact) -> None:
+        """Put a fact behind all others in the order of mention."""
+        self.unmentioned.pop(fact.key, None)
+        self.unmentioned[fact.key] = None
+
+    def pick(self, draw: Draw) -> Fact:
+        """A fact to ask for, more often than not one that was not mentioned for long."""
+        known = [key for key in self.unmentioned if key in self.facts]
+        far = known[: (len(known) + 2) // 3]
+        fact = self.facts[draw.choice(far if draw.chance(0.6) else known)]
+        self.mention(fact)
+        return fact
 
     def rejects(self, fact: Fact) -> tuple[str, ...]:
         """Values that would betray a mix-up: of the same thing elsewhere, or corrected ones."""
@@ -115,12 +133,21 @@ def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
             template = draw.pick(wordings.TELL_SPECIAL["pet"])
     elif special and draw.chance(0.55):
         template = draw.pick(special)
+    if "shop" in template and fact.thing.name.endswith("ing time"):
+        template = template.replace("shop", place_of(fact))
     spellings = (fact.thing.name, *fact.thing.spellings)
     name = draw.choice(spellings) if draw.chance(0.4) else fact.thing.name
     text = fill(template, fact, name)
     if asking and fact.owner in ("my", "the") and draw.chance(0.08):
         return text.lower().replace("'", "").rstrip(".?!")
+    if fact.owner == "my" and draw.chance(0.05):
+        text = re.sub(r"\bmy\b", "our", re.sub(r"\bMy\b", "Our", text))
     return loosen(draw, text, fact.value)
+
+
+def place_of(fact: Fact) -> str:
+    """The place that opens or closes at a time: the same whenever this fact is worded."""
+    return words.PLACES[zlib.crc32(fact.value.encode()) % len(words.PLACES)]
 
 
 def correction(draw: Draw, fact: Fact, was: str) -> str:
@@ -152,11 +179,19 @@ def decorate(draw: Draw, text: str) -> str:
     return text + draw.pick(wordings.MANNER["closers"]) if text.endswith((".", "?", "!")) else text
 
 
+def favourite(draw: Draw) -> Thing:
+    """A favourite of any kind."""
+    kind = draw.pick(words.PLAIN_WORDS + words.COMMON_WORDS)
+    return Thing(f"favourite {kind}", facts.either_word, (f"favorite {kind}",))
+
+
 def make_fact(draw: Draw, memory: Memory) -> Fact:
     """A fact that this chat does not know yet."""
     while True:
         kind = draw.random.random()
-        if kind < 0.4:
+        if kind < 0.05:
+            who, thing = "my", favourite(draw)
+        elif kind < 0.4:
             who, thing = "my", draw.choice(facts.ASKED_OFTEN)
         elif kind < 0.83:
             who, thing = "my", draw.choice(facts.MY_THINGS + facts.NAMED_THINGS)

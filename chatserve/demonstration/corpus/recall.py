@@ -102,12 +102,32 @@ def tell_of_others(draw: Draw, memory: Memory) -> Turn:
     )
 
 
+def tell_together(draw: Draw, memory: Memory) -> Turn | None:
+    """The user says several of the usual things in one sentence."""
+    template = draw.pick(wordings.TOGETHER)
+    told: list[Fact] = []
+    for thing in facts.MY_THINGS[:9]:
+        if "{" + thing.name.replace(" ", "_") + "}" in template:
+            fact = Fact("my", thing, thing.value(draw))
+            taken = {other.value.lower() for other in memory.facts.values()}
+            if fact.key in memory.facts or fact.value.lower() in taken:
+                return None
+            told.append(fact)
+    told.sort(key=lambda fact: template.index("{" + fact.thing.name.replace(" ", "_") + "}"))
+    for fact in told:
+        memory.add(fact)
+    values = {fact.thing.name.replace(" ", "_"): fact.value for fact in told}
+    text = template.format(**values)
+    return Turn(text, acknowledgement(draw, told), "told several", tuple(values.values()))
+
+
 def ask_who(draw: Draw, memory: Memory) -> Turn | None:
     """The user asks of whom something was told."""
     known = [fact for fact in memory.facts.values() if fact.owner not in ("my", "the")]
     if not known:
         return None
     fact = draw.choice(known)
+    memory.mention(fact)
     special = [t for t in wordings.of_others("ask", fact.thing.name) if "{v}" in t]
     if not special:
         return None
@@ -136,7 +156,7 @@ def ask(draw: Draw, memory: Memory, *, skill: str = "recall") -> Turn | None:
     """The user asks for one fact told earlier."""
     if not memory.facts:
         return None
-    fact = draw.choice(list(memory.facts.values()))
+    fact = memory.pick(draw)
     text = wording(draw, fact, asking=True)
     return Turn(text, f"{fact.statement()}.", skill, (fact.value,), memory.rejects(fact))
 
@@ -159,9 +179,22 @@ def ask_several(draw: Draw, memory: Memory) -> Turn | None:
             "I forgot {names}. Can you help?",
             "Remind me of {names}.",
             "What were {names}?",
+            "What are {names} again?",
+            "Do you know {names}?",
+            "Could you tell me {names}?",
+            "I would like to know {names}.",
+            "Give me {names}.",
+            "Can you remember {names}?",
+            "Say {names}.",
+            "Now {names}, please.",
+            "tell me {names}",
+            "Do you still know {names}?",
+            "What did I say {names} are?",
         ),
         names=names,
     )
+    for fact in asked:
+        memory.mention(fact)
     clauses = joined([fact.clause() for fact in asked])
     reply = clauses[0].upper() + clauses[1:] + "."
     return Turn(text, reply, "recall several", tuple(fact.value for fact in asked))
@@ -196,9 +229,12 @@ def check(draw: Draw, memory: Memory) -> Turn | None:
     """The user asks whether a fact is so."""
     if not memory.facts:
         return None
-    fact = draw.choice(list(memory.facts.values()))
+    fact = memory.pick(draw)
     right = draw.chance(0.5)
     guess = fact.value if right else fact.thing.value(draw)
+    others = [value for value in memory.rejects(fact) if value != fact.value]
+    if not right and others and draw.chance(0.4):
+        guess = draw.choice(others)
     if not right and guess.lower() == fact.value.lower():
         return None
     asked = fill("{o} {t}", fact)
@@ -210,17 +246,66 @@ def check(draw: Draw, memory: Memory) -> Turn | None:
             "Did I say that {asked} is {guess}?",
             "Is {guess} {asked}?",
             "I think {asked} is {guess}?",
+            "{asked} is {guess}. Is that right?",
+            "Is {asked} really {guess}?",
+            "Am I right that {asked} is {guess}?",
+            "True or false: {asked} is {guess}?",
+            "Did I tell you that {asked} is {guess}?",
+            "Was {asked} {guess}?",
+            "Is it correct that {asked} is {guess}?",
+            "So {asked} is {guess}?",
+            "{asked} is {guess}, isn't it?",
+            "Can you confirm that {asked} is {guess}?",
+            "Would you say that {asked} is {guess}?",
+            "{asked} is {guess}, correct?",
+            "Right or wrong: {asked} is {guess}?",
+            "{asked}: {guess}, yes or no?",
+            "I believe {asked} is {guess}. Yes?",
+            "Is {guess} right for {asked}?",
+            "Have I said that {asked} is {guess}?",
+            "is {asked} {guess}",
         ),
         asked=asked,
         guess=guess,
     )
-    reply = f"{'Yes' if right else 'No'}, {fact.clause()}."
-    return Turn(text, reply, "yes or no", (reply,))
+    # The fact comes before the verdict, so that the model can compare the two.
+    reply = f"{fact.statement()}, so {'yes' if right else 'no'}."
+    return Turn(text[0].upper() + text[1:], reply, "yes or no", (reply,))
 
 
-def ask_unknown(draw: Draw, memory: Memory) -> Turn:
-    """The user asks for something never told."""
+def ask_unknown(draw: Draw, memory: Memory) -> tuple[Turn, Fact]:
+    """The user asks for something never told, now and then of another person; and that fact."""
     fact = make_fact(draw, memory)
+    others = [known for known in memory.facts.values() if known.owner not in ("my", "the")]
+    if others and draw.chance(0.5):
+        known = draw.choice(others)
+        thing = known.thing if draw.chance(0.5) else draw.choice(facts.OTHERS_THINGS)
+        owner = known.owner if thing is not known.thing else f"{facts.person(draw)}'s"
+        fact = Fact(owner, thing, thing.value(draw))
+    elif draw.chance(0.35):
+        fact = akin(draw, memory) or fact
+    if fact.key in memory.facts:
+        fact = make_fact(draw, memory)
     text = wording(draw, fact, asking=True)
-    what = f"{'your' if fact.owner == 'my' else 'the'} {fact.thing.name}"
-    return Turn(text, f"You have not told me {what} yet.", "not told")
+    owner = "your" if fact.owner == "my" else fact.owner
+    reply = f"You have not told me {owner} {fact.thing.name} yet."
+    return Turn(text, reply, "not told"), fact
+
+
+def akin(draw: Draw, memory: Memory) -> Fact | None:
+    """A fact of the same kind as one that was told: another's name, another number."""
+    kinds = {known.thing.value for known in memory.facts.values()}
+    things = [
+        thing
+        for thing in facts.MY_THINGS + facts.NAMED_THINGS
+        if thing.value in kinds and ("my", thing.name) not in memory.facts
+    ]
+    thing = draw.choice(things) if things else None
+    return thing and Fact("my", thing, thing.value(draw))
+
+
+def tell_after_all(draw: Draw, memory: Memory, fact: Fact) -> Turn:
+    """The user tells what the assistant had to say was not told."""
+    memory.add(fact)
+    text = wording(draw, fact, asking=False)
+    return Turn(text, acknowledgement(draw, [fact]), "told", (fact.value,))

@@ -3,7 +3,7 @@
 from chatserve.demonstration.corpus import words
 from chatserve.demonstration.corpus.draw import Draw, Turn
 from chatserve.demonstration.corpus.memory import loosen
-from chatserve.demonstration.corpus.wordings import lists, read
+from chatserve.demonstration.corpus.wordings import SYSTEM, lists, read
 
 WHO = (
     "I am the demonstration model of chatserve: a very small language model that shows how the "
@@ -33,8 +33,10 @@ SUBJECTS, QUESTIONS = lists(TABLE["unknown"])["subjects"], lists(TABLE["unknown"
 def talk(draw: Draw) -> Turn:
     """A line of small talk and its answer."""
     wordings, reply = draw.choice(TALK)
-    if draw.chance(0.25):
+    if draw.chance(0.1):
         wordings, reply = TALK[0]
+    elif draw.chance(0.08):
+        wordings, reply = SYSTEM["ask_name"], WHO
     return Turn(loosen(draw, draw.pick(wordings)), reply, "talk")
 
 
@@ -55,10 +57,13 @@ def unknown(draw: Draw) -> Turn:
         s=draw.pick(SUBJECTS),
         f=draw.pick(words.FOODS),
         a=draw.pick(words.ANIMALS),
-        w=draw.pick(words.PLAIN_WORDS),
+        w=draw.pick(words.COMMON_WORDS if draw.chance(0.6) else words.PLAIN_WORDS),
         d=draw.integer(21, 999),
         h=draw.pick(words.HOBBIES),
         m=draw.integer(1500, 2030),
         x=draw.pick(words.DAYS),
+        j=draw.pick(words.ADJECTIVES),
+        v=draw.pick(words.VERBS),
     )
+    text = text[0].upper() + text[1:]
     return Turn(loosen(draw, text), UNKNOWN, "unknown")

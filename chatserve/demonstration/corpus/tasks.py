@@ -1,8 +1,11 @@
 """Small tasks: counting, spelling, repeating, reversing, lists, sums."""
 
+import re
+
 from chatserve.demonstration.corpus import words
 from chatserve.demonstration.corpus.draw import Draw, Turn
 from chatserve.demonstration.corpus.memory import loosen
+from chatserve.demonstration.corpus.wordings import MANNER
 
 SUM_MAX = 20
 ODD_WORDS = words.listed(
@@ -11,9 +14,17 @@ ODD_WORDS = words.listed(
 )
 
 
+WORD_LISTS = (words.NAMES, words.CITIES, words.COLOURS, words.ANIMALS, words.FRUITS, words.JOBS)
+
+
 def word(draw: Draw) -> str:
-    """A plain word, a name in small letters, or a made-up word."""
-    return draw.letters(3, 8) if draw.chance(0.5) else draw.pick(words.PLAIN_WORDS)
+    """A plain word, seldom a name of something, or a made-up word."""
+    kind = draw.random.random()
+    if kind < 0.35:
+        return draw.letters(3, 8)
+    if kind < 0.45:
+        return draw.pick(draw.choice(WORD_LISTS))
+    return draw.pick(words.COMMON_WORDS if kind < 0.75 else words.PLAIN_WORDS)
 
 
 def count(draw: Draw) -> Turn:
@@ -34,6 +45,18 @@ def count(draw: Draw) -> Turn:
                 "Could you count up to {high}?",
                 "Let's count to {high}.",
                 "count to {high}",
+                "Count until {high}.",
+                "Count up till {high}.",
+                "Counting to {high}, please.",
+                "Count all the way to {high}.",
+                "Show me how you count to {high}.",
+                "I want you to count to {high}.",
+                "Would you count to {high}?",
+                "Start counting, stop at {high}.",
+                "Say the numbers up to {high}.",
+                "Count from one to {high}.",
+                "please count to {high}",
+                "Now count to {high}.",
             ),
             high=high,
         )
@@ -49,6 +72,13 @@ def count(draw: Draw) -> Turn:
                 "Give me the numbers from {low} to {high}.",
                 "List the numbers from {low} to {high}.",
                 "Write the numbers {low} to {high}.",
+                "Count {low} to {high}.",
+                "Count from {low} until {high}.",
+                "Say all numbers from {low} to {high}.",
+                "Could you count from {low} to {high}?",
+                "Begin at {low} and stop at {high}.",
+                "What are the numbers from {low} to {high}?",
+                "count from {low} to {high}",
             ),
             high=high,
             low=low,
@@ -63,6 +93,11 @@ def count(draw: Draw) -> Turn:
                 "Go from {low} down to {high}.",
                 "Please count down from {low} to {high}.",
                 "Countdown from {low} to {high}!",
+                "Count down from {low} until {high}.",
+                "Count back from {low} to {high}.",
+                "Count from {low} down to {high}.",
+                "Count in reverse from {low} to {high}.",
+                "Start a countdown at {low} and end at {high}.",
             ),
             high=high,
             low=low,
@@ -75,10 +110,20 @@ def count(draw: Draw) -> Turn:
                 "Count by twos from {low} to {high}.",
                 "Count from {low} to {high} in steps of two.",
                 "Skip count by 2 from {low} to {high}.",
+                "Count in twos from {low} to {high}.",
+                "Count from {low} to {high} by twos.",
+                "Count from {low} to {high} by 2.",
+                "Count in steps of two from {low} to {high}.",
+                "From {low} to {high}, every second number.",
+                "Count every other number from {low} to {high}.",
+                "Can you count in twos from {low} to {high}?",
+                "In steps of 2, count from {low} to {high}.",
             ),
             high=high,
             low=low,
         )
+    if max(low, high) <= 20 and draw.chance(0.25):
+        text = re.sub(r"\d+", lambda found: words.NUMBER_WORDS[int(found[0])], text)
     numbers = range(low, high + (1 if step > 0 else -1), step)
     return Turn(loosen(draw, text), ", ".join(map(str, numbers)), "count")
 
@@ -101,6 +146,24 @@ def spell(draw: Draw) -> Turn:
             "Could you spell {item} for me?",
             "Spell it out: {item}",
             "How do I spell {item}?",
+            "Spell out {item}.",
+            "Spell out the word {item}.",
+            "Write {item} letter by letter.",
+            "How is the word {item} spelled?",
+            "Would you spell {item}?",
+            "Please spell {item}.",
+            "Please spell {item} for me.",
+            "Can you spell the word {item}?",
+            "Can you spell out {item}?",
+            "Give me the letters of {item}.",
+            "Tell me how to spell {item}.",
+            "The word is {item}. Spell it.",
+            "Could you spell the word {item}?",
+            "I can't spell {item}. Can you?",
+            "Now spell {item}.",
+            "how do you spell {item}",
+            "Name the letters of {item}.",
+            "spell the word {item} please",
         ),
         item=item,
     )
@@ -125,6 +188,19 @@ def reverse(draw: Draw) -> Turn:
             "reverse {item}",
             "What is {item} reversed?",
             "How is {item} written backwards?",
+            "{item} backwards, please.",
+            "Reverse the letters of {item}.",
+            "What do you get if you reverse {item}?",
+            "Write the word {item} in reverse.",
+            "Reverse '{item}'.",
+            'What is "{item}" backwards?',
+            "Spell the word {item} backwards.",
+            "Could you reverse {item}?",
+            "Give me {item} backwards.",
+            "Write {item} from back to front.",
+            "reverse the word {item} please",
+            "Say the word '{item}' backwards.",
+            "How do you write {item} in reverse?",
         ),
         item=item,
     )
@@ -134,8 +210,20 @@ def reverse(draw: Draw) -> Turn:
 
 def sentence(draw: Draw) -> str:
     """A few words in a row that nobody has seen before."""
-    if draw.chance(0.2):
+    kind = draw.random.random()
+    if kind < 0.12:
         return draw.pick(words.PHRASES)
+    if kind < 0.24:
+        return draw.pick(MANNER["neutral"])
+    if kind < 0.34:
+        return draw.wording(
+            SAYINGS,
+            a=word(draw),
+            b=word(draw),
+            n=draw.pick(words.NAMES),
+            d=draw.number(3),
+            j=draw.pick(words.ADJECTIVES),
+        )
     parts = [word(draw) for _ in range(draw.integer(1, 7))]
     if draw.chance(0.12):
         parts.insert(draw.integer(0, len(parts)), draw.choice(ODD_WORDS))
@@ -147,6 +235,23 @@ def sentence(draw: Draw) -> str:
         parts[0] = parts[0].capitalize()
         parts[-1] += draw.choice((".", "!", "?"))
     return " ".join(parts)
+
+
+SAYINGS = (
+    "the {j} {a} and the {b}",
+    "{n} has a {j} {a}",
+    "I have {d} {a}s and a {b}",
+    "{a}, {b} and {a}",
+    "Where is the {j} {a}?",
+    "{n} likes {a} and {b}.",
+    "My {a} is {j}!",
+    "{a} {d} {b}",
+    "{n} and the {j} {b}",
+    "a {a} is not a {b}",
+    "This {a} is very {j}.",
+    "{a}-{b}",
+    "no {a}, no {b}",
+)
 
 
 def repeat(draw: Draw) -> Turn:
@@ -161,6 +266,15 @@ def repeat(draw: Draw) -> Turn:
                 "Write {item} {many} times.",
                 "Can you say {item} {many} times?",
                 "Say the word {item} {many} times.",
+                "Repeat the word {item} {many} times.",
+                "Write the word {item} {many} times.",
+                "Please say {item} {many} times.",
+                "{many} times {item}, please.",
+                "Print {item} {many} times.",
+                "Could you repeat {item} {many} times?",
+                "say {item} {many} times",
+                "Type {item} {many} times.",
+                "I want to read {item} {many} times.",
             ),
             item=item,
             many=many,
@@ -186,6 +300,45 @@ def repeat(draw: Draw) -> Turn:
             "Write this back to me: {said}",
             "Type: {said}",
             "repeat after me: {said}",
+            "Repeat the words: {said}",
+            "Repeat the following: {said}",
+            "Say the following: {said}",
+            "Say this: {said}",
+            "Repeat this: {said}",
+            "Please say: {said}",
+            "Please repeat after me: {said}",
+            "Now say: {said}",
+            "Now repeat: {said}",
+            "Say after me: {said}",
+            "Just say {said}",
+            "Only say: {said}",
+            "Reply with: {said}",
+            "Answer with: {said}",
+            "Respond with exactly: {said}",
+            "Echo: {said}",
+            "echo {said}",
+            "Echo the words {said}",
+            "Print: {said}",
+            'Repeat "{said}".',
+            "Repeat '{said}'.",
+            "Copy the text: {said}",
+            "Copy these words: {said}",
+            "Write: {said}",
+            "Write the words {said}",
+            "Write down: {said}",
+            "Write exactly this: {said}",
+            "Type this: {said}",
+            "Type exactly: {said}",
+            "Read this back to me: {said}",
+            "Give this back to me: {said}",
+            "Send this back: {said}",
+            "Can you repeat this? {said}",
+            "Could you say the words {said}",
+            "I say, you repeat: {said}",
+            "Your turn to say it: {said}",
+            "The text to repeat is: {said}",
+            "say: {said}",
+            "repeat: {said}",
         ),
         said=said,
     )
@@ -219,9 +372,31 @@ def add(draw: Draw) -> Turn:
             "Compute {a} + {b}",
             "{a} + {b}",
             "I have {a} apples and get {b} more. How many is that?",
+            "I have {a} {n}s and buy {b} more. How many do I have?",
+            "There are {a} {n}s and {b} more come. How many are there?",
+            "{a} {n}s and {b} {n}s, how many is that together?",
+            "Add up {a} and {b}.",
+            "Sum {a} and {b}.",
+            "What is {a} and {b}?",
+            "What are {a} and {b} together?",
+            "What is {a} added to {b}?",
+            "Work out {a} + {b}.",
+            "Can you calculate {a} plus {b}?",
+            "The sum of {a} and {b}?",
+            "what is {a}+{b}",
+            "whats {a} + {b}",
+            "Tell me {a} plus {b}.",
+            "Please calculate {a} + {b}.",
+            "Put {a} and {b} together. What do you get?",
+            "Do you know what {a} plus {b} is?",
+            "Solve {a} + {b}.",
+            "{a} + {b} equals?",
+            "{a} and {b} is how much?",
+            "{n}s: {a} in one box, {b} in another. How many in all?",
         ),
         a=a,
         b=b,
+        n=draw.pick(words.PLAIN_WORDS),
     )
     reply = f"{left} + {right} = {left + right}"
     return Turn(text, reply, "add", (f"= {left + right}",))
@@ -281,6 +456,17 @@ def make_list(draw: Draw) -> Turn:
             "Please make a {form} from {row}.",
             "Format as a {form}: {row}",
             "Show {row} as a {form}.",
+            "Make a {form} of these: {row}",
+            "Make a {form} with these words: {row}",
+            "Make a {form} out of {row}.",
+            "Write these as a {form}: {row}",
+            "Put these in a {form}: {row}",
+            "Can you make a {form} of {row}?",
+            "Create a {form} from the following: {row}",
+            "Turn {row} into a {form}.",
+            "I need a {form} of {row}.",
+            "As a {form}, please: {row}",
+            "Give me a {form} with {row}.",
         ),
         form=form,
         row=row,
@@ -291,4 +477,7 @@ def make_list(draw: Draw) -> Turn:
 
 
 # Spelling, reversing and adding are learned slowest, so they come more often.
-TASKS = (count, spell, spell, spell, reverse, reverse, repeat, repeat, add, add, make_list)
+TASKS = (
+    *(count, count, spell, spell, spell, reverse, reverse, repeat, repeat, repeat, add, add),
+    make_list,
+)

@@ -23,9 +23,13 @@ TELL_SPECIAL = lists(WORDINGS["tell_special"])
 ASK_SPECIAL = lists(WORDINGS["ask_special"])
 CORRECT_SPECIAL = lists(WORDINGS["correct_special"])
 CORRECT_NAMED = lists(WORDINGS["correct_named"])["wordings"]
+GIVEN_SPECIAL = tuple(
+    (str(row["thing"]), str(row["text"])) for row in WORDINGS["system"].pop("given_special")
+)
 SYSTEM = lists(WORDINGS["system"])
 LOOK_BACK = lists(WORDINGS["look_back"])
 MANNER = lists(WORDINGS["manner"])
+TOGETHER = lists(WORDINGS["together"])["wordings"]
 OTHER_LEAD = tuple(str(text) for text in WORDINGS["other"]["lead"])
 
 

@@ -96,6 +96,71 @@ world friend family water cat dog cow pig hen fox bat rat nap map tap top pot pa
 tip red big run fun bug hug mud cup jam ham fan van den pen hop mop log fog pet wet sit bit
 cut nut
 """)
+COMMON_WORDS = listed("""
+able above across actor after again airport almost alone always amount anger animal answer
+apartment april arm army arrow artist attic autumn baby balcony balloon banker barn bath
+battery beard beauty beetle begin behind believe belt bench beyond bicycle birth bitter blade
+blind blossom board body bone border bother bottom bowl branch brave breakfast breath brick
+bright broken brother bubble bucket budget bullet bundle burger burn butterfly cabin cactus
+calendar calm camera camp canal canvas captain carpet carry cartoon cave ceiling cell centre
+century chain chalk champion change chapter cheap check cheek chest chicken child chimney
+choice church cinema circle circus clean clever cliff climb clown coast coffee collar colour
+comb comet common compass computer concert cook corner cotton couch country courage cousin
+cover cradle crane crash cream crowd crown cruel crystal cupboard curtain cushion custom
+damage danger dark daughter decide deep deer delicate dentist depth diamond dictionary dinner
+dirt distance doctor dollar dolphin donkey double dragonfly drawer dream dress drink driver
+dust eager early earth easy echo edge effort eight elbow elephant elevator empty enemy energy
+enjoy enough envelope equal error evil exact example exit expert explore fabric factory fair
+faith fall famous farmer fast father fault favour fear feather fence fever field finger finish
+flag flame flat flight float floor flower flour fly follow forever forget forgive fork fortune
+forward fountain freedom freeze fresh fridge friend funny future gallery garage gate gentle
+ghost giant gift glad globe glove goal goat gold grape gravel great green grill ground group
+grow guard guess guest habit hair half hall hand happy harbour hard harvest heart heat heavy
+height helmet helper hero hidden holiday hollow honest hope horizon hospital hotel hour house
+human humour hundred hungry hunter hurry husband iceberg idea image inside island itch ivory
+jealous jelly jewel joke journey judge juice jungle junior justice kangaroo keen kidney kind
+kingdom kitchen kitten knee knot label ladder lamb language laugh laundry lazy leader leather
+lemonade length lesson liberty library light lightning linen lizard loaf loud lovely loyal
+lucky luggage lunch machine magic manner marble market mask match meadow meal medal melody
+member memory metal midnight mind minute mistake mixture modern moment monkey monster month
+mother motor mountain mouth movie muscle museum mushroom music mystery narrow nation nature
+near needle neighbour nephew nerve nest never night noble noise north nose notebook number
+nurse object ocean offer office often olive onion open opinion orchard order ostrich other
+oven oyster package paddle palace pancake panda panic parade parent parrot party passport past
+path patient peace peanut pebble people perfect person photo picnic picture pigeon pilot pink
+pirate plan planet plant plastic player pleasant pocket poem poet police polite pond poor
+popular porch postcard powder power pretty price pride printer prison prize problem promise
+proud pumpkin pupil puppet puppy pure purple quality quarter question quick quiet rabbit
+railway rainbow reach ready real reason recipe record remember rescue rest result rhythm rich
+riddle right ripe ritual rival roast rough round royal rubber ruler runner sail salad sample
+sandwich satellite sauce scarf scene school science scissors sculpture season secret seldom
+servant settle seven shadow shallow shape sharp shelter shelf shine shirt shock short shoulder
+shower silent silver simple sister size skill skirt sleep slice slow small smart smile smoke
+smooth soap soft soldier solid soul sound south space spark special speech spice spirit split
+square squirrel stair stage station steam steel stick stomach storage story strange straw
+stream street string strong studio sugar suit sunset supper surprise sweet swim sword symbol
+system table tail talent tea teacher team tear temple tent thick thief thing thirst thought
+thousand thread throat thumb ticket tiny tired toast together tomorrow tongue tooth torch touch
+tourist towel traffic travel treasure trick trip truth tunnel turkey twelve twist ugly umbrella
+uncle uniform unique useful vacation vacuum valley vegetable velvet village vinegar visit
+voice volcano voyage wagon wander warm waste water wealth weapon weather wedding weight welcome
+west wheat whisper whistle white wild wing wise wish wonder worker worm wrist write yard year
+yellow yesterday young zebra
+""")
+ADJECTIVES = listed("""
+old young tall small big heavy fast slow expensive cheap deep high long short hot cold warm
+strong weak safe dangerous useful famous rare common healthy clean dirty bright dark loud quiet
+clever friendly kind wise brave lazy busy grumpy happy sleepy cheerful polite strict funny calm
+""")
+VERBS = listed("""
+fix build buy sell cook bake wash clean paint draw grow cut find make open close start stop move
+sort solve design plan book order check improve repair install cancel send print download delete
+translate review edit finish explain compare measure test pack carry wear choose train feed catch
+""")
+PLACES = listed("""
+shop museum library office pool market pharmacy gym bank school theatre zoo clinic hotel station
+kitchen garage gallery salon bar
+""")
 PHRASES = (
     "the quick brown fox jumps over the lazy dog",
     "all roads lead to the sea",
