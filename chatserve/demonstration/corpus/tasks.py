@@ -1,13 +1,14 @@
-"""Small tasks: counting, spelling, repeating, reversing, lists, sums."""
+"""Small tasks: counting, spelling, repeating, reversing, lists, sums.  Wordings: `tasks.toml`."""
 
 import re
 
 from chatserve.demonstration.corpus import words
 from chatserve.demonstration.corpus.draw import Draw, Turn
 from chatserve.demonstration.corpus.memory import loosen
-from chatserve.demonstration.corpus.wordings import MANNER
+from chatserve.demonstration.corpus.wordings import MANNER, lists, read
 
 SUM_MAX = 20
+WORDINGS = lists(read("tasks.toml")["tasks"])
 ODD_WORDS = words.listed(
     """😀 🎉 🐶 ❤️ 👍 🚀 ☕ 🌍 日本 東京 你好 世界 привет мир Москва Αθήνα שלום مرحبا नमस्ते 안녕 ₂ €
     £ ½ × → … “quoted” naïve façade Zürich señor Łódź crème"""
@@ -35,90 +36,27 @@ def count(draw: Draw) -> Turn:
     if kind < 0.35:
         low, high, step = 1, draw.integer(2, 20), 1
         text = draw.wording(
-            (
-                "Count to {high}.",
-                "Count up to {high}.",
-                "Can you count to {high}?",
-                "Please count to {high}.",
-                "Count from 1 to {high}.",
-                "Count to {high} for me.",
-                "Could you count up to {high}?",
-                "Let's count to {high}.",
-                "count to {high}",
-                "Count until {high}.",
-                "Count up till {high}.",
-                "Counting to {high}, please.",
-                "Count all the way to {high}.",
-                "Show me how you count to {high}.",
-                "I want you to count to {high}.",
-                "Would you count to {high}?",
-                "Start counting, stop at {high}.",
-                "Say the numbers up to {high}.",
-                "Count from one to {high}.",
-                "please count to {high}",
-                "Now count to {high}.",
-            ),
+            WORDINGS["count_to"],
             high=high,
         )
     elif kind < 0.7:
         step = 1
         text = draw.wording(
-            (
-                "Count from {low} to {high}.",
-                "Can you count from {low} to {high}?",
-                "Start at {low} and count to {high}.",
-                "Count up from {low} to {high}.",
-                "Please count from {low} up to {high}.",
-                "Give me the numbers from {low} to {high}.",
-                "List the numbers from {low} to {high}.",
-                "Write the numbers {low} to {high}.",
-                "Count {low} to {high}.",
-                "Count from {low} until {high}.",
-                "Say all numbers from {low} to {high}.",
-                "Could you count from {low} to {high}?",
-                "Begin at {low} and stop at {high}.",
-                "What are the numbers from {low} to {high}?",
-                "count from {low} to {high}",
-            ),
+            WORDINGS["count_from"],
             high=high,
             low=low,
         )
     elif kind < 0.85:
         low, high, step = draw.integer(2, 12), draw.integer(0, 1), -1
         text = draw.wording(
-            (
-                "Count down from {low} to {high}.",
-                "Count backwards from {low} to {high}.",
-                "Can you count down from {low} to {high}?",
-                "Go from {low} down to {high}.",
-                "Please count down from {low} to {high}.",
-                "Countdown from {low} to {high}!",
-                "Count down from {low} until {high}.",
-                "Count back from {low} to {high}.",
-                "Count from {low} down to {high}.",
-                "Count in reverse from {low} to {high}.",
-                "Start a countdown at {low} and end at {high}.",
-            ),
+            WORDINGS["count_down"],
             high=high,
             low=low,
         )
     else:
         step, high = 2, low + 2 * draw.integer(2, 6)
         text = draw.wording(
-            (
-                "Count from {low} to {high} in twos.",
-                "Count by twos from {low} to {high}.",
-                "Count from {low} to {high} in steps of two.",
-                "Skip count by 2 from {low} to {high}.",
-                "Count in twos from {low} to {high}.",
-                "Count from {low} to {high} by twos.",
-                "Count from {low} to {high} by 2.",
-                "Count in steps of two from {low} to {high}.",
-                "From {low} to {high}, every second number.",
-                "Count every other number from {low} to {high}.",
-                "Can you count in twos from {low} to {high}?",
-                "In steps of 2, count from {low} to {high}.",
-            ),
+            WORDINGS["count_in_twos"],
             high=high,
             low=low,
         )
@@ -132,39 +70,7 @@ def spell(draw: Draw) -> Turn:
     """Spell a word letter by letter."""
     item = word(draw)
     text = draw.wording(
-        (
-            "Spell {item}.",
-            "How do you spell {item}?",
-            "Can you spell {item}?",
-            "Spell '{item}'.",
-            "Please spell the word {item}.",
-            "Spell the word {item}.",
-            "spell {item}",
-            "What letters are in {item}?",
-            "Spell {item} for me.",
-            'How is "{item}" spelled?',
-            "Could you spell {item} for me?",
-            "Spell it out: {item}",
-            "How do I spell {item}?",
-            "Spell out {item}.",
-            "Spell out the word {item}.",
-            "Write {item} letter by letter.",
-            "How is the word {item} spelled?",
-            "Would you spell {item}?",
-            "Please spell {item}.",
-            "Please spell {item} for me.",
-            "Can you spell the word {item}?",
-            "Can you spell out {item}?",
-            "Give me the letters of {item}.",
-            "Tell me how to spell {item}.",
-            "The word is {item}. Spell it.",
-            "Could you spell the word {item}?",
-            "I can't spell {item}. Can you?",
-            "Now spell {item}.",
-            "how do you spell {item}",
-            "Name the letters of {item}.",
-            "spell the word {item} please",
-        ),
+        WORDINGS["spell"],
         item=item,
     )
     return Turn(text, "-".join(item), "spell")
@@ -175,33 +81,7 @@ def reverse(draw: Draw) -> Turn:
     item = draw.letters(3, 5) if draw.chance(0.4) else draw.pick(words.PLAIN_WORDS)
     item = item if len(item) < 6 else item[:5]
     text = draw.wording(
-        (
-            "Reverse {item}.",
-            "Reverse the word {item}.",
-            "Spell {item} backwards.",
-            "What is {item} backwards?",
-            "Can you reverse {item}?",
-            "Write {item} backwards.",
-            "Turn {item} around.",
-            "Say {item} backwards.",
-            "Please reverse the word {item}.",
-            "reverse {item}",
-            "What is {item} reversed?",
-            "How is {item} written backwards?",
-            "{item} backwards, please.",
-            "Reverse the letters of {item}.",
-            "What do you get if you reverse {item}?",
-            "Write the word {item} in reverse.",
-            "Reverse '{item}'.",
-            'What is "{item}" backwards?',
-            "Spell the word {item} backwards.",
-            "Could you reverse {item}?",
-            "Give me {item} backwards.",
-            "Write {item} from back to front.",
-            "reverse the word {item} please",
-            "Say the word '{item}' backwards.",
-            "How do you write {item} in reverse?",
-        ),
+        WORDINGS["reverse"],
         item=item,
     )
     back = item[::-1]
@@ -217,7 +97,7 @@ def sentence(draw: Draw) -> str:
         return draw.pick(MANNER["neutral"])
     if kind < 0.34:
         return draw.wording(
-            SAYINGS,
+            WORDINGS["sayings"],
             a=word(draw),
             b=word(draw),
             n=draw.pick(words.NAMES),
@@ -237,109 +117,20 @@ def sentence(draw: Draw) -> str:
     return " ".join(parts)
 
 
-SAYINGS = (
-    "the {j} {a} and the {b}",
-    "{n} has a {j} {a}",
-    "I have {d} {a}s and a {b}",
-    "{a}, {b} and {a}",
-    "Where is the {j} {a}?",
-    "{n} likes {a} and {b}.",
-    "My {a} is {j}!",
-    "{a} {d} {b}",
-    "{n} and the {j} {b}",
-    "a {a} is not a {b}",
-    "This {a} is very {j}.",
-    "{a}-{b}",
-    "no {a}, no {b}",
-)
-
-
 def repeat(draw: Draw) -> Turn:
     """Repeat a text, or say a word several times."""
     if draw.chance(0.25):
         item, times = word(draw), draw.integer(2, 5)
         many = draw.choice((str(times), words.NUMBER_WORDS[times]))
         text = draw.wording(
-            (
-                "Say {item} {many} times.",
-                "Repeat {item} {many} times.",
-                "Write {item} {many} times.",
-                "Can you say {item} {many} times?",
-                "Say the word {item} {many} times.",
-                "Repeat the word {item} {many} times.",
-                "Write the word {item} {many} times.",
-                "Please say {item} {many} times.",
-                "{many} times {item}, please.",
-                "Print {item} {many} times.",
-                "Could you repeat {item} {many} times?",
-                "say {item} {many} times",
-                "Type {item} {many} times.",
-                "I want to read {item} {many} times.",
-            ),
+            WORDINGS["say_many"],
             item=item,
             many=many,
         )
         return Turn(text, " ".join([item] * times), "repeat")
     said = sentence(draw)
     text = draw.wording(
-        (
-            "Repeat after me: {said}",
-            "Say: {said}",
-            "Repeat: {said}",
-            "Please repeat: {said}",
-            "Say '{said}'.",
-            'Say "{said}".',
-            "Repeat the words {said}",
-            "Echo this: {said}",
-            "Repeat this sentence: {said}",
-            "Copy this: {said}",
-            "Say exactly this: {said}",
-            'Can you say "{said}"?',
-            "Repeat what I say: {said}",
-            'Please say "{said}"',
-            "Write this back to me: {said}",
-            "Type: {said}",
-            "repeat after me: {said}",
-            "Repeat the words: {said}",
-            "Repeat the following: {said}",
-            "Say the following: {said}",
-            "Say this: {said}",
-            "Repeat this: {said}",
-            "Please say: {said}",
-            "Please repeat after me: {said}",
-            "Now say: {said}",
-            "Now repeat: {said}",
-            "Say after me: {said}",
-            "Just say {said}",
-            "Only say: {said}",
-            "Reply with: {said}",
-            "Answer with: {said}",
-            "Respond with exactly: {said}",
-            "Echo: {said}",
-            "echo {said}",
-            "Echo the words {said}",
-            "Print: {said}",
-            'Repeat "{said}".',
-            "Repeat '{said}'.",
-            "Copy the text: {said}",
-            "Copy these words: {said}",
-            "Write: {said}",
-            "Write the words {said}",
-            "Write down: {said}",
-            "Write exactly this: {said}",
-            "Type this: {said}",
-            "Type exactly: {said}",
-            "Read this back to me: {said}",
-            "Give this back to me: {said}",
-            "Send this back: {said}",
-            "Can you repeat this? {said}",
-            "Could you say the words {said}",
-            "I say, you repeat: {said}",
-            "Your turn to say it: {said}",
-            "The text to repeat is: {said}",
-            "say: {said}",
-            "repeat: {said}",
-        ),
+        WORDINGS["repeat"],
         said=said,
     )
     return Turn(text, said, "repeat")
@@ -354,46 +145,7 @@ def add(draw: Draw) -> Turn:
     pair = (words.NUMBER_WORDS[left], words.NUMBER_WORDS[right])
     a, b = pair if draw.chance(0.15) else (str(left), str(right))
     text = draw.wording(
-        (
-            "What is {a} + {b}?",
-            "What is {a} plus {b}?",
-            "Add {a} and {b}.",
-            "{a} + {b} = ?",
-            "How much is {a} + {b}?",
-            "Calculate {a} + {b}.",
-            "{a} plus {b}",
-            "{a}+{b}",
-            "What's {a} plus {b}?",
-            "Can you add {a} and {b}?",
-            "What is the sum of {a} and {b}?",
-            "How much is {a} plus {b}?",
-            "Please add {a} and {b}.",
-            "What do you get if you add {a} and {b}?",
-            "Compute {a} + {b}",
-            "{a} + {b}",
-            "I have {a} apples and get {b} more. How many is that?",
-            "I have {a} {n}s and buy {b} more. How many do I have?",
-            "There are {a} {n}s and {b} more come. How many are there?",
-            "{a} {n}s and {b} {n}s, how many is that together?",
-            "Add up {a} and {b}.",
-            "Sum {a} and {b}.",
-            "What is {a} and {b}?",
-            "What are {a} and {b} together?",
-            "What is {a} added to {b}?",
-            "Work out {a} + {b}.",
-            "Can you calculate {a} plus {b}?",
-            "The sum of {a} and {b}?",
-            "what is {a}+{b}",
-            "whats {a} + {b}",
-            "Tell me {a} plus {b}.",
-            "Please calculate {a} + {b}.",
-            "Put {a} and {b} together. What do you get?",
-            "Do you know what {a} plus {b} is?",
-            "Solve {a} + {b}.",
-            "{a} + {b} equals?",
-            "{a} and {b} is how much?",
-            "{n}s: {a} in one box, {b} in another. How many in all?",
-        ),
+        WORDINGS["add"],
         a=a,
         b=b,
         n=draw.pick(words.PLAIN_WORDS),
@@ -426,17 +178,7 @@ def make_list(draw: Draw) -> Turn:
         many = draw.integer(2, 5)
         amount = draw.choice((str(many), words.NUMBER_WORDS[many]))
         text = draw.wording(
-            (
-                "List {amount} {kind}.",
-                "Name {amount} {kind}.",
-                "Give me {amount} {kind}.",
-                "Make a list of {amount} {kind}.",
-                "Can you list {amount} {kind}?",
-                "Write a list of {amount} {kind}.",
-                "Tell me {amount} {kind}.",
-                "I need a list of {amount} {kind}.",
-                "Please name {amount} {kind}.",
-            ),
+            WORDINGS["list_of_kind"],
             amount=amount,
             kind=kind,
         )
@@ -447,27 +189,7 @@ def make_list(draw: Draw) -> Turn:
     numbered = draw.chance(0.4)
     form = "numbered list" if numbered else draw.choice(("list", "bullet list"))
     text = draw.wording(
-        (
-            "Make a {form} of {row}.",
-            "Turn this into a {form}: {row}",
-            "Write {row} as a {form}.",
-            "Put {row} in a {form}.",
-            "Make a {form}: {row}",
-            "Please make a {form} from {row}.",
-            "Format as a {form}: {row}",
-            "Show {row} as a {form}.",
-            "Make a {form} of these: {row}",
-            "Make a {form} with these words: {row}",
-            "Make a {form} out of {row}.",
-            "Write these as a {form}: {row}",
-            "Put these in a {form}: {row}",
-            "Can you make a {form} of {row}?",
-            "Create a {form} from the following: {row}",
-            "Turn {row} into a {form}.",
-            "I need a {form} of {row}.",
-            "As a {form}, please: {row}",
-            "Give me a {form} with {row}.",
-        ),
+        WORDINGS["list_of_own"],
         form=form,
         row=row,
     )
