@@ -9,10 +9,11 @@
     │   ├── Forbidden              403
     │   ├── NotFound               404
     │   ├── MethodNotAllowed       405
+    │   ├── Conflict               409  a known id with another meaning, a parent still running
     │   ├── TooLarge               413
     │   └── UnsupportedMedia       415
     ├── Busy                       429  come back after retry_after seconds
-    ├── Unavailable                503  loading, draining or a broken device
+    ├── Unavailable                503  loading, draining, a broken device, a store that is away
     ├── EngineError                500  our fault; the details are in the log
     │   ├── NumericalFault         500  NaN or infinity in a row of logits
     │   ├── StepFault              500  a step failed because of this request
@@ -94,6 +95,13 @@ class MethodNotAllowed(RequestError):
     status = 405
 
 
+class Conflict(RequestError):
+    """The request contradicts what is there, and may be right at another time."""
+
+    code = "conflict"
+    status = 409
+
+
 class TooLarge(RequestError):
     """The body is over the limit."""
 
@@ -116,7 +124,7 @@ class Busy(ChatserveError):
 
 
 class Unavailable(ChatserveError):
-    """The server is loading, draining, or its device is broken."""
+    """The server is loading, draining, its device is broken, or its store does not answer."""
 
     code = "unavailable"
     status = 503

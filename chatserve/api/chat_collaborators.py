@@ -1,0 +1,95 @@
+"""What the routes of conversations need of the chat floor, as protocols (see `collaborators.py`)."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from chatserve.chat.conversation import Conversation, ReplyCursor, ReplyRecord, Turn
+from chatserve.chat.reply_events import ChatEvent, ConversationChanged
+from chatserve.chat.session_store import Page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnAsk:
+    """A turn as its client sent it. ask: the client's id. content None: answer `parent` once more.
+
+    at_leaf: no parent was named. sampling: the sampling fields that were given, as OpenAI spells
+    them, validated; they go before the conversation's settings. digest: of the body's meaning.
+    """
+
+    owner: str
+    conversation: str
+    ask: str
+    digest: bytes
+    content: str | None
+    at_leaf: bool
+    parent: str | None
+    sampling: Mapping[str, object]
+
+
+class ChatReply(Protocol):
+    """A chat's reply, under way or ended long ago."""
+
+    @property
+    def conversation(self) -> str: ...
+    @property
+    def turn(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def end(self) -> ReplyCursor | None:
+        """The final event's cursor, None while running: who is there has seen it all."""
+        ...
+
+    def view(
+        self, after: ReplyCursor | None = None
+    ) -> AbstractContextManager[AsyncIterator[ChatEvent]]:
+        """Look at it for as long as the block lasts, from a cursor on; leaving the last viewing of
+        a running reply starts its grace period. Begins with ReplyAccepted."""
+        ...
+
+
+class Conversations(Protocol):
+    """Floor 4's door for chats. Another owner's things are NotFound."""
+
+    async def create(
+        self, owner: str, *, title: str | None, system: str | None, settings: Mapping[str, object]
+    ) -> Conversation: ...
+    async def get(
+        self, owner: str, conversation: str
+    ) -> tuple[Conversation, Sequence[Turn], Sequence[ReplyRecord]]:
+        """With all turns (parents first) and the replies that are running or have no turn."""
+        ...
+
+    async def list(
+        self, owner: str, *, after: str | None, limit: int, search: str | None
+    ) -> Page: ...
+    async def update(
+        self, owner: str, conversation: str, changes: Mapping[str, object]
+    ) -> Conversation: ...
+    async def delete(self, owner: str, conversation: str) -> None:
+        """Its running replies are stopped first."""
+        ...
+
+    async def add(
+        self, owner: str, conversation: Conversation, turns: Sequence[Turn]
+    ) -> Conversation:
+        """Import: fresh ids for the conversation, its turns as given (parents first)."""
+        ...
+
+    async def send(self, turn: TurnAsk) -> ChatReply:
+        """Accept a turn, or find the reply of a known ask. When this returns, it is kept."""
+        ...
+
+    async def reply(self, owner: str, reply: str) -> ChatReply:
+        """Raises NotFound."""
+        ...
+
+    async def stop(self, owner: str, reply: str) -> None:
+        """End a reply with what it has; an ended one stays as it is. Raises NotFound."""
+        ...
+
+    def changes(self, owner: str) -> AbstractContextManager[AsyncIterator[ConversationChanged]]:
+        """The owner's conversations as they change, merged: the latest revision of each."""
+        ...
