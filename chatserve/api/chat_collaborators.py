@@ -1,4 +1,4 @@
-"""What the routes of conversations need of the chat floor, as protocols (see `collaborators.py`)."""
+"""What the routes of conversations need of the chat floor, as protocols."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
