@@ -18,6 +18,21 @@ from chatserve.chat.conversation import (
     ReplyState,
     Turn,
 )
+from chatserve.errors import Conflict, NotFound
+
+TURNS_MAX = 10_000  # of one conversation: a path is walked, and a tree read, in one call
+CHANGEABLE = frozenset(("title", "system", "settings", "leaf"))
+
+_CONFLICTS = {
+    "digest": "This id was used for another turn.",
+    "taken": "The id is one that the conversation's turns already have.",
+    "running": "A reply is running there: wait for its end, or stop it.",
+    "user": "A message without an answer cannot be followed by another: ask for its answer first.",
+    "assistant": "There is nothing to answer: 'content' is missing.",
+    "nothing": "There is nothing to answer: the conversation has no turn there.",
+    "full": f"The conversation has its {TURNS_MAX} turns.",
+    "ended": "The reply has ended.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +90,9 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of an owner's conversations, latest first. next: where the following part begins."""
+    """A part of an owner's conversations, latest first. next: where the following part begins,
+    None at the end. A search's work is bounded by call: a part may hold few, or none, and yet not
+    be the last."""
 
     conversations: tuple[Conversation, ...]
     next: str | None
@@ -100,7 +117,8 @@ class SessionStore(Protocol):
     takes one: another owner's conversation is NotFound."""
 
     async def create(self, conversation: Conversation, turns: Sequence[Turn] = ()) -> None:
-        """Keep a new conversation, with its turns where it is imported (parents first)."""
+        """Keep a new conversation, with its turns where it is imported (parents first; no more
+        than TURNS_MAX). One of this id and owner is left as it is."""
         ...
 
     async def get(self, owner: str, conversation: str) -> Conversation:
@@ -144,7 +162,8 @@ class SessionStore(Protocol):
 
     async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
         """Write log entries of many replies in one trip; those of a known cursor are there already.
-        Returns the replies whose conversation is gone: nothing more need be logged of them.
+        Returns the replies that are gone with their conversation, have ended, or were taken up by
+        another (a later epoch): nothing more need be logged of them.
         """
         ...
 
@@ -156,7 +175,8 @@ class SessionStore(Protocol):
         ...
 
     async def reply(self, owner: str, reply: str) -> ReplyRecord:
-        """Raises NotFound."""
+        """An ended one's with its text, also where a turn keeps that (so does `accept` for a known
+        ask). Raises NotFound."""
         ...
 
     async def log(self, reply: str) -> tuple[LogEntry, ...]:
@@ -176,3 +196,28 @@ class SessionStore(Protocol):
     def statistics(self) -> StoreStatistics:
         """A frozen picture."""
         ...
+
+
+def no_conversation() -> NotFound:
+    """Nothing of this id, or somebody else's: the answers are the same."""
+    return NotFound("There is no such conversation.")
+
+
+def no_reply() -> NotFound:
+    """Nothing of this id, or somebody else's."""
+    return NotFound("There is no such reply.")
+
+
+def no_parent() -> NotFound:
+    """The named parent is no turn of the conversation."""
+    return NotFound("The conversation has no turn of this id.", param="parent")
+
+
+def no_leaf() -> NotFound:
+    """The named leaf is no turn of the conversation."""
+    return NotFound("The conversation has no turn of this id.", param="leaf")
+
+
+def conflict(reason: str) -> Conflict:
+    """A refusal by its short name, the same in every store."""
+    return Conflict(_CONFLICTS[reason])
