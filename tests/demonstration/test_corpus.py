@@ -1,5 +1,6 @@
 """The corpus: the same seed makes the same text, and the held-out part stays held out."""
 
+import hashlib
 import re
 
 import pytest
@@ -17,6 +18,12 @@ def test_the_same_seed_makes_the_same_chat() -> None:
     assert make_chat("7", 900) == make_chat("7", 900)
     assert make_chat("7", 900) != make_chat("8", 900)
     assert make_probe("recall", "7") == make_probe("recall", "7")
+
+
+def test_the_corpus_is_the_one_that_the_weights_were_trained_on() -> None:
+    """A change is welcome with a new run: then this digest changes too."""
+    chats = "\n".join(repr(make_chat(f"frozen/{n}", 200 * n)) for n in range(40))
+    assert hashlib.sha256(chats.encode()).hexdigest().startswith("a2c8334ed4ca1b20")
 
 
 def test_chats_alternate_and_grow_to_the_length_asked_for() -> None:
@@ -71,7 +78,7 @@ def test_a_far_probe_is_far() -> None:
 
 def test_hand_written_prompts_are_many_and_judge_honestly() -> None:
     prompts = read_prompts()
-    assert len(prompts) >= 200
+    assert len(prompts) >= 260
     for prompt in prompts:
         assert prompt.user, prompt
         assert prompt.match, prompt
