@@ -206,7 +206,7 @@ class Planner:
     def _orders(self, draft: Draft, sequence: Sequence, end: int) -> tuple[SampleOrder, ...]:
         """Sampling orders after position `end` - 1; at the prompt's end the samples fork."""
         request = sequence.request
-        prompt = len(request.tokens)
+        prompt = len(request.tokens) - request.answered
         banned = tuple(sorted(request.stop_ids)) if end - prompt < request.min_tokens else ()
         history = tuple(sequence.tokens) if request.sampling.needs_history else ()
         orders: list[SampleOrder] = []

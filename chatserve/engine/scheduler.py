@@ -112,6 +112,7 @@ class Scheduler:
         self.check_room()
         assert request.tokens, "a request has at least one token"
         assert request.max_tokens > 0, "a request asks for at least one token"
+        assert 0 <= request.answered < len(request.tokens), "there was a prompt before the answer"
         length = len(request.tokens) + request.max_tokens
         if length > limits.context_length:
             raise ContextLengthExceeded(
@@ -260,7 +261,8 @@ class Scheduler:
         logprobs = result.logprobs[row] if result.logprobs else None
         request = sequence.request
         finish = None
-        if token in request.stop_ids and sequence.generated > request.min_tokens:
+        counted = request.answered + sequence.generated
+        if token in request.stop_ids and counted > request.min_tokens:
             finish = FinishReason.STOP
         elif sequence.generated >= request.max_tokens:
             finish = FinishReason.LENGTH

@@ -57,6 +57,8 @@ class Request:
 
     tokens: the prompt's ids, at least one. stop_ids: ids that end a sequence (the id itself is
     emitted, so that a chat can keep it). min_tokens: stop ids are banned before that many.
+    answered: how many of the last tokens were generated before, when the same request was cut
+    off: penalties and min_tokens count those as generated, max_tokens does not.
     priority: smaller is earlier (vLLM's meaning). cache_salt narrows sharing within the tenant.
     """
 
@@ -69,6 +71,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
+    answered: int = 0
     priority: int = 0
 
 
