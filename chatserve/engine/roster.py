@@ -2,10 +2,10 @@
 
             submit                 start
     ──────────────────▶ QUEUED ──────────────▶ RUNNING ──end──▶ ENDED
-                        ▲  │ ▲                  │   │ fork
-                 woken  │  │ └──── preempt ─────┘   └──▶ RUNNING (a child)
-                        │  ▼ follow
-                      FOLLOWING
+                        ▲  │ ▲                  │ │ │ fork        ▲
+                 woken  │  │ └──── preempt ─────┘ │ └──▶ RUNNING  │
+                        │  ▼ follow               ▼ retire        │ end
+                      FOLLOWING                RETIRED ───────────┘
 
 Whoever stops running gives up its claims and its pages in the same call, and those who followed
 it are ordinary queued requests again. The roster decides nothing: the scheduler does.
@@ -31,6 +31,7 @@ class Roster:
         self.waiting = WaitingQueue(aging_seconds=aging_seconds)
         self.running: list[Sequence] = []
         self.held: dict[int, Sequence] = {}  # queued, but out of the waiting queue: suspects
+        self.retired: dict[int, Sequence] = {}  # until the steps in flight have committed
         self._aging_seconds = aging_seconds
         self._clock = clock
         self._sequences: dict[int, Sequence] = {}
@@ -167,30 +168,47 @@ class Roster:
 
     def preempt(self, sequence: Sequence, *, hold: bool = False) -> None:
         """A running sequence gives everything back and queues in its old place, or is held."""
-        self._stop(sequence)
+        self.running.remove(sequence)
+        self._let_go(sequence)
         self._rest(sequence)
         if hold:
             self.held[sequence.id] = sequence
         else:
             self.waiting.push(sequence)
 
+    def retire(self, sequence: Sequence) -> None:
+        """A running sequence that nobody wants, and that a step in flight computes: it keeps its
+        pages and claims until that commits, so that others need not compute the same again."""
+        assert sequence.life is Life.RUNNING, "only a running sequence retires"
+        sequence.life = Life.RETIRED
+        self.running.remove(sequence)
+        self.retired[sequence.id] = sequence
+        self._leave_group(sequence)
+
     def end(self, sequence: Sequence) -> None:
         """The sequence is over, wherever it was. Its pages are free or cached when the last step
         that touches them commits."""
         life, sequence.life = sequence.life, Life.ENDED
-        if life is Life.RUNNING:
-            self._stop(sequence)
-        elif life is Life.FOLLOWING:
-            self.blocks.claims.forget(sequence.id)
-        elif self.held.pop(sequence.id, None) is None:
-            self.waiting.remove(sequence)
+        if life is Life.RETIRED:
+            del self.retired[sequence.id]
+            self._let_go(sequence)
+        else:
+            if life is Life.RUNNING:
+                self.running.remove(sequence)
+                self._let_go(sequence)
+            elif life is Life.FOLLOWING:
+                self.blocks.claims.forget(sequence.id)
+            elif self.held.pop(sequence.id, None) is None:
+                self.waiting.remove(sequence)
+            self._leave_group(sequence)
         del self._sequences[sequence.id]
-        samples = self._groups[sequence.group]
-        for sample in (sequence.sample, *sequence.unforked):
-            del samples[sample]
-        if not samples:
-            del self._groups[sequence.group]
         self.waiting.leave(sequence.request.tenant)
+
+    def end_retired(self, committed: int | None = None) -> None:
+        """End the retired whose last step is not after `committed`; all of them without one."""
+        for sequence in tuple(self.retired.values()):
+            if committed is None or sequence.last_step <= committed:
+                self.end(sequence)
 
     def restart(self, blocks: BlockManager) -> None:
         """Begin again on an empty cache, trusting nothing but what was emitted: all are queued."""
@@ -198,6 +216,9 @@ class Roster:
         self.waiting = WaitingQueue(aging_seconds=self._aging_seconds)
         self.running.clear()
         self.held.clear()
+        for number in self.retired:
+            del self._sequences[number]
+        self.retired.clear()
         for sequence in self._sequences.values():
             sequence.incarnation += 1
             sequence.table = PageTable()
@@ -218,17 +239,24 @@ class Roster:
             assert (sequence.id in running) == (sequence.life is Life.RUNNING)
             places = (sequence.id in queued) + (sequence.id in self.held)
             assert places == (sequence.life is Life.QUEUED), sequence.life
-            if sequence.life is not Life.RUNNING:
+            assert (sequence.id in self.retired) == (sequence.life is Life.RETIRED)
+            if sequence.life not in (Life.RUNNING, Life.RETIRED):
                 assert not sequence.table.pages, "only running sequences hold pages"
                 assert sequence.pending is None
-        owners = sum(len(item.table) for item in self.running)
+        owners = sum(len(item.table) for item in (*self.running, *self.retired.values()))
         assert owners == self.blocks.pool.statistics().references, "pages without an owner"
 
-    def _stop(self, sequence: Sequence) -> None:
+    def _let_go(self, sequence: Sequence) -> None:
         sequence.incarnation += 1
         self.wake(self.blocks.claims.drop(sequence.id))
         self.blocks.release(sequence.table, step=sequence.last_step)
-        self.running.remove(sequence)
+
+    def _leave_group(self, sequence: Sequence) -> None:
+        samples = self._groups[sequence.group]
+        for sample in (sequence.sample, *sequence.unforked):
+            del samples[sample]
+        if not samples:
+            del self._groups[sequence.group]
 
     def _rest(self, sequence: Sequence) -> None:
         sequence.planned = sequence.computed = 0

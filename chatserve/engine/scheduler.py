@@ -140,10 +140,17 @@ class Scheduler:
             raise Busy("Too many requests are waiting.", retry_after=self._refusals.refuse())
 
     def abort(self, group: int) -> None:
-        """Nobody wants the rest of this request. At any state; harmless if it has ended."""
+        """Nobody wants the rest of this request. At any state; harmless if it has ended.
+
+        What a step in flight computes of it is named at that step's commit: others may wait for
+        it, and who left may come back.
+        """
         for sequence in set(self.roster.group(group).values()):
             self.counts.finished[FinishReason.ABORT] += len(sequence.unforked) + 1
-            self.roster.end(sequence)
+            if sequence.life is Life.RUNNING and sequence.last_step > self._committed:
+                self.roster.retire(sequence)
+            else:
+                self.roster.end(sequence)
 
     def finish(self, group: int, sample: int, kept_tokens: int) -> tuple[Outcome, ...]:
         """A sample's text is complete with its first `kept_tokens` generated tokens.
@@ -211,6 +218,7 @@ class Scheduler:
             self._pace.observe(plan.token_count, result.seconds)
             self.counts.step(plan.token_count, result.seconds)
             self._apply(plan, result)
+            self.roster.end_retired(plan.number)
         self._touching = None
         self.blocks.settle(plan.number)
         assert self.blocks.pool.balanced(), "pages do not add up"
@@ -240,10 +248,22 @@ class Scheduler:
                     self._seal(sequence)
             for index, order in enumerate(item.orders, first):
                 child = self.roster.alive(order.sequence, order.incarnation)
-                if child is not None:
-                    self._touching = child
+                if child is None:
+                    continue
+                self._touching = child
+                if child.life is Life.RETIRED:
+                    self._keep(child, item.end, finite=result.finite[index])
+                else:
                     child.computed = item.end
                     self._outcomes.append(self._append(child, plan.number, result, index))
+
+    def _keep(self, sequence: Sequence, end: int, *, finite: bool) -> None:
+        """Name what was computed of a retired sequence; its new token is nobody's."""
+        if finite:
+            sequence.computed = min(end, len(sequence.tokens))
+            self._seal(sequence)
+        else:
+            self.blocks.truncate(sequence.table, 0)
 
     def _append(self, sequence: Sequence, step: int, result: StepResult, row: int) -> Outcome:
         """One sampled token for one sequence."""
@@ -327,6 +347,7 @@ class Scheduler:
     def _fail(self, plan: StepPlan, failure: StepFailure) -> list[Outcome]:
         """A step gave nothing: preempt all that took part, and find out whose fault it is."""
         self._void_until = self._number
+        self.roster.end_retired()
         alive: dict[int, Sequence] = {}
         for item in plan.slices:
             lives = [(item.sequence, item.incarnation)]
@@ -371,6 +392,7 @@ class Scheduler:
         """The device is given up: every request ends, and no more are taken."""
         self.broken = reason
         self._suspects.clear()
+        self.roster.end_retired()
         error = Unavailable("The device failed; the server must be restarted.")
         return [end for item in self.roster.sequences() for end in self._give_up(item, error)]
 

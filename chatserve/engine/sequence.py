@@ -22,11 +22,13 @@ from prefix_store.names import PageName, Root
 
 
 class Life(Enum):
-    """Where a sequence is. QUEUED ⇄ FOLLOWING, QUEUED → RUNNING → QUEUED, any → ENDED."""
+    """Where a sequence is. QUEUED ⇄ FOLLOWING, QUEUED → RUNNING → QUEUED, any → ENDED; from
+    RUNNING by way of RETIRED while a step in flight computes it."""
 
     QUEUED = "queued"  # in the waiting queue, or held back as a suspect
     FOLLOWING = "following"  # waits for a leader's pages
     RUNNING = "running"  # holds pages
+    RETIRED = "retired"  # nobody wants its tokens; what a step in flight computes is still named
     ENDED = "ended"
 
 
