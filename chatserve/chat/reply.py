@@ -23,10 +23,10 @@ it gets the whole text and the same final event.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from collections.abc import Sequence
+from typing import Self
 
+from chatserve.chat.audience import Audience, Clock, Patience
 from chatserve.chat.sample import Cursor, SampleText
 from chatserve.chat.values import Delta, Done, Failed, ReplyEvent, Timings, Usage
 from chatserve.engine.stream import Stream
@@ -35,37 +35,9 @@ from chatserve.errors import ChatserveError, EngineError, Unavailable
 
 _log = logging.getLogger(__name__)
 
-
-class Timer(Protocol):
-    """A call that is due later."""
-
-    def cancel(self) -> None: ...
-
-
-CallLater = Callable[[float, Callable[[], None]], Timer]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """Seconds for which a reply goes on without anybody looking.
-
-    before_first_view: whoever opened a reply looks at it in the same breath; the exception is a
-    caller that was cancelled just when `open` returned. after_last_view: 0 ends it at once.
-    """
-
-    before_first_view: float
-    after_last_view: float
-
-
+# Whoever opens a reply looks at it in the same breath; the exception is a caller that was
+# cancelled just when `open` returned.
 API_PATIENCE = Patience(before_first_view=5.0, after_last_view=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Monotonic seconds, and calls at a later time. The loop's own, or a test's."""
-
-    now: Callable[[], float]
-    call_later: CallLater
 
 
 class Reply:
@@ -90,9 +62,7 @@ class Reply:
         self._first_token_at: float | None = None
         self._receipt: Receipt | None = None
         self._clock = clock
-        self._patience = patience
-        self._viewings: set[Viewing] = set()
-        self._timer: Timer | None = clock.call_later(patience.before_first_view, self.abandon)
+        self._audience: Audience[Viewing] = Audience(clock, patience, self.abandon)
 
     # For the response ------------------------------------------------------------------------
 
@@ -102,7 +72,7 @@ class Reply:
 
     def abandon(self) -> None:
         """Nobody wants the rest. Synchronous, idempotent; the task ends by itself."""
-        self._stop_timer()
+        self._audience.rest()
         if self.final is None:
             self._stream.close()
 
@@ -178,36 +148,22 @@ class Reply:
     def _conclude(self, final: Done | Failed) -> None:
         assert self.final is None, "a second final event"
         self.final = final
-        self._stop_timer()
+        self._audience.close()
         self._wake(*range(len(self.samples)))
 
     def _wake(self, *samples: int) -> None:
-        for viewing in self._viewings:
+        for viewing in self._audience.viewings:
             viewing.wake(samples)
 
     # Viewers ---------------------------------------------------------------------------------
 
     def attach(self, viewing: "Viewing") -> None:
         """Called by a viewing as its block begins."""
-        self._stop_timer()
-        self._viewings.add(viewing)
+        self._audience.join(viewing)
 
     def detach(self, viewing: "Viewing") -> None:
         """Called by a viewing as its block ends. The last one decides what becomes of us."""
-        if viewing not in self._viewings:
-            return
-        self._viewings.discard(viewing)
-        if self._viewings or self.final is not None:
-            return
-        if self._patience.after_last_view > 0:
-            self._timer = self._clock.call_later(self._patience.after_last_view, self.abandon)
-        else:
-            self.abandon()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._audience.leave(viewing)
 
 
 class Viewing:

@@ -10,11 +10,15 @@ costs nothing until it looks, and any number of viewers share one copy.
 
 A token is told when all of its text is shown, so at any time the told ids are the tokens wholly
 before the end of the shown text, and at the end they are what counts as the completion.
+
+All that is here follows from the tokens received: a sample that is fed the same ones anew, cut
+into emissions in whatever way, shows and holds back the same. That is how a reply is taken up.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from chatserve.chat.detokenizer import Detokenizer, Piece
 from chatserve.chat.stop_strings import StopStrings
@@ -91,6 +95,23 @@ class SampleText:
         """The sample ends without a word from the engine; what is shown stays."""
         if self.end is None:
             self.end = SampleEnd(sample=self.sample, finish_reason=reason)
+
+    @property
+    def received(self) -> int:
+        """Tokens taken so far, told or held back. Means nothing once the sample has ended."""
+        return len(self.token_ids) + len(self._untold)
+
+    def received_from(self, start: int) -> tuple[int, ...]:
+        """The tokens taken from the `start`th on, told or held back."""
+        told = len(self.token_ids)
+        held = islice(self._untold, max(0, start - told), None)
+        return (*self.token_ids[start:], *held)
+
+    def recall(self, text: str) -> None:
+        """Show a text that was shown before and whose tokens are lost: there is no going on."""
+        assert not self.texts, "a text without tokens stands alone"
+        self.texts.append(text)
+        self.length = len(text)
 
     def chances_from(self, start: int) -> tuple[TokenChance, ...]:
         """Log probabilities of the told tokens from `start` on."""

@@ -110,7 +110,9 @@ class ChatService(Generic[PreparedT]):
         accepted_at = workshop.clock.now()
         if isinstance(ask.prompt, ChatPrompt) and self._text.template is None:
             raise no_template()
-        _check_ids(ask, self._engine.vocabulary_size)
+        check_token_ids(ask.generation, self._engine.vocabulary_size)
+        if isinstance(ask.prompt, TokenPrompt):
+            _check_ids("prompt", ask.prompt.tokens, self._engine.vocabulary_size)
         seed = ask.generation.seed
         if seed is None:
             seed = self._draw_seed()
@@ -179,7 +181,7 @@ class ChatService(Generic[PreparedT]):
             tenant=ask.tenant,
             cache_salt=ask.cache_salt,
             samples=generation.samples,
-            sampling=_sampling(generation, self._text.defaults, seed),
+            sampling=sampling_of(generation, self._text.defaults, seed),
             stop_ids=own_stops | frozenset(generation.stop_token_ids),
             min_tokens=generation.min_tokens,
             priority=ask.priority,
@@ -201,20 +203,19 @@ def _prompt_param(ask: Ask) -> str:
     return "messages" if isinstance(ask.prompt, ChatPrompt) else "prompt"
 
 
-def _check_ids(ask: Ask, vocabulary_size: int) -> None:
-    """Ids outside the vocabulary would be an index out of range on the device."""
-    generation = ask.generation
-    fields = [
-        ("stop_token_ids", generation.stop_token_ids),
-        ("logit_bias", tuple(token for token, _ in generation.logit_bias)),
-    ]
-    if isinstance(ask.prompt, TokenPrompt):
-        fields.append(("prompt", ask.prompt.tokens))
-    for param, ids in fields:
-        if ids and not (min(ids) >= 0 and max(ids) < vocabulary_size):
-            raise RequestError(
-                f"{param} has a token id outside the vocabulary of {vocabulary_size}.", param=param
-            )
+def check_token_ids(generation: Generation, vocabulary_size: int) -> None:
+    """Raise RequestError for ids outside the vocabulary: on the device they would be an index out
+    of range."""
+    biased = tuple(token for token, _ in generation.logit_bias)
+    _check_ids("stop_token_ids", generation.stop_token_ids, vocabulary_size)
+    _check_ids("logit_bias", biased, vocabulary_size)
+
+
+def _check_ids(param: str, ids: tuple[int, ...], vocabulary_size: int) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < vocabulary_size):
+        raise RequestError(
+            f"{param} has a token id outside the vocabulary of {vocabulary_size}.", param=param
+        )
 
 
 def _max_tokens(ask: Ask, prompt_tokens: int, context_length: int) -> int:
@@ -239,7 +240,9 @@ def _max_tokens(ask: Ask, prompt_tokens: int, context_length: int) -> int:
     )
 
 
-def _sampling(generation: Generation, defaults: SamplingDefaults, seed: int) -> Sampling:
+def sampling_of(generation: Generation, defaults: SamplingDefaults, seed: int) -> Sampling:
+    """What was asked for, over what the model's makers suggest."""
+
     def chosen(asked: float | None, default: float) -> float:
         return default if asked is None else asked
 
