@@ -163,8 +163,13 @@ class MemoryStore:
             digest, reply = known
             if digest != turn.digest:
                 raise conflict("digest")
+            record = kept.record(reply)
+            again = reply == turn.reply and reply in kept.began  # this very call, sent twice
             return Accepted(
-                conversation=kept.conversation, record=kept.record(reply), path=(), known=True
+                conversation=kept.conversation,
+                record=record,
+                path=kept.path(record.turn) if again else (),
+                known=not again,
             )
         parent = kept.conversation.leaf if turn.at_leaf else turn.parent
         _check_parent(kept, turn, parent)

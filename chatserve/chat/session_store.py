@@ -61,7 +61,8 @@ class NewTurn:
 class Accepted:
     """The reply's record, and for a new one the path of turns up to the user's turn it answers.
 
-    known: this ask was accepted before, and `record` is its reply; path is empty then.
+    known: this ask was accepted before, and `record` is its reply; path is empty then. The same
+    NewTurn again, with its reply still running, counts as new: its first answer was lost.
     """
 
     conversation: Conversation
