@@ -23,7 +23,7 @@ it gets the whole text and the same final event.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from chatserve.chat.audience import Audience, Clock, Patience
@@ -52,13 +52,16 @@ class Reply:
         accepted_at: float,
         clock: Clock,
         patience: Patience = API_PATIENCE,
+        on_done: Callable[[Sequence[SampleText]], None] | None = None,
     ) -> None:
+        """on_done: called when all samples have ended, before anybody can know it."""
         self.request_id = stream.request_id
         self.samples = tuple(samples)
         self.final: Done | Failed | None = None
         self._stream = stream
         self._prompt_tokens = prompt_tokens
         self._accepted_at = accepted_at
+        self._on_done = on_done
         self._first_token_at: float | None = None
         self._receipt: Receipt | None = None
         self._clock = clock
@@ -128,6 +131,8 @@ class Reply:
         if first is not None and None not in errors:
             self._conclude(Failed(first))
             return
+        if self._on_done is not None:
+            self._on_done(self.samples)
         receipt = self._receipt or Receipt()
         now, first_at = self._clock.now(), self._first_token_at
         usage = Usage(

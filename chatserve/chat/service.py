@@ -11,11 +11,14 @@ that nobody looks at and nothing else, and at most `preparations_max` of those e
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from chatserve.chat.known_ids import FoundPrompt, KnownIds, is_answerable
+from chatserve.chat.prompt_ids import PromptIds
 from chatserve.chat.reply import API_PATIENCE, Clock, Patience, Reply
 from chatserve.chat.sample import SampleText, TextRule
 from chatserve.chat.stop_strings import StopStrings
@@ -93,6 +96,9 @@ class ChatService(Generic[PreparedT]):
         self._workshop = workshop
         self._draw_seed = draw_seed
         self._patience = patience
+        self._known = (
+            None if text.template is None else KnownIds(PromptIds(text.tokenizer, text.template))
+        )
         self._places = asyncio.Semaphore(workshop.preparations_max)
         self._preparing = 0  # asks on their way to the executor, in it, or on their way back
 
@@ -120,7 +126,7 @@ class ChatService(Generic[PreparedT]):
         self._preparing += 1
         try:
             async with self._places:
-                request, prepared = await self._off_loop(ask, seed)
+                request, prompt, prepared = await self._off_loop(ask, seed)
         finally:
             self._preparing -= 1
         # From here on nothing waits: the stream has an owner before anybody could be cancelled.
@@ -133,36 +139,54 @@ class ChatService(Generic[PreparedT]):
             accepted_at=accepted_at,
             clock=workshop.clock,
             patience=self._patience,
+            on_done=partial(self._remember, prompt),
         )
         reply.start(workshop.task_group)
         return reply
 
-    def _off_loop(self, ask: Ask, seed: int) -> asyncio.Future[tuple[Request, PreparedT]]:
+    def _remember(self, prompt: FoundPrompt, samples: Sequence[SampleText]) -> None:
+        """A client may send this reply back, as a message before its next one."""
+        if self._known is not None:
+            for sample in samples:
+                if sample.end is not None and sample.end.error is None:
+                    self._known.remember(prompt, sample.token_ids, "".join(sample.texts))
+
+    def _off_loop(
+        self, ask: Ask, seed: int
+    ) -> asyncio.Future[tuple[Request, FoundPrompt, PreparedT]]:
         loop, executor = asyncio.get_running_loop(), self._workshop.executor
         try:
             return loop.run_in_executor(executor, self._prepare, ask, seed)
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise Unavailable("The server is shutting down.") from error
 
-    def _prepare(self, ask: Ask, seed: int) -> tuple[Request, PreparedT]:
+    def _prepare(self, ask: Ask, seed: int) -> tuple[Request, FoundPrompt, PreparedT]:
         """All that takes time, in a thread of the executor."""
-        request = self._request(ask, self._tokens(ask), seed)
-        return request, self._engine.prepare(request)
+        prompt = self._prompt(ask)
+        request = self._request(ask, prompt.tokens, seed)
+        return request, prompt, self._engine.prepare(request)
+
+    def _prompt(self, ask: Ask) -> FoundPrompt:
+        if isinstance(ask.prompt, ChatPrompt) and is_answerable(ask.prompt):
+            if self._known is None:
+                raise no_template()
+            found = self._known.prompt(ask.tenant, ask.cache_salt, ask.prompt.messages)
+        else:
+            found = FoundPrompt(self._tokens(ask), None, None)
+        if not found.tokens:
+            raise RequestError("The prompt has no tokens.", param=_prompt_param(ask))
+        return found
 
     def _tokens(self, ask: Ask) -> tuple[int, ...]:
         text = self._text
         if isinstance(ask.prompt, TokenPrompt):
-            tokens = ask.prompt.tokens
-        elif isinstance(ask.prompt, ChatPrompt):
+            return ask.prompt.tokens
+        if isinstance(ask.prompt, ChatPrompt):
             if text.template is None:
                 raise no_template()
             rendered = text.template.render(ask.prompt)
-            tokens = text.tokenizer.encode_rendered(rendered.text, rendered.spans)
-        else:
-            tokens = text.tokenizer.encode_text(ask.prompt.text)
-        if not tokens:
-            raise RequestError("The prompt has no tokens.", param=_prompt_param(ask))
-        return tokens
+            return text.tokenizer.encode_rendered(rendered.text, rendered.spans)
+        return text.tokenizer.encode_text(ask.prompt.text)
 
     def _request(self, ask: Ask, tokens: tuple[int, ...], seed: int) -> Request:
         generation = ask.generation

@@ -24,9 +24,11 @@ The role `developer` is OpenAI's newer name for `system`; it is rendered as `sys
 template speaks of developers itself.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +57,19 @@ class Rendered:
     text: str
     spans: tuple[Span, ...]
 
+    def part(self, start: int, end: int | None = None) -> "Rendered":
+        """A stretch of it that cuts no span in two."""
+        text = self.text[start:end]
+        spans = (Span(each.start - start, each.end - start) for each in self.spans)
+        return Rendered(
+            text, tuple(each for each in spans if each.start >= 0 and each.end <= len(text))
+        )
+
+    def __add__(self, other: "Rendered") -> "Rendered":
+        base = len(self.text)
+        moved = (Span(base + each.start, base + each.end) for each in other.spans)
+        return Rendered(self.text + other.text, (*self.spans, *moved))
+
 
 @dataclass(frozen=True, slots=True)
 class _Marks:
@@ -73,6 +88,9 @@ class ChatTemplate:
         self._control = control
         self._knows_developer = "developer" in source
         self._rewrites = _rewrites_contents(source, special_tokens)
+        named = json.dumps([source, sorted(self._special_tokens.items())], default=str)
+        # Stands for the texts that messages get.
+        self.digest = blake2b(named.encode(errors="surrogatepass"), digest_size=32).digest()
 
     def render(self, prompt: ChatPrompt) -> Rendered:
         """Raises RequestError with the template's own words where it refuses the messages."""

@@ -23,6 +23,7 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ class Tokenizer:
         self._full.no_truncation()
         self._full.no_padding()
         self._full.encode_special_tokens = False
-        state = json.loads(self._full.to_str())
+        described = self._full.to_str()
+        state = json.loads(described)
+        self.digest = _digest(described, control)  # stands for the ids that texts get
         self._secret_names = _secret_names(control)
         self._frozen = _frozen(state, self._secret_names)
         _check_ids(self._full, self._frozen, self._secret_names)
@@ -117,7 +120,7 @@ class Tokenizer:
         pieces.append(text[position:])
         return tuple(_encode(self._frozen, "".join(pieces)))
 
-    # Ids to text, on the event loop ----------------------------------------------------------
+    # Ids to text, in any thread ---------------------------------------------------------------
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that belong together, without special tokens."""
@@ -144,6 +147,10 @@ class Tokenizer:
             known = self._bytes[token_id] = self._find_bytes(token_id)
         return known
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """What ids say in the middle of a text: nothing is left out, not even a first space."""
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
     def _find_bytes(self, token_id: int) -> bytes:
         piece = self._full.id_to_token(token_id)
         if piece is None:
@@ -167,6 +174,11 @@ class Tokenizer:
                 if text and text.isalnum():
                     return token_id
         return None
+
+
+def _digest(described: str, control: ControlTokens) -> bytes:
+    text = json.dumps([described, sorted(control.ids.items())])
+    return blake2b(text.encode(errors="surrogatepass"), digest_size=32).digest()
 
 
 def _single(eos: object) -> int | None:
