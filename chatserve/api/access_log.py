@@ -3,10 +3,12 @@
 It may not know what a request says: the log holds the id, the tenant, the route's path, the
 status and durations, never a body, a query or a key. Theory of operation: ASGI messages pass
 through and are watched for the status and for the end of the body; whatever exception comes up is
-turned into OpenAI's shape if nothing was sent yet, else the connection is closed. A traceback is
-logged without the exception's own text, which might quote a prompt.
+turned into OpenAI's shape if nothing was sent yet, else the connection is closed. A WebSocket is
+one request, from its handshake (whose refusal is an HTTP answer) to its end. A traceback is logged
+without the exception's own text, which might quote a prompt.
 """
 
+import contextlib
 import logging
 import secrets
 import time
@@ -27,6 +29,8 @@ ERROR_LOGGER = "chatserve.error"
 
 _UNLOGGED_PATHS = frozenset({"/health", "/ready"})
 _PATH_LENGTH_MAX = 200
+_SWITCHING_STATUS = 101
+_INTERNAL_ERROR_CODE = 1011
 _GONE_STATUS = 499  # as proxies log a client that left before the answer began
 
 _access = logging.getLogger(ACCESS_LOGGER)
@@ -45,12 +49,15 @@ class Watched:
 
     async def send(self, message: Message) -> None:
         """Pass a message on, and note what it means."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
+        kind = message["type"].removeprefix("websocket.")
+        if kind in ("http.response.start", "accept"):
+            self.status = message.get("status", _SWITCHING_STATUS)
             self.begun_at = time.monotonic()
+            message.setdefault("headers", [])
             MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
         await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        ends = kind == "http.response.body" and not message.get("more_body", False)
+        if ends or kind == "close":
             self.complete = True
 
 
@@ -64,7 +71,7 @@ class AccessLog:
         self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
@@ -88,15 +95,17 @@ class AccessLog:
             return None
         except ChatserveError as error:
             if error.status >= 500:
-                _log_failure(scope, error)
+                log_failure(scope, error)
             if watched.status is None:
                 return problem_response(error)
-            raise _Broken from None
+            await _break_off(scope, watched)
         except Exception as error:
-            _log_failure(scope, error)
+            if isinstance(error, OSError) and scope["type"] == "websocket":
+                return None  # as the server says that the peer has gone
+            log_failure(scope, error)
             if watched.status is None:
                 return problem_response(ApiError("The server made a mistake; see its log."))
-            raise _Broken from None
+            await _break_off(scope, watched)
         return None
 
     def _note(self, scope: Scope, watched: Watched, began: float) -> None:
@@ -112,7 +121,7 @@ class AccessLog:
             "event": "request",
             "request": scope["state"]["request_id"],
             "tenant": None if holder is None else holder.name,
-            "method": scope["method"],
+            "method": scope.get("method", "GET"),
             "path": path[:_PATH_LENGTH_MAX],
             "status": status,
             "complete": watched.complete,
@@ -122,11 +131,20 @@ class AccessLog:
         _access.info(orjson.dumps(line).decode())
 
 
+async def _break_off(scope: Scope, watched: Watched) -> None:
+    """End an answer that cannot be completed."""
+    if scope["type"] == "http":
+        raise _Broken from None
+    with contextlib.suppress(OSError):
+        await watched.send({"type": "websocket.close", "code": _INTERNAL_ERROR_CODE})
+
+
 class _Broken(Exception):
     """The answer broke after its head was sent; the connection layer closes the connection."""
 
 
-def _log_failure(scope: Scope, error: BaseException) -> None:
+def log_failure(scope: Scope, error: BaseException) -> None:
+    """One line about what went wrong, without its text."""
     frames = [
         f"{frame.filename.rpartition('chatserve/')[2]}:{frame.lineno} {frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)

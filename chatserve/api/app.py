@@ -13,12 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
-from starlette.types import Lifespan
+from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.types import Lifespan, Receive, Scope, Send
 
 from chatserve.api.access_log import AccessLog
 from chatserve.api.answer import Desk
 from chatserve.api.body import BodyBudget
+from chatserve.api.chat_collaborators import Conversations
+from chatserve.api.chat_routes import chat_routes
 from chatserve.api.collaborators import ChatService, Health, ModelInfo
 from chatserve.api.exposition import Family
 from chatserve.api.gate import RateLimit, RequestGate
@@ -31,7 +33,9 @@ from chatserve.api.problems import from_http_exception, problem_response
 from chatserve.api.security import Door, Policy
 from chatserve.api.session import Sessions
 from chatserve.api.session_routes import session_routes
+from chatserve.api.socket import socket_routes
 from chatserve.api.telemetry import Telemetry
+from chatserve.errors import NotFound
 
 
 def build_app(
@@ -44,6 +48,7 @@ def build_app(
     cookie_key: bytes,
     cache_statistics: Callable[[], object],
     engine_statistics: Callable[[], object],
+    conversations: Conversations | None = None,
     more_families: Callable[[], list[Family]] = list,
     host: str = "127.0.0.1",
     allowed_hosts: Sequence[str] = (),
@@ -51,7 +56,10 @@ def build_app(
     more_routes: Sequence[BaseRoute] = (),
     lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
-    """The app, ready for `server.py`. cookie_key: at least 32 bytes, the same after a restart."""
+    """The app, ready for `server.py`. cookie_key: at least 32 bytes, the same after a restart.
+
+    conversations: None = a server without them, whose routes are then not there.
+    """
     # At its debug level the library logs every chunk, and those are what people say.
     logging.getLogger("sse_starlette").setLevel(logging.INFO)
     telemetry = Telemetry()
@@ -89,7 +97,10 @@ def build_app(
             ),
             *session_routes(keys, sessions, attempts, desk.budget),
             *page_routes(),
+            *([] if conversations is None else chat_routes(desk, conversations)),
+            *([] if conversations is None else socket_routes(desk, conversations)),
             *more_routes,
+            WebSocketRoute("/{path:path}", _NoSuchSocket()),
         ],
         middleware=[
             Middleware(AccessLog, on_answer=telemetry.answered),
@@ -101,6 +112,13 @@ def build_app(
     # A path means one thing: what the door has authorised is exactly what is routed.
     app.router.redirect_slashes = False
     return app
+
+
+class _NoSuchSocket:
+    """The router would refuse a handshake without a word."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotFound("No such route.")
 
 
 async def _refused_by_router(request: Request, error: Exception) -> Response:

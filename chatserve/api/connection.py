@@ -10,15 +10,18 @@ one phase, and each phase has its deadline:
     ANSWER    the request is whole, the answer is not   none: that is the engine's time
     LINGER    we have said our last word, and drop      linger_seconds  abort
               what comes until the peer has read it
+    UPGRADED  a WebSocket: `socket_connection.py`'s     none here
 
 Apart from that, whenever bytes for the peer wait in our process a write deadline runs, and ends
-in `abort` unless the peer takes some: `close` would wait for the same peer to read. The kernel's
-buffer is kept small and ours is allowed nothing (high water 0), so a reader that stalls holds
-little and is noticed.
+in `abort` unless the peer takes some (`write_watch.py`). The kernel's buffer is kept small and
+ours is allowed nothing (high water 0), so a reader that stalls holds little and is noticed.
 
 Bytes that come before the answer to the request ahead of them are dropped, and the connection is
 closed after that answer: nobody's client pipelines, except to smuggle. A chunked request is the
 last one of its connection, so no two parsers can disagree about where the next one begins.
+
+A handshake for a WebSocket has passed the same strict reading of its head; it may have no body and
+nothing behind it, since its client must wait for our answer. Then the transport is handed over.
 """
 
 import asyncio
@@ -35,6 +38,7 @@ from uvicorn.server import ServerState
 
 from chatserve.api.head import Head, HeadReader, Refusal
 from chatserve.api.limits import Limits
+from chatserve.api.write_watch import WriteWatch
 
 
 class Phase(enum.Enum):
@@ -45,6 +49,10 @@ class Phase(enum.Enum):
     BODY = enum.auto()
     ANSWER = enum.auto()
     LINGER = enum.auto()
+    UPGRADED = enum.auto()
+
+
+_OVER = (Phase.LINGER, Phase.UPGRADED)  # nothing more is read here
 
 
 class Connection(H11Protocol):
@@ -65,13 +73,14 @@ class Connection(H11Protocol):
         self._head = HeadReader(limits)
         self._body_bytes_left: int | None = 0
         self._deadline: asyncio.TimerHandle | None = None
-        self._write_deadline: asyncio.TimerHandle | None = None
+        self._bytes_behind = 0  # what came behind the head that is being acted on
+        self._write_watch: WriteWatch
 
     # -- what the transport tells us
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)
+        self._write_watch = WriteWatch(transport, self.limits)
         self._set_socket_options(transport)
         if len(self.connections) > self.limits.connections_max:
             self._refuse(Refusal(503, "busy", "Too many connections; come back later."))
@@ -81,7 +90,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         # uvicorn's own timer knows idle time only after a first request; ours covers it all.
         self._unset_keepalive_if_required()
-        while data and self.phase is not Phase.LINGER and not self.transport.is_closing():
+        while data and self.phase not in _OVER and not self.transport.is_closing():
             if self.conn.their_state is h11.IDLE:
                 data = self._take_head(data)
             elif self.conn.their_state is h11.SEND_BODY:
@@ -93,17 +102,16 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
-        self._disarm_write()
+        self._write_watch.end()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._write_deadline is None:
-            self._watch_writes()
+        self._write_watch.begin()
 
     def resume_writing(self) -> None:
-        self._disarm_write()
+        self._write_watch.end()
         super().resume_writing()
 
     # -- what uvicorn's request cycle tells us
@@ -123,6 +131,18 @@ class Connection(H11Protocol):
     def _unsupported_upgrade_warning(self) -> None:
         """Not worth a line in the log: anybody may ask for any upgrade."""
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over, or refuse a handshake that hides something behind its head."""
+        if self._body_bytes_left != 0 or self._bytes_behind:
+            self._refuse(Refusal(400, "bad_request", "A handshake has no body."))
+        elif event.method != b"GET" or event.http_version != b"1.1":
+            self._refuse(Refusal(400, "bad_request", "A handshake is a GET of HTTP/1.1."))
+        else:
+            self._disarm()
+            self._write_watch.end()
+            self.phase = Phase.UPGRADED
+            super().handle_websocket_upgrade(event)
+
     # -- the parts of a request
 
     def _take_head(self, data: bytes) -> bytes:
@@ -136,9 +156,10 @@ class Connection(H11Protocol):
             case Head():
                 self._head = HeadReader(self.limits)
                 self._body_bytes_left = outcome.body_bytes
+                self._bytes_behind = len(outcome.rest)
                 self.conn.receive_data(outcome.raw)
                 self.handle_events()
-                return outcome.rest
+                return b"" if self.phase in _OVER else outcome.rest
 
     def _take_body(self, data: bytes) -> bytes:
         if self._body_bytes_left is None:
@@ -160,7 +181,7 @@ class Connection(H11Protocol):
 
     def _follow(self) -> None:
         """Enter the phase that h11's state says we are in."""
-        if self.phase is Phase.LINGER or self.transport.is_closing():
+        if self.phase in _OVER or self.transport.is_closing():
             return
         if self.conn.their_state is h11.IDLE:
             self._enter(Phase.HEAD if self._head.started else Phase.IDLE)
@@ -211,30 +232,10 @@ class Connection(H11Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
-    def _watch_writes(self) -> None:
-        """Look again soon at what waits for the peer. Nothing is added to it meanwhile."""
-        self._write_deadline = self.loop.call_later(
-            self.limits.write_seconds / 2,
-            self._check_writes,
-            self.transport.get_write_buffer_size(),
-        )
-
-    def _check_writes(self, waiting_before: int) -> None:
-        taken = waiting_before - self.transport.get_write_buffer_size()
-        if taken < self.limits.write_bytes_min:
-            self.transport.abort()
-        else:
-            self._watch_writes()
-
     def _disarm(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-    def _disarm_write(self) -> None:
-        if self._write_deadline is not None:
-            self._write_deadline.cancel()
-            self._write_deadline = None
 
     def _set_socket_options(self, transport: asyncio.Transport) -> None:
         sock = transport.get_extra_info("socket")

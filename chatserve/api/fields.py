@@ -1,5 +1,7 @@
 """The bodies of `/v1/chat/completions` and `/v1/completions`, field by field, with their ranges.
 
+What they share with turns of conversations (`chat_schema.py`) is `SamplingFields`.
+
 The names are the wire's (OpenAI's, and vLLM's for the extras). `schema.py` converts decoded JSON
 into these strictly (no bool for a number, no string for a number) and these into an Ask.
 """
@@ -48,11 +50,9 @@ class StreamOptions(Struct, forbid_unknown_fields=True, kw_only=True):
     include_obfuscation: bool = False
 
 
-class GenerationFields(Struct, kw_only=True):
-    """What both routes have in common."""
+class SamplingFields(Struct, kw_only=True):
+    """How an answer is drawn: the same in `/v1` and in conversations."""
 
-    model: str
-    n: Annotated[int, Meta(ge=1)] = 1
     max_tokens: Positive | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
@@ -61,8 +61,6 @@ class GenerationFields(Struct, kw_only=True):
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] = {}
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] = []
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     # vLLM's extras
     top_k: Annotated[int, Meta(ge=-1, le=_INT31)] | None = None
     min_p: Probability | None = None
@@ -70,6 +68,16 @@ class GenerationFields(Struct, kw_only=True):
     min_tokens: Count = 0
     ignore_eos: bool = False
     stop_token_ids: list[TokenId] = []
+
+
+class GenerationFields(SamplingFields, kw_only=True):
+    """What both routes of `/v1` have in common."""
+
+    model: str
+    n: Annotated[int, Meta(ge=1)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    # vLLM's extras
     cache_salt: str = ""
     priority: Annotated[int, Meta(ge=-_INT31, le=_INT31)] = 0
     return_token_ids: bool = False

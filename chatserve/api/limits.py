@@ -1,7 +1,8 @@
 """Every limit of the API floor, as named values in one frozen place, each with its derivation.
 
 Nothing here knows how a limit is kept: `head.py` and `connection.py` keep those of a connection,
-`body.py` those of a body, `fields.py` those of a field, `gate.py` those of a key.
+`body.py` those of a body, `fields.py` those of a field, `gate.py` those of a key,
+`socket_connection.py` and `socket.py` those of a WebSocket.
 """
 
 from dataclasses import dataclass
@@ -58,6 +59,27 @@ class Limits:
     top_logprobs_max: int = 20
     salt_length_max: int = 256
 
+    # Conversations. An exported one holds many turns of a body's size each.
+    title_length_max: int = 200
+    search_length_max: int = 200
+    page_conversations_max: int = 100
+    page_conversations: int = 50
+    import_turns_max: int = 10_000
+    import_bodies_max: int = 16
+    # One event of a reply carries at most this many code points, so one frame, with JSON's escapes
+    # of six bytes, has less than the 64 KiB that a stalled reader may have waiting in the process.
+    event_text_max: int = 8 * KIB
+
+    # WebSockets. A peer that answers no ping is gone 20 s after the ping, 30 s after its last word.
+    socket_ping_seconds: float = 10.0
+    socket_pong_seconds: float = 20.0
+    # What waits in the process for a peer: a frame of ours, and the pongs that it asks for.
+    socket_waiting_bytes_max: int = 64 * KIB
+    socket_viewings_max: int = 32  # of one socket: a page shows one, a terminal a few
+    socket_requests_max: int = 32  # frames of one socket being acted on, viewings not counted
+    socket_answers_max: int = 64  # answers that wait for their turn
+    request_name_length_max: int = 64
+
     # Sign-in attempts of one address, and addresses remembered.
     session_attempts_max: int = 10
     session_attempts_seconds: float = 60.0
@@ -69,6 +91,16 @@ class Limits:
     def body_bytes_max(self) -> int:
         """1 MiB, or 16 bytes a token: four times the usual text, room for JSON's escapes."""
         return max(MIB, 16 * self.context_length)
+
+    @property
+    def import_bytes_max(self) -> int:
+        """A conversation to be imported."""
+        return self.import_bodies_max * self.body_bytes_max
+
+    @property
+    def sockets_max(self) -> int:
+        """WebSockets of one key: half of the connections, so that it can still ask by HTTP."""
+        return self.connections_max // 2
 
     @property
     def messages_max(self) -> int:

@@ -18,6 +18,7 @@ from chatserve.api.fields import (
     CompletionFields,
     GenerationFields,
     MessageFields,
+    SamplingFields,
     TextPart,
 )
 from chatserve.api.limits import Limits
@@ -41,7 +42,7 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
 _CHAT_NAMES = frozenset(ChatFields.__struct_fields__)
 _COMPLETION_NAMES = frozenset(CompletionFields.__struct_fields__)
 
-FieldsT = TypeVar("FieldsT", bound=GenerationFields)
+FieldsT = TypeVar("FieldsT", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ def chat_job(fields: dict[str, object], asker: Asker, *, model: ModelInfo, limit
         limits.messages_max
     ):
         raise _bad("messages", f"There must be 1 to {limits.messages_max} messages.")
-    body = _convert(without_neutral(fields, _CHAT_NAMES), ChatFields)
+    body = convert(without_neutral(fields, _CHAT_NAMES), ChatFields)
     _check_common(body, model, limits)
     adds_prompt = body.add_generation_prompt
     if adds_prompt is None:
@@ -104,7 +105,7 @@ def completion_job(
     fields: dict[str, object], asker: Asker, *, model: ModelInfo, limits: Limits
 ) -> Job:
     """Decode the body of `/v1/completions`."""
-    body = _convert(without_neutral(fields, _COMPLETION_NAMES), CompletionFields)
+    body = convert(without_neutral(fields, _COMPLETION_NAMES), CompletionFields)
     _check_common(body, model, limits)
     prompts = _prompts(body.prompt, limits)
     if len(prompts) * body.n > limits.samples_max:
@@ -117,7 +118,8 @@ def _bad(param: str, message: str) -> RequestError:
     return RequestError(message, param=param)
 
 
-def _convert(fields: dict[str, object], kind: type[FieldsT]) -> FieldsT:
+def convert(fields: dict[str, object], kind: type[FieldsT]) -> FieldsT:
+    """Strictly; every refusal names its field."""
     try:
         return msgspec.convert(fields, kind, strict=True)
     except msgspec.ValidationError as error:
@@ -150,6 +152,11 @@ def _check_common(body: GenerationFields, model: ModelInfo, limits: Limits) -> N
         raise _bad("stream_options", "stream_options needs stream to be true.")
     if len(body.cache_salt) > limits.salt_length_max:
         raise _bad("cache_salt", f"cache_salt is longer than {limits.salt_length_max}.")
+    check_token_ids(body, limits)
+
+
+def check_token_ids(body: SamplingFields, limits: Limits) -> None:
+    """Refuse too many stop_token_ids."""
     if len(body.stop_token_ids) > limits.stop_token_ids_max:
         raise _bad(
             "stop_token_ids", f"There may be at most {limits.stop_token_ids_max} stop_token_ids."
@@ -196,7 +203,8 @@ def _prompts(
     return tuple(prompts)
 
 
-def _stop_strings(stop: str | list[str], limits: Limits) -> tuple[str, ...]:
+def stop_strings(stop: str | list[str], limits: Limits) -> tuple[str, ...]:
+    """One or several, each within its limits."""
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(strings) > limits.stop_strings_max:
         raise _bad("stop", f"There may be at most {limits.stop_strings_max} stop strings.")
@@ -205,7 +213,8 @@ def _stop_strings(stop: str | list[str], limits: Limits) -> tuple[str, ...]:
     return strings
 
 
-def _logit_bias(given: dict[str, float], limits: Limits) -> tuple[tuple[int, float], ...]:
+def token_bias(given: dict[str, float], limits: Limits) -> tuple[tuple[int, float], ...]:
+    """By token id, in their order."""
     if len(given) > limits.logit_bias_max:
         raise _bad("logit_bias", f"There may be at most {limits.logit_bias_max} entries.")
     bias: dict[int, float] = {}
@@ -228,7 +237,7 @@ def _generation(
         samples=body.n,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens,
-        stop=_stop_strings(body.stop, limits),
+        stop=stop_strings(body.stop, limits),
         stop_token_ids=tuple(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
         temperature=body.temperature,
@@ -238,7 +247,7 @@ def _generation(
         repetition_penalty=body.repetition_penalty,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        logit_bias=_logit_bias(body.logit_bias, limits),
+        logit_bias=token_bias(body.logit_bias, limits),
         seed=body.seed,
         top_logprobs=top_logprobs,
     )

@@ -3,8 +3,10 @@
 It may not know what any route does. Theory of operation, in this order, the first refusal wins:
 the Host is ours (else a foreign page could reach us by DNS rebinding); the asker is known where
 the path needs one (a bearer key, else the cookie); admin paths need an admin; what may change
-state comes from our own page or from no page at all, and carries JSON. `admit` is a plain
-function of the head; `Door` performs what it decides and adds the headers that every answer has.
+state comes from our own page or from no page at all, and carries JSON. A WebSocket's handshake may
+change state and carries nothing: browsers let any page open one, so its Origin is all there is.
+`admit` is a plain function of the head; `Door` performs what it decides and adds the headers that
+every answer has.
 """
 
 import ipaddress
@@ -21,6 +23,7 @@ from chatserve.api.keys import LOCAL_HOLDER, Holder, KeyRing
 from chatserve.api.session import COOKIE_NAME, Sessions
 from chatserve.errors import Forbidden, Unauthorized, UnsupportedMedia
 
+HANDSHAKE = "(handshake)"  # in the place of a method; no method is spelled like this
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SESSION_PATH = "/api/session"
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})
@@ -79,7 +82,8 @@ def admit(policy: Policy, method: str, path: str, headers: Headers) -> Holder | 
             raise Forbidden("This needs an admin's key.")
     if method not in _SAFE_METHODS:
         _check_origin(policy, path, headers)
-        _check_media(method, headers)
+        if method != HANDSHAKE:
+            _check_media(method, headers)
     return holder
 
 
@@ -162,15 +166,15 @@ class Door:
         self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        method, path = scope["method"], scope["path"]
+        method, path = scope.get("method", HANDSHAKE), scope["path"]
         shared = self._cross_origin(path, headers)
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"].removeprefix("websocket.") == "http.response.start":
                 answer = MutableHeaders(scope=message)
                 for name, value in (_HEADERS | shared).items():
                     answer[name] = value

@@ -4,7 +4,8 @@ It may not know the app. Theory of operation of the drain: uvicorn would stop st
 Here the first signal only calls `drain.begin` (readiness goes red, new asks are refused) and the
 loop goes on ticking; when no request is open any more, or after `shutdown_seconds`, `drain.expire`
 lets the replies still running say farewell, and only then uvicorn's own shutdown runs, lifespan
-included. A second signal skips the waiting, a third one the farewell too.
+included. WebSockets are told at the first signal: each closes with 1001 when its last reply has
+ended, or at uvicorn's shutdown. A second signal skips the waiting, a third one the farewell too.
 """
 
 import functools
@@ -16,8 +17,10 @@ from typing import Any, Protocol, cast
 import uvicorn
 from starlette.types import ASGIApp
 
+from chatserve.api.body import BodyBudget
 from chatserve.api.connection import Connection
 from chatserve.api.limits import Limits
+from chatserve.api.socket_connection import SocketConnection
 
 try:
     import resource
@@ -62,12 +65,20 @@ def server_config(
 ) -> uvicorn.Config:
     """uvicorn's settings, all of those that matter given here and none left to its environment."""
     protocol = functools.partial(Connection, limits=limits)
+    socket_protocol = functools.partial(
+        SocketConnection, limits=limits, budget=BodyBudget(limits.body_bytes_total_max)
+    )
     return uvicorn.Config(
         cast(Any, app),
         host=host,
         port=port,
         http=cast(Any, protocol),
-        ws="none",
+        ws=cast(Any, socket_protocol),
+        ws_max_size=limits.body_bytes_max,
+        ws_ping_interval=limits.socket_ping_seconds,
+        ws_ping_timeout=limits.socket_pong_seconds,
+        # 64 KiB and more a socket, for texts of a few bytes.
+        ws_per_message_deflate=False,
         lifespan="on",
         workers=1,
         log_config=None,
@@ -121,6 +132,9 @@ class Server(uvicorn.Server):
         if self._drain_until is None:
             self._drain_until = self._clock() + self._shutdown_seconds
             self._drain.begin()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, SocketConnection):
+                connection.drain()
         patient = self._signals == 1 and self._clock() < self._drain_until
         if self.server_state.tasks and patient:
             return False

@@ -38,6 +38,7 @@ from chatserve.chat.values import (
 from chatserve.engine.statistics import EngineStatistics
 from chatserve.engine.statistics import Histogram as EngineHistogram
 from chatserve.engine.values import Receipt
+from tests.api.fake_conversations import FakeConversations
 
 MODEL = ModelInfo(name="tiny/model", created=1_700_000_000, context_length=4_096)
 LIMITS = Limits(context_length=MODEL.context_length, samples_max=8, connections_max=200)
@@ -220,10 +221,15 @@ class Site:
     """A running app."""
 
     service: FakeService
+    conversations: FakeConversations
     health: FakeHealth
     app: Starlette
     port: int
     server_state: ServerState
+
+    @property
+    def socket_url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/api/socket"
 
     @property
     def url(self) -> str:
@@ -288,7 +294,8 @@ def free_socket() -> socket.socket:
 async def site(limits: Limits = LIMITS, **options: Any) -> AsyncGenerator[Site]:
     """The app behind our connections, without uvicorn's main loop (and its ticks)."""
     service, health = FakeService(), FakeHealth()
-    app = build(service, health, limits=limits, **options)
+    conversations = FakeConversations()
+    app = build(service, health, limits=limits, conversations=conversations, **options)
     config = server_config(app, limits)
     config.load()
     state = ServerState()
@@ -298,7 +305,7 @@ async def site(limits: Limits = LIMITS, **options: Any) -> AsyncGenerator[Site]:
         lambda: Connection(config, state, {}, limits=limits), sock=sock
     )
     try:
-        yield Site(service, health, app, sock.getsockname()[1], state)
+        yield Site(service, conversations, health, app, sock.getsockname()[1], state)
     finally:
         server.close()
         for connection in list(state.connections):

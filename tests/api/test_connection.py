@@ -336,8 +336,8 @@ async def test_what_follows_an_unread_body_is_read_as_strictly() -> None:
         await close(writer)
 
 
-async def test_an_upgrade_is_ignored() -> None:
-    upgrade = b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+async def test_an_upgrade_to_what_we_do_not_speak_is_ignored() -> None:
+    upgrade = b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n"
     async with site() as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         writer.write(GET + upgrade)
