@@ -192,6 +192,19 @@ class RedisStore:
         self._listed(accepted.conversation)
         return accepted
 
+    async def find(
+        self, owner: str, conversation: str, *, ask: str, digest: bytes
+    ) -> ReplyRecord | None:
+        """The reply of a known ask."""
+        status, items = await self._script("find", conversation, (owner, ask, digest.hex()))
+        if status == "new":
+            return None
+        if status != "known":
+            self._check(status, no_conversation)
+        return await self._read(
+            lambda items: read_record((next(items) or b"").decode("utf-8"), items), items
+        )
+
     async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
         """Write log entries; the replies that are gone, have ended or were taken up by another."""
         gone: set[str] = set()
@@ -392,6 +405,7 @@ def _identities(items: Items) -> tuple[str, ...]:
 
 
 def _append_command(entry: LogEntry) -> Command:
+    assert entry.cursor.seq > 0, "an entry has text; 0 is an epoch's head"
     key = log_key(conversation_of(entry.reply), entry.reply)
     return ("XADD", key, "NOMKSTREAM", str(entry.cursor), *log_fields(entry))
 

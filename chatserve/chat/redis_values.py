@@ -13,7 +13,8 @@ only carry is packed here. The scripts' heads (`redis_scripts/prelude.lua`) hold
                        :running   hash: reply -> '<epoch> <revision> <logged,…|-> <turn>'
                        :ended     hash: reply -> pack(what it was under running, state, final, text)
                        :log:<reply>  stream: '<epoch>-<seq>' -> t text, i token ids, p prompt ids;
-                                  '0-1' stands for the log itself and holds nothing
+                                  '<epoch>-0' is an epoch's head: the log exists, even empty,
+                                  and takes nothing of former epochs
     cs:running                    set of replies: all that run, perhaps more
     cs:owner:<owner>              sorted set: conversation -> updated: all of an owner, perhaps more
 
@@ -39,7 +40,6 @@ from chatserve.chat.conversation import (
 
 RUNNING_INDEX = "cs:running"
 OWNER_INDEX = "cs:owner:"
-LOG_HEAD = "0-1"  # the entry that makes an empty log exist
 
 _PARTS = ("meta", "parents", "turns", "ids", "asks", "replies", "running", "ended", "log:")
 META_FIELDS = ("owner", "title", "created", "updated", "system", "settings", "revision", "leaf")

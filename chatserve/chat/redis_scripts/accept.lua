@@ -57,7 +57,7 @@ local revision = change(now)
 redis.call('HSET', ASKS, ask, digest .. ' ' .. reply)
 redis.call('HSET', REPLIES, reply, kept)
 redis.call('HSET', RUNNING, reply, '1 ' .. revision .. ' - ' .. turn)
-redis.call('XADD', LOG .. reply, '0-1', 't', '')  -- appends go only to a log that exists
+redis.call('XADD', LOG .. reply, '1-0', 'head', '')  -- appends go only to a log that exists
 local row = answer('accepted')
 add_meta(row)
 add(row, reply)

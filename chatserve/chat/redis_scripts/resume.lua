@@ -5,17 +5,17 @@ if not running then
   return pack(answer(redis.call('HEXISTS', ENDED, reply) == 1 and 'ended' or 'gone'))
 end
 local epoch, revision, logged, turn = string.match(running, '^(%d+) (%d+) (%S+) (.*)$')
-local last = redis.call('XREVRANGE', LOG .. reply, '+', '-', 'COUNT', 1)
-local at, seq = '0', '0'
-if last[1] then at, seq = string.match(last[1][1], '^(%d+)-(%d+)$') end
-if at == '0' then seq = '0' end  -- the log's head
+local last = redis.call('XREVRANGE', LOG .. reply, '+', '-', 'COUNT', 1)[1]
+local seq = last and string.match(last[1], '%-(%d+)$') or '0'
+-- An epoch's head, so nothing was said in it; or the log was lost.
+if seq == '0' then seq = string.match(logged, '(%d+)$') or '0' end
 local turns, parents = path(turn)
 if not parents[#parents] or redis.call('EXISTS', META) == 0 then return pack(answer('gone')) end
 
 local ends = logged == '-' and seq or (logged .. ',' .. seq)
 redis.call('HSET', RUNNING, reply, (epoch + 1) .. ' ' .. revision .. ' ' .. ends .. ' ' .. turn)
--- A log that was lost is begun again.
-if not last[1] then redis.call('XADD', LOG .. reply, '0-1', 't', '') end
+-- From here on the log takes nothing of a former epoch.
+redis.call('XADD', LOG .. reply, (epoch + 1) .. '-0', 'head', '')
 local row = answer('ok')
 add_meta(row)
 add_record(row, reply)
