@@ -6,7 +6,7 @@ that changed first are let go (a tab so far behind lists anew). Nothing waits on
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 
 from chatserve.chat.reply_events import ConversationChanged
@@ -54,7 +54,7 @@ class Changes:
         self._mailboxes: dict[str, set[_Mailbox]] = {}
 
     @contextmanager
-    def subscribe(self, owner: str) -> Iterator[AsyncIterator[ConversationChanged]]:
+    def subscribe(self, owner: str) -> Generator[AsyncIterator[ConversationChanged]]:
         """The owner's changes for as long as the block lasts."""
         mailbox = _Mailbox()
         self._mailboxes.setdefault(owner, set()).add(mailbox)

@@ -197,6 +197,18 @@ class MemoryStore:
             conversation=conversation, record=record, path=kept.path(answered), known=False
         )
 
+    async def find(
+        self, owner: str, conversation: str, *, ask: str, digest: bytes
+    ) -> ReplyRecord | None:
+        """The reply of a known ask."""
+        kept = self._of(owner, conversation)
+        known = kept.asks.get(ask)
+        if known is None:
+            return None
+        if known[0] != digest:
+            raise conflict("digest")
+        return kept.record(known[1])
+
     async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
         """Write log entries; the replies that are gone or have ended."""
         self._calls += 1

@@ -102,12 +102,16 @@ class ReplyLog:
             self._news[reply.id] = reply
             self._called.set()
 
-    async def leave(self, reply: Logged) -> None:
-        """Log nothing more of a reply. An entry on its way arrives, or fails, before this returns:
-        what the caller then writes comes after it. Cancelling it changes nothing about that."""
+    def forget(self, reply: Logged) -> None:
+        """Log nothing more of a reply; an entry may be on its way. Idempotent."""
         self._open.pop(reply.id, None)
         self._news.pop(reply.id, None)
         self._doubtful.pop(reply.id, None)
+
+    async def leave(self, reply: Logged) -> None:
+        """Log nothing more of a reply. An entry on its way arrives, or fails, before this returns:
+        what the caller then writes comes after it. Cancelling it changes nothing about that."""
+        self.forget(reply)
         while reply.id in self._on_the_way:
             await self._landed.wait()
 

@@ -161,6 +161,13 @@ class SessionStore(Protocol):
         """
         ...
 
+    async def find(
+        self, owner: str, conversation: str, *, ask: str, digest: bytes
+    ) -> ReplyRecord | None:
+        """The reply of a known ask, as `accept` would give it; None where the ask is new. Writes
+        nothing. Raises NotFound for the conversation, Conflict for another digest."""
+        ...
+
     async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
         """Write log entries of many replies in one trip; those of a known cursor are there already.
         Returns the replies that are gone with their conversation, have ended, or were taken up by
