@@ -31,7 +31,7 @@ from chatserve.demonstration.forward import EMBEDDING, Weights, cast, hidden_sta
 from chatserve.demonstration.tokenizer import load_or_train, save
 
 WARMUP_STEPS = 100
-COOL_DOWN_SHARE = 0.25
+COOL_DOWN_SHARE = 0.2
 RATE_LAST_SHARE = 0.02
 # Held-out probes of the log: the name, the skill, and the distance in characters.
 PROBES = (("near", "recall", 0), ("far", "recall", 6000), ("corrected", "corrected", 2700))
