@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self, cast
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
@@ -103,6 +103,9 @@ class RedisLink:
         self._scripts = {
             name: self._client.register_script(text) for name, text in script_texts().items()
         }
+        # The client's own blocking pool loses a connection when a call is cancelled while giving
+        # it back.
+        self._places = asyncio.Semaphore(CONNECTIONS_MAX)
         self._clock = clock
         self._draw = draw
         self._open_until: float | None = None
@@ -156,7 +159,7 @@ class RedisLink:
         try:
             (answer,) = await self.run([("INFO",)])
         except Unavailable as error:
-            if isinstance(error.__cause__, AuthenticationError | NoPermissionError):
+            if _is_of_credentials(error):
                 raise StartError(
                     f"--redis-url: {self.place} refuses the name or password, or INFO."
                 ) from None
@@ -184,7 +187,7 @@ class RedisLink:
 
     async def _answers(self, commands: Sequence[Command]) -> list[object]:
         try:
-            async with asyncio.timeout(CALL_SECONDS_MAX):
+            async with asyncio.timeout(CALL_SECONDS_MAX), self._places:
                 answers = await self._pipelined(commands)
                 if any(isinstance(answer, NoScriptError) for answer in answers):
                     # A server that was restarted, or told to forget them. All that ran before is
@@ -247,11 +250,12 @@ def place_of(url: str) -> str:
 
 def _client(url: str) -> Redis:
     try:
-        pool = BlockingConnectionPool.from_url(
+        pool = ConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS_MAX,
-            timeout=CALL_SECONDS_MAX,
-            socket_timeout=CALL_SECONDS_MAX,
+            # The call's own deadline ends a wait. With a timeout here the client sends through
+            # asyncio.wait_for, which on Python 3.11 may swallow that deadline.
+            socket_timeout=None,
             socket_connect_timeout=CALL_SECONDS_MAX,
             health_check_interval=HEALTH_CHECK_SECONDS,
             retry=Retry(
@@ -270,6 +274,15 @@ def _client(url: str) -> Redis:
 
 def _unavailable() -> Unavailable:
     return Unavailable("The store of conversations is away.", retry_after=RETRY_AFTER_SECONDS)
+
+
+def _is_of_credentials(error: BaseException | None) -> bool:
+    """Whether a failure comes of a name or password; the client wraps that up."""
+    while error is not None:
+        if isinstance(error, AuthenticationError | NoPermissionError) or "AUTH" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _reason_of(error: BaseException) -> str:
