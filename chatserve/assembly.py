@@ -14,8 +14,13 @@ from pathlib import Path
 import torch
 
 from chatserve.cache.block_manager import BlockManager
-from chatserve.chat.reply import Clock
+from chatserve.chat.assignment import AnswerOptions
+from chatserve.chat.audience import Clock, Patience
+from chatserve.chat.conversations import ConversationOptions, Conversations
+from chatserve.chat.history import History
+from chatserve.chat.prompt_ids import HistoryMode
 from chatserve.chat.service import ChatService, Workshop
+from chatserve.chat.session_store import SessionStore
 from chatserve.chat.text_floor import TextFloor, read_text_floor
 from chatserve.chat.values import SamplingDefaults
 from chatserve.engine.engine import Engine, EngineSettings
@@ -37,6 +42,12 @@ from chatserve.lifespan import (
 from chatserve.model import LoadedModel, load_model
 from chatserve.settings import Settings
 from prefix_store import MasterSecret, PageNamer
+
+HISTORY_MODES: dict[str, HistoryMode | None] = {
+    "auto": None,
+    "template": "template",
+    "as-computed": "as_computed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +125,10 @@ def page_count(settings: Settings, model: LoadedModel) -> int:
     return pages
 
 
-def assemble(loaded: Loaded, settings: Settings, group: asyncio.TaskGroup) -> Assembly:
-    """Put the engine and the service together, on the event loop."""
+def assemble(
+    loaded: Loaded, settings: Settings, group: asyncio.TaskGroup, store: SessionStore
+) -> Assembly:
+    """Put the engine and the services together, on the event loop."""
     model, size = loaded.model, settings.page_size
     on_gpu = model.device.type == "cuda"
     most = settings.max_batch_tokens or (BATCH_TOKENS_GPU if on_gpu else BATCH_TOKENS_CPU)
@@ -144,14 +157,29 @@ def assemble(loaded: Loaded, settings: Settings, group: asyncio.TaskGroup) -> As
     )
     threads = min(4, os.cpu_count() or 1)
     loop = asyncio.get_running_loop()
-    service = ChatService(
-        engine,
+    workshop = Workshop(
+        task_group=group,
+        executor=ThreadPoolExecutor(threads, thread_name_prefix="chatserve-text"),
+        preparations_max=threads,
+        clock=Clock(now=loop.time, call_later=loop.call_later),
+    )
+    context = engine.context_length
+    history = History(
         loaded.text,
-        Workshop(
-            task_group=group,
-            executor=ThreadPoolExecutor(threads, thread_name_prefix="chatserve-text"),
-            preparations_max=threads,
-            clock=Clock(now=loop.time, call_later=loop.call_later),
+        context_length=context,
+        reserve=settings.context_reserve or max(1, context // 8),
+        mode=HISTORY_MODES[settings.history],
+    )
+    patience = Patience(before_first_view=settings.chat_grace, after_last_view=settings.chat_grace)
+    return Assembly(
+        engine=engine,
+        service=ChatService(engine, loaded.text, workshop),
+        conversations=Conversations(
+            store,
+            engine,
+            history,
+            text=loaded.text,
+            workshop=workshop,
+            options=ConversationOptions(answers=AnswerOptions(patience=patience)),
         ),
     )
-    return Assembly(engine=engine, service=service)

@@ -22,23 +22,29 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from starlette.applications import Starlette
 
 from chatserve.api.app import build_app
+from chatserve.api.chat_collaborators import Conversations
 from chatserve.api.collaborators import ChatService as ChatServiceDoor
 from chatserve.api.collaborators import ModelInfo, Reply
 from chatserve.api.keys import KeyRing
 from chatserve.api.limits import Limits
 from chatserve.api.server import Server, descriptor_limit, server_config
+from chatserve.chat.session_store import SessionStore
 from chatserve.chat.values import Ask
+from chatserve.data_folder import FolderLock
 from chatserve.errors import SettingsError, StartError, Unavailable
+from chatserve.late import LateConversations
 from chatserve.loop_watch import LoopWatch
+from chatserve.session_keeping import session_store
 from chatserve.settings import Settings
 from prefix_store import MasterSecret
 
 if TYPE_CHECKING:
+    from chatserve.chat.conversations import ConversationStatistics
     from chatserve.engine.engine import Engine
 
 _log = logging.getLogger(__name__)
@@ -57,12 +63,37 @@ BATCH_TOKENS_CPU = 2_048
 BATCH_TOKENS_GPU = 8_192
 
 
+class KeptChats(Conversations, Protocol):
+    """The conversations, and their life."""
+
+    def start(self) -> None:
+        """Begin to write logs."""
+        ...
+
+    async def resume_all(self) -> None:
+        """Take up what was running when the process before this one ended."""
+        ...
+
+    def begin_drain(self) -> None:
+        """Refuse new turns."""
+        ...
+
+    async def close(self) -> None:
+        """What still runs stays resumable."""
+        ...
+
+    def statistics(self) -> "ConversationStatistics":
+        """A frozen picture."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """What exists once the model is loaded."""
+    """What exists once the model is loaded and the store answers."""
 
     engine: "Engine"
     service: ChatServiceDoor
+    conversations: KeptChats
 
 
 class Serving:
@@ -83,6 +114,7 @@ class Serving:
         self._port = port
         self._folder = model_folder(settings.model)
         self._name = settings.served_model_name or served_name(settings.model, self._folder)
+        self._lock = FolderLock(settings.data_dir)
         self._secret = open_secret(settings.data_dir)
         self._assembly: Assembly | None = None
         self._failure: BaseException | None = None
@@ -106,6 +138,7 @@ class Serving:
             cookie_key=self._secret.derive("cookie"),
             cache_statistics=self._cache_statistics,
             engine_statistics=self._engine_statistics,
+            conversations=LateConversations(lambda: self._loaded().conversations),
             more_families=self._watch.families,
             host=settings.host,
             allowed_hosts=settings.allowed_host,
@@ -120,7 +153,8 @@ class Serving:
 
     def run(self, listener: socket.socket) -> int:
         """Serve on a bound socket until a signal. Returns the exit status; raises StartError."""
-        self._server.run(sockets=[listener])
+        with self._lock:
+            self._server.run(sockets=[listener])
         if isinstance(self._failure, StartError):
             raise self._failure
         return 1 if self._failure is not None else 0
@@ -146,9 +180,16 @@ class Serving:
 
     # As Drain ------------------------------------------------------------------------------
 
+    @property
+    def busy(self) -> bool:
+        """Chats' replies run, whoever looks."""
+        return self._assembly is not None and self._assembly.conversations.statistics().running > 0
+
     def begin(self) -> None:
         """Refuse new work."""
         self.draining = True
+        if self._assembly is not None:
+            self._assembly.conversations.begin_drain()
 
     def expire(self) -> None:
         """End the replies that still run: the engine stops, and ends every stream."""
@@ -167,9 +208,12 @@ class Serving:
     def _taking(self) -> ChatServiceDoor:
         if self.draining:
             raise Unavailable("The server is shutting down.", retry_after=self.retry_after)
+        return self._loaded().service
+
+    def _loaded(self) -> Assembly:
         if self._assembly is None:
             raise Unavailable("The model is loading.", retry_after=self.retry_after)
-        return self._assembly.service
+        return self._assembly
 
     # Inside --------------------------------------------------------------------------------
 
@@ -187,38 +231,46 @@ class Serving:
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             loading = in_daemon_thread(self._load)
-            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not loading.done():
-                return  # the thread is left to itself: nothing has begun that must be ended
-            assembly = loading.result()(group)
-            # What loading made stays: a collection that walks all of it would hold the loop for
-            # tenths of a second.
-            gc.collect()
-            gc.freeze()
-            # From here on: imports while loading hold the interpreter's lock, and nobody chats yet.
-            watch = asyncio.create_task(self._watch.run())
-            running = asyncio.create_task(assembly.engine.run())
-            self._assembly = assembly
-            self._describe(assembly.engine.context_length)
-            host = self._settings.host
-            shown = f"[{host}]" if ":" in host else host
-            self._announce(
-                f"http://{shown}:{self._port}", self._name, time.monotonic() - self._began
-            )
-            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if running.done():
-                running.result()
-            running.cancel()
-            watch.cancel()
-            await asyncio.wait({running, watch})
+            async with session_store(self._settings) as store:
+                await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not loading.done():
+                    return  # the thread is left to itself: nothing has begun that must be ended
+                await self._serve(loading.result()(group, store), group, stopping)
         except Exception as error:
-            self._failure = error
-            if not isinstance(error, StartError):
+            self._failure = _only(error)
+            if not isinstance(self._failure, StartError):
                 _log.exception("the server stops")
             self._server.should_exit = True
         finally:
             stopping.cancel()
             gc.unfreeze()
+
+    async def _serve(
+        self, assembly: Assembly, group: asyncio.TaskGroup, stopping: "asyncio.Task[bool]"
+    ) -> None:
+        """From the green light to the last reply's end."""
+        # What loading made stays: a collection that walks all of it would hold the loop for
+        # tenths of a second.
+        gc.collect()
+        gc.freeze()
+        # From here on: imports while loading hold the interpreter's lock, and nobody chats yet.
+        watch = asyncio.create_task(self._watch.run())
+        running = asyncio.create_task(assembly.engine.run())
+        assembly.conversations.start()
+        resuming = group.create_task(assembly.conversations.resume_all(), name="resuming")
+        self._assembly = assembly
+        self._describe(assembly.engine.context_length)
+        host = self._settings.host
+        shown = f"[{host}]" if ":" in host else host
+        self._announce(f"http://{shown}:{self._port}", self._name, time.monotonic() - self._began)
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        resuming.cancel()
+        await assembly.conversations.close()
+        if running.done():
+            running.result()
+        running.cancel()
+        watch.cancel()
+        await asyncio.wait({running, watch})
 
     def _describe(self, context_length: int) -> None:
         """What is served, now that the pages are there."""
@@ -232,7 +284,7 @@ class Serving:
                 stated,
             )
 
-    def _load(self) -> Callable[[asyncio.TaskGroup], Assembly]:
+    def _load(self) -> Callable[[asyncio.TaskGroup, SessionStore], Assembly]:
         """In a thread: import what is heavy, load; what is left to do on the loop comes back."""
         from chatserve.assembly import assemble, load
 
@@ -244,6 +296,17 @@ class Serving:
 
     def _engine_statistics(self) -> object:
         return None if self._assembly is None else self._assembly.engine.statistics()
+
+
+def _only(error: Exception) -> BaseException:
+    """The one error in a group of one: a task group's way to pass on what went wrong in it."""
+    found: BaseException = error
+    while isinstance(found, BaseExceptionGroup):
+        inner = cast("BaseExceptionGroup[BaseException]", found).exceptions
+        if len(inner) != 1:
+            return found
+        found = inner[0]
+    return found
 
 
 def in_daemon_thread(function: Callable[[], T]) -> "asyncio.Future[T]":

@@ -26,7 +26,7 @@ _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 class Settings:
     """All options of `chatserve serve`, checked. None means: decided at start, from the machine.
 
-    kv_memory: bytes. step_target, shutdown_timeout: seconds.
+    kv_memory: bytes. step_target, shutdown_timeout, chat_grace: seconds. context_reserve: tokens.
     """
 
     model: str | None
@@ -52,6 +52,10 @@ class Settings:
     allowed_host: tuple[str, ...]
     cors_origin: tuple[str, ...]
     shutdown_timeout: float
+    redis_url: str | None
+    chat_grace: float
+    history: str
+    context_reserve: int | None
     log_level: str
 
     def __post_init__(self) -> None:
@@ -192,11 +196,22 @@ OPTIONS: tuple[Option, ...] = (
            "scheduling", "SECONDS"),
     Option("steps_in_flight", _integer(1, 2), 2, "1, or 2 to plan a step while another runs",
            "scheduling", "N"),
+    Option("redis_url", str, None, "Redis >= 6.2 or Valkey that keeps conversations: redis://, "
+           "rediss:// or unix://; default: one of our own, in the data folder", "conversations",
+           "URL"),
+    Option("chat_grace", _seconds, 300.0, "seconds that a chat's reply goes on with nobody looking",
+           "conversations", "SECONDS"),
+    Option("history", _one_of("auto", "template", "as-computed"), "auto",
+           "earlier replies in a prompt: template (as it renders them), as-computed (as they were "
+           "generated, reasoning included), or auto", "conversations"),
+    Option("context_reserve", _integer(1, 1 << 24), None, "tokens left for a chat's reply before "
+           "its oldest turns are left out; default: an eighth of the context", "conversations",
+           "TOKENS"),
     Option("log_level", _one_of("debug", "info", "warning", "error"), "info",
            "debug, info, warning or error", "logging"),
 )  # fmt: skip
 
-GROUPS = ("network", "keys", "model", "cache", "scheduling", "logging")
+GROUPS = ("network", "keys", "model", "cache", "conversations", "scheduling", "logging")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
