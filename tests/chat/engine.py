@@ -25,6 +25,7 @@ class Run:
     aborted: bool = False
     finished: dict[int, int] = field(default_factory=dict)
     given: set[int] = field(default_factory=set)
+    computed: int = 0  # of the prompt, as told
 
     def give(
         self,
@@ -103,9 +104,8 @@ class ScriptedEngine:
         run.give(sample=sample, finish=FinishReason.STOP)
 
     def _progress(self, stream: Stream) -> Progress:
-        return Progress(
-            queued=0, prompt_tokens=len(self._run_of(stream).request.tokens), computed=0
-        )
+        run = self._run_of(stream)
+        return Progress(queued=0, prompt_tokens=len(run.request.tokens), computed=run.computed)
 
 
 @dataclass(slots=True)
