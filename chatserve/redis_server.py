@@ -92,15 +92,16 @@ async def own_server(data_folder: Path) -> AsyncGenerator["OwnServer | None"]:
             yield None
             return
         await server.start(binary)
+    # No TaskGroup: it would wrap up the errors of the block.
+    watching = asyncio.create_task(server.watch(binaries))
     try:
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(server.watch(binaries))
-            try:
-                yield server
-            finally:
-                watching.cancel()
+        yield server
     finally:
+        watching.cancel()
+        await asyncio.wait({watching})
         await server.stop()
+        if not watching.cancelled():
+            watching.result()
 
 
 class OwnServer:
@@ -155,11 +156,7 @@ class OwnServer:
         pause, began = RESTART_PAUSE_SECONDS, time.monotonic()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._lives():
-                if not self.path.exists():
-                    # Somebody tidied the temporary folder: nobody can reach it any more.
-                    _log.error("the socket of the server of conversations is gone: starting anew")
-                    self._signal(signal.SIGTERM)
+            if self._serves():
                 continue
             _log.error("the server of conversations (process %d) has ended", self.pid)
             if time.monotonic() - began > STEADY_SECONDS:
@@ -193,6 +190,20 @@ class OwnServer:
                 self.path.parent.rmdir()
 
     # Inside ----------------------------------------------------------------------------------
+
+    def _serves(self) -> bool:
+        """Whether there is nothing to do. A look that fails has seen nothing."""
+        try:
+            if self._lives():
+                if not self.path.exists():
+                    # Somebody tidied the temporary folder: nobody can reach it any more.
+                    _log.error("the socket of the server of conversations is gone: starting anew")
+                    self._signal(signal.SIGTERM)
+                return True
+        except OSError as error:
+            _log.error("the server of conversations cannot be looked at: %s", error)
+            return True
+        return False
 
     def _lives(self) -> bool:
         """Whether a server has this folder's lock."""
