@@ -41,10 +41,19 @@ class PlacedIds:
             for spaced in (True, False)
         }
 
-    def match(self, ids: Sequence[int], text: Rendered, place: int, *, first: bool) -> int | None:
+    def match(
+        self,
+        ids: Sequence[int],
+        text: Rendered,
+        place: int,
+        *,
+        first: bool,
+        sheds_space: bool = False,
+    ) -> int | None:
         """Where ids that stand at `place` end, or None if the text there is another one.
 
-        first: the text is the beginning of a prompt, else it follows other ids.
+        first: the text is the beginning of a prompt, else it follows other ids. sheds_space: the
+        ids are a reply's, whose text may lack the first space that they say.
         """
         spans, number = text.spans, bisect_left(text.spans, place, key=lambda span: span.start)
         begins = first and place == 0
@@ -56,6 +65,10 @@ class PlacedIds:
                 run.append(token)
             if run and (control or index == len(ids) - 1):
                 said = self._said(run, text.text, place, begins=begins, opens=opens)
+                if said is None and sheds_space:
+                    shed = self._tokenizer.spell(run).removeprefix(" ")
+                    said = shed if text.text.startswith(shed, place) else None
+                sheds_space = False
                 end = spans[number].start if number < len(spans) else len(text.text)
                 if said is None or place + len(said) > end:
                     return None
@@ -66,6 +79,7 @@ class PlacedIds:
                 if self._control.ids[text.text[place : spans[number].end]] != token:
                     return None
                 place, number, begins, opens = spans[number].end, number + 1, False, True
+                sheds_space = False
         return place
 
     def encode_from(self, text: Rendered, place: int, *, first: bool) -> tuple[int, ...] | None:

@@ -256,7 +256,8 @@ class PromptIds:
         """A message's ids and the place behind them, if that is what the text says there."""
         if not known.ids:
             return (), place
-        found = self._places.match(known.ids, piece, place, first=first)
+        is_reply = known.message.role == "assistant" and not self._tokenizer.byte_level
+        found = self._places.match(known.ids, piece, place, first=first, sheds_space=is_reply)
         if found is not None:
             return known.ids, found
         head = self._asked_ids

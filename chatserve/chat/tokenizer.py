@@ -148,8 +148,11 @@ class Tokenizer:
         return known
 
     def spell(self, ids: Sequence[int]) -> str:
-        """What ids say in the middle of a text: nothing is left out, not even a first space."""
-        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+        """What plain ids say in the middle of a text: nothing is left out, not even a first space."""
+        if self.byte_level:
+            return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+        before = [] if self._anchor is None else [self._anchor]
+        return self.decode([*before, *ids]).removeprefix(self.decode(before))
 
     def _find_bytes(self, token_id: int) -> bytes:
         piece = self._full.id_to_token(token_id)
@@ -162,12 +165,13 @@ class Tokenizer:
         byte = None if token_id in self._added else _BYTE_TOKEN.match(piece)
         if byte is not None:
             return bytes.fromhex(byte[1])
-        # At the start of a text decoders drop a space, so the token is looked at behind another.
-        before = [] if self._anchor is None else [self._anchor]
-        return self.decode([*before, token_id]).removeprefix(self.decode(before)).encode()
+        return self.spell([token_id]).encode()
 
     def _find_anchor(self) -> int | None:
-        """A plain token that has text of its own."""
+        """A plain token that has text of its own.
+
+        At the start of a text decoders drop a space, so tokens are looked at behind this one.
+        """
         for token_id in range(self._full.get_vocab_size()):
             if token_id not in self._added and not self.is_byte(token_id):
                 text = self.decode([token_id])

@@ -265,6 +265,13 @@ async def close(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the server has no event for."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
 async def soon(event: asyncio.Event) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         await event.wait()
@@ -295,7 +302,8 @@ async def site(limits: Limits = LIMITS, **options: Any) -> AsyncGenerator[Site]:
     """The app behind our connections, without uvicorn's main loop (and its ticks)."""
     service, health = FakeService(), FakeHealth()
     conversations = FakeConversations()
-    app = build(service, health, limits=limits, conversations=conversations, **options)
+    settings: dict[str, Any] = {"limits": limits, "conversations": conversations}
+    app = build(service, health, **(settings | options))
     config = server_config(app, limits)
     config.load()
     state = ServerState()

@@ -79,3 +79,41 @@ ALL = {
     "bare": BARE,
     "swallowing": SWALLOWING,
 }
+
+# As DeepSeek R1: the generation prompt begins the reasoning, which old replies do not have.
+THINKS_FIRST = (
+    "{{ bos_token }}"
+    "{%- for message in messages -%}"
+    "{%- set content = message['content'] -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{{ '<|im_start|>' + content.split('</think>')[-1] + '<|im_end|>' }}"
+    "{%- else -%}"
+    "{{ '<|start_header_id|>' + content }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|><think>\n' }}{%- endif -%}"
+)
+
+# As later Mistrals: the system prompt stands in the last message, so it moves with every turn.
+MOVING = (
+    "{{ bos_token }}"
+    "{%- for message in messages if message['role'] != 'system' -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{{ message['content'] + eos_token }}"
+    "{%- elif loop.last and messages[0]['role'] == 'system' -%}"
+    "{{ '<|im_start|>' + messages[0]['content'] + '\n\n' + message['content'] + '<|im_end|>' }}"
+    "{%- else -%}"
+    "{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)
+
+# Only the user's words: replies are lost.
+FORGETFUL = (
+    "{%- for message in messages if message['role'] != 'assistant' -%}"
+    "{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}"
+    "{%- endfor -%}"
+)
+
+# Forms that are tried with histories only.
+HISTORIES = {"thinks_first": THINKS_FIRST, "moving": MOVING, "forgetful": FORGETFUL}
