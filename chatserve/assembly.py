@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from chatserve.cache.block_manager import BlockManager
-from chatserve.chat.assignment import AnswerOptions
 from chatserve.chat.audience import Clock, Patience
-from chatserve.chat.conversations import ConversationOptions, Conversations
-from chatserve.chat.history import History
-from chatserve.chat.prompt_ids import HistoryMode
+from chatserve.chat.conversations.assignment import AnswerOptions
+from chatserve.chat.conversations.conversations import ConversationOptions, Conversations
+from chatserve.chat.conversations.history import History
 from chatserve.chat.service import ChatService, Workshop
-from chatserve.chat.session_store import SessionStore
-from chatserve.chat.text_floor import TextFloor, read_text_floor
+from chatserve.chat.store.session_store import SessionStore
+from chatserve.chat.text.prompt_ids import HistoryMode
+from chatserve.chat.text.text_floor import TextFloor, read_text_floor
 from chatserve.chat.values import SamplingDefaults
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.model_runner import ModelRunner

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from chatserve.api.chat_collaborators import ChatReply, Conversations, TurnAsk
-from chatserve.chat.conversation import Conversation, ReplyRecord, Turn
-from chatserve.chat.reply_events import ConversationChanged
-from chatserve.chat.session_store import Page
+from chatserve.chat.conversations.reply_events import ConversationChanged
+from chatserve.chat.store.conversation import Conversation, ReplyRecord, Turn
+from chatserve.chat.store.session_store import Page
 
 
 class LateConversations:

@@ -33,7 +33,7 @@ from chatserve.api.collaborators import ModelInfo, Reply
 from chatserve.api.keys import KeyRing
 from chatserve.api.limits import Limits
 from chatserve.api.server import Server, descriptor_limit, server_config
-from chatserve.chat.session_store import SessionStore
+from chatserve.chat.store.session_store import SessionStore
 from chatserve.chat.values import Ask
 from chatserve.data_folder import FolderLock
 from chatserve.errors import SettingsError, StartError, Unavailable
@@ -44,7 +44,7 @@ from chatserve.settings import Settings
 from prefix_store import MasterSecret
 
 if TYPE_CHECKING:
-    from chatserve.chat.conversations import ConversationStatistics
+    from chatserve.chat.conversations.conversations import ConversationStatistics
     from chatserve.engine.engine import Engine
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-from chatserve.chat.redis_link import VERSION_MIN, version_of
+from chatserve.chat.store.redis_link import VERSION_MIN, version_of
 from chatserve.errors import StartError
 
 VERSION_SECONDS_MAX = 10.0  # for a binary to say its version

@@ -11,10 +11,10 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from chatserve.chat.memory_store import MemoryStore
-from chatserve.chat.redis_link import RedisLink
-from chatserve.chat.redis_store import RedisStore
-from chatserve.chat.session_store import SessionStore
+from chatserve.chat.store.memory_store import MemoryStore
+from chatserve.chat.store.redis_link import RedisLink
+from chatserve.chat.store.redis_store import RedisStore
+from chatserve.chat.store.session_store import SessionStore
 from chatserve.errors import SettingsError, Unavailable
 from chatserve.redis_server import own_server
 from chatserve.settings import Settings

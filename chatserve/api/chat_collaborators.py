@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from chatserve.chat.conversation import Conversation, ReplyCursor, ReplyRecord, Turn
-from chatserve.chat.reply_events import ChatEvent, ConversationChanged
-from chatserve.chat.session_store import Page
+from chatserve.chat.conversations.reply_events import ChatEvent, ConversationChanged
+from chatserve.chat.store.conversation import Conversation, ReplyCursor, ReplyRecord, Turn
+from chatserve.chat.store.session_store import Page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

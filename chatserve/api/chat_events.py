@@ -13,8 +13,7 @@ import orjson
 
 from chatserve.api import sse
 from chatserve.api.wire import JsonObject
-from chatserve.chat.conversation import ReplyCursor
-from chatserve.chat.reply_events import (
+from chatserve.chat.conversations.reply_events import (
     ChatEvent,
     ConversationChanged,
     ReplyAccepted,
@@ -23,6 +22,7 @@ from chatserve.chat.reply_events import (
     ReplyProgress,
     ReplySnapshot,
 )
+from chatserve.chat.store.conversation import ReplyCursor
 from chatserve.errors import ChatserveError
 
 

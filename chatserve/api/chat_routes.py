@@ -36,8 +36,8 @@ from chatserve.api.keys import Holder
 from chatserve.api.limits import Limits
 from chatserve.api.presence import never, unless_gone
 from chatserve.api.wire import JsonObject
-from chatserve.chat.conversation import ReplyCursor
-from chatserve.chat.reply_events import ChatEvent, ReplyFinal
+from chatserve.chat.conversations.reply_events import ChatEvent, ReplyFinal
+from chatserve.chat.store.conversation import ReplyCursor
 
 _PATH = "/api/conversations"
 

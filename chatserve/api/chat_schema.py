@@ -20,7 +20,7 @@ from chatserve.api.fields import Positive, SamplingFields
 from chatserve.api.limits import Limits
 from chatserve.api.neutral import without_neutral
 from chatserve.api.schema import check_token_ids, convert, stop_strings, token_bias
-from chatserve.chat.conversation import ReplyCursor
+from chatserve.chat.store.conversation import ReplyCursor
 from chatserve.errors import NotFound, RequestError
 
 _DIGEST_BYTES = 32

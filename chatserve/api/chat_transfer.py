@@ -24,7 +24,7 @@ from chatserve.api.chat_schema import sampling, title, turn_name
 from chatserve.api.limits import Limits
 from chatserve.api.schema import convert
 from chatserve.api.wire import JsonObject
-from chatserve.chat.conversation import Conversation, ReplyRecord, Role, Turn
+from chatserve.chat.store.conversation import Conversation, ReplyRecord, Role, Turn
 from chatserve.errors import RequestError
 
 FORMAT = "chatserve.conversation"

@@ -43,8 +43,8 @@ from chatserve.api.keys import Holder
 from chatserve.api.outbox import Outbox
 from chatserve.api.problems import ApiError
 from chatserve.api.socket_connection import DRAIN
-from chatserve.chat.conversation import ReplyCursor
-from chatserve.chat.reply_events import ReplyAccepted, ReplyFinal
+from chatserve.chat.conversations.reply_events import ReplyAccepted, ReplyFinal
+from chatserve.chat.store.conversation import ReplyCursor
 from chatserve.errors import Busy, ChatserveError, RequestError, Unavailable
 
 SUBPROTOCOL = "chatserve.v1"

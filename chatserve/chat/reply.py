@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from chatserve.chat.audience import Audience, Clock, Patience
-from chatserve.chat.sample import Cursor, SampleText
+from chatserve.chat.text.sample import Cursor, SampleText
 from chatserve.chat.values import Delta, Done, Failed, ReplyEvent, Timings, Usage
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Emission, Receipt

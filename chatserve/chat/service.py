@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from chatserve.chat.known_ids import FoundPrompt, KnownIds, is_answerable
-from chatserve.chat.prompt_ids import PromptIds
 from chatserve.chat.reply import API_PATIENCE, Clock, Patience, Reply
-from chatserve.chat.sample import SampleText, TextRule
-from chatserve.chat.stop_strings import StopStrings
-from chatserve.chat.template import no_template
-from chatserve.chat.text_floor import TextFloor
+from chatserve.chat.text.known_ids import FoundPrompt, KnownIds, is_answerable
+from chatserve.chat.text.prompt_ids import PromptIds
+from chatserve.chat.text.sample import SampleText, TextRule
+from chatserve.chat.text.stop_strings import StopStrings
+from chatserve.chat.text.template import no_template
+from chatserve.chat.text.text_floor import TextFloor
 from chatserve.chat.values import Ask, ChatPrompt, Generation, SamplingDefaults, TokenPrompt
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Request, Sampling

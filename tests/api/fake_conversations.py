@@ -14,15 +14,7 @@ from typing import Any
 import orjson
 
 from chatserve.api.chat_collaborators import TurnAsk
-from chatserve.chat.conversation import (
-    Conversation,
-    ReplyCursor,
-    ReplyRecord,
-    ReplyState,
-    Role,
-    Turn,
-)
-from chatserve.chat.reply_events import (
+from chatserve.chat.conversations.reply_events import (
     ChatEvent,
     ConversationChanged,
     ReplyAccepted,
@@ -31,7 +23,15 @@ from chatserve.chat.reply_events import (
     ReplyProgress,
     ReplySnapshot,
 )
-from chatserve.chat.session_store import Page
+from chatserve.chat.store.conversation import (
+    Conversation,
+    ReplyCursor,
+    ReplyRecord,
+    ReplyState,
+    Role,
+    Turn,
+)
+from chatserve.chat.store.session_store import Page
 from chatserve.errors import Conflict, NotFound
 
 DONE: dict[str, object] = {

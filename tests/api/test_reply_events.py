@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from chatserve.api.chat_events import pieces
-from chatserve.chat.conversation import ReplyCursor
-from chatserve.chat.reply_events import ReplyDelta, ReplyProgress, ReplySnapshot
+from chatserve.chat.conversations.reply_events import ReplyDelta, ReplyProgress, ReplySnapshot
+from chatserve.chat.store.conversation import ReplyCursor
 from chatserve.errors import Unavailable
 from tests.api.fake_conversations import DONE, FakeChatReply
 from tests.api.harness import Site, close, quick, read_to_end, site, soon, until
@@ -426,10 +426,11 @@ async def test_a_reply_is_stopped(served: Site) -> None:
     served.conversations.on_send = lambda reply: reply.say("abc")
     async with served.client() as client:
         async with client.stream("POST", await turns_path(client), json=TURN) as answer:
-            await anext(answer.aiter_raw())
+            pieces = answer.aiter_raw()
+            await anext(pieces)
             (reply,) = served.conversations.replies
             assert (await client.delete(f"/api/replies/{reply}")).status_code == 204
-            text = b"".join([piece async for piece in answer.aiter_raw()])
+            text = b"".join([piece async for piece in pieces])
         assert b"event: done" in text
         assert (await client.delete(f"/api/replies/{reply}")).status_code == 204
         assert (await client.delete("/api/replies/other")).status_code == 404

@@ -10,9 +10,9 @@ import pytest_asyncio
 
 from chatserve.chat.reply import Clock, Patience, Reply, Viewing
 from chatserve.chat.service import ChatService, Workshop
-from chatserve.chat.template import read_template
-from chatserve.chat.text_floor import TextFloor
-from chatserve.chat.tokenizer import Tokenizer
+from chatserve.chat.text.template import read_template
+from chatserve.chat.text.text_floor import TextFloor
+from chatserve.chat.text.tokenizer import Tokenizer
 from chatserve.chat.values import (
     Ask,
     ChatPrompt,

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatserve.assembly import assemble, load
 from chatserve.chat.service import ChatService
+from chatserve.chat.store.memory_store import MemoryStore
 from chatserve.chat.values import Ask, ChatPrompt, Delta, Done, Failed, Generation, Message
 from chatserve.demonstration import MODEL_FOLDER
 from chatserve.demonstration.corpus import Chat, make_probe
@@ -109,7 +110,7 @@ async def interleaved(chosen: Settings, chats: tuple[Chat, ...], samples: int) -
     """All conversations at once through one assembled service."""
     loaded = load(chosen, MODEL_FOLDER, MasterSecret(bytes(32)))
     async with asyncio.TaskGroup() as group:
-        assembly = assemble(loaded, chosen, group)
+        assembly = assemble(loaded, chosen, group, MemoryStore())
         service: Any = assembly.service
         loop = group.create_task(assembly.engine.run())
         ended = await asyncio.gather(

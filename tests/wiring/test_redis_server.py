@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from chatserve import redis_server
-from chatserve.chat.redis_link import RedisLink
+from chatserve.chat.store.redis_link import RedisLink
 from chatserve.errors import StartError
 from chatserve.redis_binary import Binary, Record, Writer, choose, find_binaries, read_record
 from chatserve.redis_server import SOCKET_BYTES_MAX, OwnServer, own_server
-from tests.chat.redis_process import until_available
+from tests.chat.store.redis_process import until_available
 
 WAIT_SECONDS_MAX = 20.0
 
 LEAVE = """
 import asyncio, os, pathlib, signal, sys
-from chatserve.chat.redis_link import RedisLink
+from chatserve.chat.store.redis_link import RedisLink
 from chatserve.redis_server import own_server
 
 async def main():

@@ -1,0 +1,325 @@
+"""RedisLink: commands to one Redis or Valkey server, and every way in which that fails.
+
+It may not know conversations. Theory of operation: all commands of a call go out as one pipeline,
+in one trip, and the call has CALL_SECONDS_MAX for everything: waiting for a connection, connecting,
+resending on another one after a reset (twice, after jittered pauses). What does not work out is
+Unavailable; that a write was lost is then no more certain than that it was done.
+
+    closed ── a call is not answered ──▶ open ── the pause is over, a call comes ──▶ probing
+       ▲                                  ▲                                              │
+       └───────── it is answered ─────────┼──────────────────────────────────────────────┤
+                                          └────────────── it is not ─────────────────────┘
+
+While open, calls are refused at once; of the callers of a returning server one goes first. Errors
+that a server answers with (read-only, out of memory, a key of a wrong type) refuse their own call
+only.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from types import TracebackType
+from typing import Self, cast
+from urllib.parse import urlsplit
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    RedisError,
+)
+
+from chatserve.errors import SettingsError, StartError, Unavailable
+
+_log = logging.getLogger(__name__)
+
+CALL_SECONDS_MAX = 0.9  # asked for is an answer, or a refusal, within a second
+RETRIES = 2  # on fresh connections, after a reset
+RETRY_PAUSE_SECONDS = 0.02  # doubled each time, a random part of it
+RETRY_PAUSE_SECONDS_MAX = 0.1
+PAUSE_SECONDS = 0.1  # refused at once after a failure; doubled each time, half of it random
+PAUSE_SECONDS_MAX = 0.8  # so that a server that is back is found within two seconds
+RETRY_AFTER_SECONDS = 1.0  # what those who are refused are told
+CONNECTIONS_MAX = 16  # a trip takes a millisecond: thousands of calls a second
+HEALTH_CHECK_SECONDS = 30.0  # a connection idle for longer is tried first
+LOGGED_EVERY_SECONDS = 10.0  # of the same refusal
+VERSION_MIN = (6, 2)
+
+Argument = str | bytes | int | float
+Command = tuple[Argument, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """What a server says of itself."""
+
+    kind: str
+    version: str
+    durable: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkStatistics:
+    """Calls so far; seconds_total: waited for them."""
+
+    available: bool
+    calls: int
+    failures: int
+    seconds_total: float
+
+
+@cache
+def script_texts() -> Mapping[str, str]:
+    """Every script with the prelude before it, by its file's name."""
+    folder = files("chatserve.chat.store") / "redis_scripts"
+    texts = {entry.name: entry.read_text("utf-8") for entry in folder.iterdir()}
+    prelude = texts.pop("prelude.lua")
+    return {name.removesuffix(".lua"): prelude + text for name, text in texts.items()}
+
+
+class RedisLink:
+    """A client with a bounded pool of connections. An async context manager."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """url: redis://, rediss:// or unix://. Connects at the first call. Raises SettingsError."""
+        self.place = place_of(url)
+        self._client = _client(url)
+        # register_script talks to nobody: it knows the digest by which scripts are called.
+        self._scripts = {
+            name: self._client.register_script(text) for name, text in script_texts().items()
+        }
+        # The client's own blocking pool loses a connection when a call is cancelled while giving
+        # it back.
+        self._places = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._clock = clock
+        self._draw = draw
+        self._open_until: float | None = None
+        self._failures_in_row = 0
+        self._logged: tuple[str, float] = ("", 0.0)
+        self._calls = 0
+        self._failures = 0
+        self._seconds = 0.0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._client.aclose()
+
+    def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Command:
+        """The command that runs a script of ours."""
+        return ("EVALSHA", self._scripts[name].sha, len(keys), *keys, *arguments)
+
+    async def run(
+        self, commands: Sequence[Command], *, optional: int = 0, excused: str | None = None
+    ) -> list[object]:
+        """Their answers, in order. Raises Unavailable.
+
+        The errors of the first `optional` commands matter to nobody, and those that begin with
+        `excused` are given back among the answers.
+        """
+        assert commands
+        self._calls += 1
+        began = self._clock()
+        try:
+            self._admit(began)
+            answers = await self._answers(commands)
+            for answer in answers[optional:]:
+                if isinstance(answer, Exception) and not (excused and excused in str(answer)):
+                    raise self._refused(answer)
+        except BaseException as error:
+            self._failures += isinstance(error, Unavailable)
+            raise
+        finally:
+            self._seconds += self._clock() - began
+        return answers
+
+    async def facts(self) -> ServerFacts:
+        """Ask who is there. Raises StartError for a server that will not do, Unavailable."""
+        try:
+            (answer,) = await self.run([("INFO",)])
+        except Unavailable as error:
+            if _is_of_credentials(error):
+                raise StartError(
+                    f"--redis-url: {self.place} refuses the name or password, or INFO."
+                ) from None
+            raise
+        return _facts(self.place, _info(answer))
+
+    def statistics(self) -> LinkStatistics:
+        """A frozen picture."""
+        return LinkStatistics(
+            available=self._open_until is None,
+            calls=self._calls,
+            failures=self._failures,
+            seconds_total=self._seconds,
+        )
+
+    # Inside ----------------------------------------------------------------------------------
+
+    def _admit(self, now: float) -> None:
+        """While open, let one caller through when the pause is over."""
+        if self._open_until is None:
+            return
+        if now < self._open_until:
+            raise _unavailable()
+        self._open_until = now + CALL_SECONDS_MAX
+
+    async def _answers(self, commands: Sequence[Command]) -> list[object]:
+        try:
+            async with asyncio.timeout(CALL_SECONDS_MAX), self._places:
+                answers = await self._pipelined(commands)
+                if any(isinstance(answer, NoScriptError) for answer in answers):
+                    # A server that was restarted, or told to forget them. All that ran before is
+                    # done again: each command of ours may be.
+                    loads = [("SCRIPT", "LOAD", text) for text in script_texts().values()]
+                    await self._pipelined(loads)
+                    answers = await self._pipelined(commands)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise self._failed(error) from error
+        if self._open_until is not None:
+            self._open_until, self._failures_in_row = None, 0
+            _log.warning("the session store at %s answers again", self.place)
+        return answers
+
+    async def _pipelined(self, commands: Sequence[Command]) -> list[object]:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return cast("list[object]", await pipeline.execute(raise_on_error=False))
+
+    def _failed(self, error: Exception) -> Unavailable:
+        """Nobody answered. Many calls in flight may find the same: that is one failure."""
+        now = self._clock()
+        if self._open_until is None or self._failures_in_row == 0:
+            _log.warning(
+                "the session store at %s does not answer: %s", self.place, _reason_of(error)
+            )
+            self._failures_in_row = 0
+        pause = min(PAUSE_SECONDS * 2**self._failures_in_row, PAUSE_SECONDS_MAX)
+        self._open_until = now + pause * (1 + self._draw()) / 2
+        self._failures_in_row = min(self._failures_in_row + 1, 10)
+        return _unavailable()
+
+    def _refused(self, error: Exception) -> Unavailable:
+        """The server answered with an error."""
+        kind, now = str(error)[:40], self._clock()
+        if self._logged[0] != kind or now >= self._logged[1] + LOGGED_EVERY_SECONDS:
+            self._logged = kind, now
+            _log.error(
+                "the session store at %s answers with an error: %s", self.place, _reason_of(error)
+            )
+        refusal = _unavailable()
+        refusal.__cause__ = error
+        return refusal
+
+
+def place_of(url: str) -> str:
+    """A server's URL without what is secret in it. Raises SettingsError."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise SettingsError("--redis-url is no URL.") from None
+    if parts.scheme == "unix":
+        return parts.path
+    if parts.scheme not in ("redis", "rediss"):
+        raise SettingsError("--redis-url begins with redis://, rediss:// or unix://.")
+    return f"{host or 'localhost'}:{port or 6379}"
+
+
+def _client(url: str) -> Redis:
+    try:
+        pool = ConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS_MAX,
+            # The call's own deadline ends a wait. With a timeout here the client sends through
+            # asyncio.wait_for, which on Python 3.11 may swallow that deadline.
+            socket_timeout=None,
+            socket_connect_timeout=CALL_SECONDS_MAX,
+            health_check_interval=HEALTH_CHECK_SECONDS,
+            retry=Retry(
+                ExponentialWithJitterBackoff(base=RETRY_PAUSE_SECONDS, cap=RETRY_PAUSE_SECONDS_MAX),
+                RETRIES,
+            ),
+            # A new connection makes no trips but those that its URL asks for.
+            protocol=2,
+            driver_info=None,
+        )
+    except (ValueError, TypeError):  # its message holds the URL
+        raise SettingsError("--redis-url holds an option that is not understood.") from None
+    pool.connection_kwargs["decode_responses"] = False
+    return Redis.from_pool(pool)
+
+
+def _unavailable() -> Unavailable:
+    return Unavailable("The store of conversations is away.", retry_after=RETRY_AFTER_SECONDS)
+
+
+def _is_of_credentials(error: BaseException | None) -> bool:
+    """Whether a failure comes of a name or password; the client wraps that up."""
+    while error is not None:
+        if isinstance(error, AuthenticationError | NoPermissionError) or "AUTH" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _reason_of(error: BaseException) -> str:
+    text = str(error) or f"nothing within {CALL_SECONDS_MAX} s"
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _info(answer: object) -> dict[str, str]:
+    """INFO, parsed by the client or not."""
+    if isinstance(answer, dict):
+        return {str(name): str(value) for name, value in answer.items()}
+    text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else ""
+    pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
+    return {name: value for name, _, value in pairs}
+
+
+def _facts(place: str, info: Mapping[str, str]) -> ServerFacts:
+    kind = "valkey" if "valkey_version" in info else "redis"
+    version = info.get("valkey_version") or info.get("redis_version", "")
+    if version_of(info.get("redis_version", "")) < VERSION_MIN:
+        least = ".".join(map(str, VERSION_MIN))
+        raise StartError(f"--redis-url: {place} is {kind} {version}; at least {least} is needed.")
+    if info.get("redis_mode") == "cluster":
+        raise StartError(f"--redis-url: {place} is part of a cluster: one server is needed.")
+    warnings: list[str] = []
+    policy, durable = info.get("maxmemory_policy", ""), info.get("aof_enabled") == "1"
+    if policy != "noeviction":
+        warnings.append(
+            f"{place} may evict conversations when its memory is full: maxmemory-policy is "
+            f"'{policy}', not 'noeviction'"
+        )
+    if not durable:
+        warnings.append(f"{place} loses acknowledged turns in a crash: appendonly is off")
+    return ServerFacts(kind=kind, version=version, durable=durable, warnings=tuple(warnings))
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """'7.0.15' as (7, 0, 15); () where it is no version."""
+    parts = text.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()

@@ -1,0 +1,425 @@
+"""RedisStore: conversations, turns, replies and their logs in Redis or Valkey.
+
+It may not know the server's process or the wire protocol. Theory of operation: whatever must be
+atomic is one script over one conversation's keys (`redis_values.py` draws them), and a call is one
+trip. Two indexes stand beside the conversations and are kept as supersets: written before what they
+list, cleaned after it, so that a crash between the two hides nothing. What is written after
+(`_chores`) rides with the next call: nobody waits for it, and losing it loses nothing.
+
+    accept   SADD cs:running ▸ script          the script has: user's turn, reply, empty log
+    append   XADD NOMKSTREAM …                 no log: ended or deleted; 'equal or smaller': there
+    end      script ▸ (later) SREM cs:running  the script has: assistant's turn, ending, no log
+
+A log entry's cursor is its stream id, so that resending one is harmless, and one of a former epoch
+is refused by the server itself.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
+
+from chatserve.chat.store.conversation import (
+    Conversation,
+    LogEntry,
+    ReplyRecord,
+    Role,
+    Turn,
+    conversation_of,
+)
+from chatserve.chat.store.conversation_list import Place
+from chatserve.chat.store.redis_link import Argument, Command, RedisLink, ServerFacts
+from chatserve.chat.store.redis_list import RedisList
+from chatserve.chat.store.redis_values import (
+    OWNER_INDEX,
+    RUNNING_INDEX,
+    Damaged,
+    Items,
+    encoded_ids,
+    ending_value,
+    keys_of,
+    log_fields,
+    log_key,
+    meta_arguments,
+    pack,
+    pack_settings,
+    read_conversation,
+    read_log,
+    read_record,
+    read_turns,
+    turn_arguments,
+    turn_value,
+    unpack,
+)
+from chatserve.chat.store.session_store import (
+    CHANGEABLE,
+    TURNS_MAX,
+    Accepted,
+    Ending,
+    NewTurn,
+    Page,
+    StoreStatistics,
+    conflict,
+    no_conversation,
+    no_leaf,
+    no_parent,
+    no_reply,
+)
+from chatserve.errors import ChatserveError, Unavailable
+
+T = TypeVar("T")
+
+CHORES_MAX = 4_096  # index entries to be mended with the next call; the oldest are forgotten
+READ_ON_LOOP_BYTES_MAX = 128 << 10  # a longer answer is read in a thread: about a millisecond
+APPEND_TRIP_ENTRIES = 500  # log entries in one trip: packing more would hold the loop
+ALREADY_THERE = "equal or smaller"  # of a stream id, as the server says it
+
+
+class RedisStore:
+    """All owners' conversations, behind one link."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self._list = RedisList(link)
+        self._facts: ServerFacts | None = None
+        self._chores: dict[tuple[Argument, ...], Command] = {}
+
+    async def check(self) -> ServerFacts:
+        """Whether this server will do, and what to warn of. Raises StartError, Unavailable."""
+        self._facts = await self._link.facts()
+        return self._facts
+
+    async def create(self, conversation: Conversation, turns: Sequence[Turn] = ()) -> None:
+        """Keep a new conversation."""
+        assert len(turns) <= TURNS_MAX, "refused where it is imported"
+        fields = meta_arguments(conversation)
+        index = OWNER_INDEX + conversation.owner
+        listed = ("ZADD", index, "GT", repr(conversation.updated), conversation.id)
+        arguments = (conversation.owner, len(fields), *fields)
+        if turns:
+            arguments += await asyncio.to_thread(_turns_arguments, turns)
+        status, _ = await self._script("create", conversation.id, arguments, before=[listed])
+        assert status == "ok", "ids are drawn"
+
+    async def get(self, owner: str, conversation: str) -> Conversation:
+        """Raises NotFound."""
+        status, items = await self._script("get", conversation, (owner,))
+        self._check(status, no_conversation)
+        return await self._read(lambda items: read_conversation(conversation, items), items)
+
+    async def tree(
+        self, owner: str, conversation: str
+    ) -> tuple[Conversation, tuple[Turn, ...], tuple[ReplyRecord, ...]]:
+        """With all turns, and the replies that are running or have no turn. Raises NotFound."""
+        status, items = await self._script("tree", conversation, (owner,))
+        self._check(status, no_conversation)
+
+        def read(items: Items) -> tuple[Conversation, tuple[Turn, ...], tuple[ReplyRecord, ...]]:
+            head = read_conversation(conversation, items)
+            count = int(next(items) or b"0")
+            records = tuple(
+                read_record((next(items) or b"").decode("utf-8"), items) for _ in range(count)
+            )
+            turns = read_turns(items)
+            turns.sort(key=lambda item: item[0])
+            return head, tuple(turn for _, turn in turns), records
+
+        return await self._read(read, items)
+
+    async def list(
+        self, owner: str, *, after: str | None = None, limit: int = 50, search: str | None = None
+    ) -> Page:
+        """Latest update first."""
+        place = None if after is None else Place.read(after)
+        await self._do_chores()
+        return await self._list.page(owner, after=place, limit=limit, search=search)
+
+    async def update(
+        self, owner: str, conversation: str, changes: Mapping[str, object], *, now: float
+    ) -> Conversation:
+        """Set some of title, system, settings and leaf. Raises NotFound."""
+        assert changes.keys() <= CHANGEABLE, changes
+        arguments: list[Argument] = [owner, repr(now)]
+        for name, value in changes.items():
+            if name == "system" and value is None:
+                arguments += ["no system", ""]
+            elif name == "settings":
+                settings = cast("Mapping[str, object]", value)
+                arguments += [name, pack_settings(settings)]
+            else:
+                arguments += [name, cast("str | None", value) or ""]
+        status, items = await self._script("update", conversation, arguments)
+        if status == "leaf":
+            raise no_leaf()
+        self._check(status, no_conversation)
+        return await self._changed(conversation, items)
+
+    async def delete(self, owner: str, conversation: str) -> tuple[str, ...]:
+        """The replies that were running. Raises NotFound."""
+        status, items = await self._script("delete", conversation, (owner,))
+        self._check(status, no_conversation)
+        running = await self._read(_identities, items)
+        self._later(("ZREM", OWNER_INDEX + owner, conversation))
+        for reply in running:
+            self._later(("SREM", RUNNING_INDEX, reply))
+        return running
+
+    async def accept(self, turn: NewTurn) -> Accepted:
+        """Append the user's turn and a running reply, or find the known one."""
+        has_content = turn.content is not None
+        arguments: tuple[Argument, ...] = (turn.owner, turn.ask, turn.digest.hex(), turn.reply)
+        arguments += (pack((repr(turn.now).encode("ascii"), turn.request)), repr(turn.now))
+        arguments += (TURNS_MAX, "content" if has_content else "")
+        arguments += (turn_value(turn.now, turn.content) if turn.content is not None else "",)
+        arguments += ("leaf" if turn.at_leaf else "parent", turn.parent or "")
+        listed = ("SADD", RUNNING_INDEX, turn.reply)
+        status, items = await self._script("accept", turn.conversation, arguments, before=[listed])
+        if status != "accepted":
+            self._later(("SREM", RUNNING_INDEX, turn.reply))
+            if status == "parent":
+                raise no_parent()
+            if status != "known":
+                self._check(status, no_conversation)
+
+        def read(items: Items) -> Accepted:
+            conversation = read_conversation(turn.conversation, items)
+            record = read_record((next(items) or b"").decode("utf-8"), items)
+            path = tuple(turn for _, turn in reversed(read_turns(items)))
+            return Accepted(
+                conversation=conversation, record=record, path=path, known=status == "known"
+            )
+
+        accepted = await self._read(read, items)
+        self._listed(accepted.conversation)
+        return accepted
+
+    async def find(
+        self, owner: str, conversation: str, *, ask: str, digest: bytes
+    ) -> ReplyRecord | None:
+        """The reply of a known ask."""
+        status, items = await self._script("find", conversation, (owner, ask, digest.hex()))
+        if status == "new":
+            return None
+        if status != "known":
+            self._check(status, no_conversation)
+        return await self._read(
+            lambda items: read_record((next(items) or b"").decode("utf-8"), items), items
+        )
+
+    async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
+        """Write log entries; the replies that are gone, have ended or were taken up by another."""
+        gone: set[str] = set()
+        for first in range(0, len(entries), APPEND_TRIP_ENTRIES):
+            part = entries[first : first + APPEND_TRIP_ENTRIES]
+            answers = await self._run([_append_command(entry) for entry in part])
+            known = [
+                entry
+                for entry, answer in zip(part, answers, strict=True)
+                if isinstance(answer, Exception)
+            ]
+            gone |= {
+                entry.reply for entry, answer in zip(part, answers, strict=True) if answer is None
+            }
+            gone |= await self._superseded(known)
+        return frozenset(gone)
+
+    async def _superseded(self, entries: Sequence[LogEntry]) -> set[str]:
+        """Of entries that were refused: the replies whose log has gone on without them."""
+        if not entries:
+            return set()
+        commands: list[Command] = []
+        for entry in entries:
+            key, cursor = log_key(conversation_of(entry.reply), entry.reply), str(entry.cursor)
+            commands.append(("XRANGE", key, cursor, cursor))
+        answers = await self._run(commands)
+        gone: set[str] = set()
+        for entry, answer in zip(entries, answers, strict=True):
+            if not answer:
+                gone.add(entry.reply)
+                continue
+            ((_, fields),) = cast("list[tuple[bytes, object]]", answer)
+            assert _text_field(fields) == entry.text, "one cursor, two texts"
+        return gone
+
+    async def end(self, ending: Ending) -> Conversation:
+        """Keep the assistant's turn and the end of the reply. Raises NotFound."""
+        turn = ending.turn
+        value = ending_value(ending.state, ending.final, ending.text, has_turn=turn is not None)
+        arguments: tuple[Argument, ...] = (ending.reply, value, repr(ending.now))
+        arguments += (ending.title or "", encoded_ids(ending.prompt_ids, ending.encoding))
+        if turn is None:
+            arguments += ("", "", "")
+        else:
+            assert turn.id == ending.reply, turn.id
+            assert turn.role is Role.ASSISTANT
+            arguments += ("turn", turn_value(turn.created, turn.text, turn.final))
+            arguments += (encoded_ids(turn.token_ids, turn.encoding),)
+        identity = conversation_of(ending.reply)
+        status, items = await self._script("end", identity, arguments)
+        self._later(("SREM", RUNNING_INDEX, ending.reply))
+        self._check(status, no_reply)
+        return await self._changed(identity, items)
+
+    async def reply(self, owner: str, reply: str) -> ReplyRecord:
+        """Raises NotFound."""
+        status, items = await self._script("reply", conversation_of(reply), (owner, reply))
+        self._check(status, no_reply)
+        return await self._read(lambda items: read_record(reply, items), items)
+
+    async def log(self, reply: str) -> tuple[LogEntry, ...]:
+        """What was logged of a running reply."""
+        _, items = await self._script("log", conversation_of(reply), (reply,))
+        return await self._read(lambda items: read_log(reply, items), items)
+
+    async def running(self) -> tuple[str, ...]:
+        """Replies that run, as their conversations have it; others are taken off the index."""
+        (answer,) = await self._run([("SMEMBERS", RUNNING_INDEX)])
+        listed = sorted(member.decode("utf-8") for member in cast("set[bytes]", answer))
+        running: list[str] = []
+        for first in range(0, len(listed), APPEND_TRIP_ENTRIES):
+            part = listed[first : first + APPEND_TRIP_ENTRIES]
+            there = await self._run([_is_running(reply) for reply in part])
+            running += [reply for reply, runs in zip(part, there, strict=True) if runs]
+            stale = [reply for reply, runs in zip(part, there, strict=True) if not runs]
+            if stale:
+                # One that was being accepted comes back.
+                await self._run([("SREM", RUNNING_INDEX, *stale)])
+                there = await self._run([_is_running(reply) for reply in stale])
+                back = [reply for reply, runs in zip(stale, there, strict=True) if runs]
+                if back:
+                    await self._run([("SADD", RUNNING_INDEX, *back)])
+        return tuple(running)
+
+    async def resume(self, reply: str) -> tuple[Conversation, tuple[Turn, ...], ReplyRecord]:
+        """Take up a running reply. Raises NotFound, Conflict if it has ended."""
+        identity = conversation_of(reply)
+        status, items = await self._script("resume", identity, (reply,))
+        self._check(status, no_reply)
+
+        def read(items: Items) -> tuple[Conversation, tuple[Turn, ...], ReplyRecord]:
+            conversation, record = read_conversation(identity, items), read_record(reply, items)
+            return conversation, tuple(turn for _, turn in reversed(read_turns(items))), record
+
+        return await self._read(read, items)
+
+    def statistics(self) -> StoreStatistics:
+        """A frozen picture. Kind and durability are known once the server was checked."""
+        link, facts = self._link.statistics(), self._facts
+        return StoreStatistics(
+            kind="redis" if facts is None else facts.kind,
+            available=link.available,
+            durable=facts is not None and facts.durable,
+            calls=link.calls,
+            failures=link.failures,
+            seconds_total=link.seconds_total,
+        )
+
+    # Inside ----------------------------------------------------------------------------------
+
+    async def _script(
+        self,
+        name: str,
+        conversation: str,
+        arguments: Sequence[Argument],
+        *,
+        before: Sequence[Command] = (),
+    ) -> tuple[str, bytes]:
+        """How it went, and the packed row that says so in its first value."""
+        command = self._link.script(name, keys_of(conversation), arguments)
+        answers = await self._run([*before, command])
+        packed = answers[-1]
+        try:
+            status = next(unpack(packed), None)
+        except Damaged as error:
+            raise _damaged(error) from error
+        assert status is not None, name
+        return status.decode("ascii"), cast("bytes", packed)
+
+    async def _run(self, commands: Sequence[Command]) -> Sequence[object]:
+        """With the chores before them; errors of streams' ids are among the answers."""
+        chores, self._chores = self._chores, {}
+        try:
+            answers = await self._link.run(
+                [*chores.values(), *commands], optional=len(chores), excused=ALREADY_THERE
+            )
+        except BaseException:
+            self._chores = chores | self._chores
+            raise
+        return answers[len(chores) :]
+
+    async def _do_chores(self) -> None:
+        if self._chores:
+            await self._run([("PING",)])
+
+    def _later(self, command: Command) -> None:
+        """Do it with the next call. A later word on the same thing takes the former's place."""
+        key = command[:2] + command[-1:]
+        self._chores.pop(key, None)
+        self._chores[key] = command
+        if len(self._chores) > CHORES_MAX:
+            del self._chores[next(iter(self._chores))]
+
+    def _listed(self, conversation: Conversation) -> None:
+        index, score = OWNER_INDEX + conversation.owner, repr(conversation.updated)
+        self._later(("ZADD", index, "XX", "GT", score, conversation.id))
+
+    async def _changed(self, identity: str, items: bytes) -> Conversation:
+        conversation = await self._read(lambda items: read_conversation(identity, items), items)
+        self._listed(conversation)
+        return conversation
+
+    async def _read(self, read: Callable[[Items], T], packed: bytes) -> T:
+        """What stands behind the first value. Much of it is read off the loop."""
+
+        def behind_first() -> T:
+            items = unpack(packed)
+            next(items)
+            return read(items)
+
+        try:
+            if len(packed) > READ_ON_LOOP_BYTES_MAX:
+                return await asyncio.to_thread(behind_first)
+            return behind_first()
+        except Damaged as error:
+            raise _damaged(error) from error
+
+    @staticmethod
+    def _check(status: str, gone: Callable[[], ChatserveError]) -> None:
+        if status == "gone":
+            raise gone()
+        if status not in ("ok", "accepted"):
+            raise conflict(status)
+
+
+def _damaged(error: Damaged) -> Unavailable:
+    refusal = Unavailable("This conversation cannot be read.", retry_after=1.0)
+    refusal.__cause__ = error
+    return refusal
+
+
+def _turns_arguments(turns: Sequence[Turn]) -> tuple[Argument, ...]:
+    return tuple(argument for turn in turns for argument in turn_arguments(turn))
+
+
+def _identities(items: Items) -> tuple[str, ...]:
+    return tuple((item or b"").decode("utf-8") for item in items)
+
+
+def _append_command(entry: LogEntry) -> Command:
+    assert entry.cursor.seq > 0, "an entry has text; 0 is an epoch's head"
+    key = log_key(conversation_of(entry.reply), entry.reply)
+    return ("XADD", key, "NOMKSTREAM", str(entry.cursor), *log_fields(entry))
+
+
+def _is_running(reply: str) -> Command:
+    running = keys_of(conversation_of(reply))[6]
+    return ("HEXISTS", running, reply)
+
+
+def _text_field(fields: object) -> str:
+    """Of a stream entry's fields, as a table or in a row."""
+    if isinstance(fields, dict):
+        table = cast("dict[bytes, bytes]", fields)
+    else:
+        row = cast("list[bytes]", fields)
+        table = dict(zip(row[::2], row[1::2], strict=True))
+    return table[b"t"].decode("utf-8")
