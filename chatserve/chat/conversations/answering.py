@@ -37,7 +37,7 @@ from chatserve.chat.conversations.history import Prompt
 from chatserve.chat.conversations.outcome import Outcome, done, ending, failed, interrupted
 from chatserve.chat.service import PreparedT, check_token_ids, sampling_of
 from chatserve.chat.store.conversation import Conversation
-from chatserve.chat.store.session_store import Ending
+from chatserve.chat.store.session_store import Ending, Unreadable
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Emission, FinishReason, Receipt, Request
 from chatserve.errors import (
@@ -287,6 +287,10 @@ class Answering(Generic[PreparedT]):
         except NotFound:
             self._conclude_with(gone)
             return
+        except Unreadable as error:
+            _log.error("reply %s cannot be kept: its conversation is damaged", reply.id)
+            self._conclude_with(error)
+            return
         means.changes.publish(conversation.owner, conversation.id, conversation.revision)
         reply.conclude(outcome.kind, outcome.data)
 
@@ -321,12 +325,15 @@ class Answering(Generic[PreparedT]):
             return None
 
     async def _keep(self, kept: Ending) -> Conversation:
-        """One trip, as often as it takes. Raises NotFound where the conversation is gone."""
+        """One trip, as often as it takes. Raises NotFound where the conversation is gone, and
+        Unreadable."""
         options = self._means.options
         backoff = Backoff(options.retry_seconds_first, options.retry_seconds_max)
         while True:
             try:
                 return await self._means.store.end(kept)
+            except Unreadable:
+                raise
             except Unavailable:
                 await self._means.clock.sleep(backoff.next())
 

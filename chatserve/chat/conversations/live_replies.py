@@ -23,6 +23,7 @@ from chatserve.chat.conversations.assignment import AnswerMeans, Assignment
 from chatserve.chat.conversations.chat_reply import ChatReply
 from chatserve.chat.conversations.recall import recalled
 from chatserve.chat.service import PreparedT
+from chatserve.chat.store.session_store import Unreadable
 from chatserve.errors import Conflict, NotFound, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -146,6 +147,8 @@ class LiveReplies(Generic[PreparedT]):
     async def _resume_one(self, reply: str) -> None:
         try:
             await self.persist(lambda: self.take_up(reply))
+        except Unreadable:
+            _log.error("reply %s cannot be taken up: its conversation is damaged", reply)
         except (NotFound, Conflict, Unavailable):
             pass  # deleted or ended meanwhile, or the next start takes it up
         except Exception:
@@ -210,12 +213,14 @@ class LiveReplies(Generic[PreparedT]):
         return future
 
     async def persist(self, call: Callable[[], Work[T]]) -> T:
-        """Ask the store as often as it takes. Raises Unavailable only while draining."""
+        """Ask the store as often as it takes. Raises Unreadable, and Unavailable while draining."""
         options = self._means.options
         backoff = Backoff(options.retry_seconds_first, options.retry_seconds_max)
         while True:
             try:
                 return await call()
+            except Unreadable:
+                raise
             except Unavailable:
                 if self.draining:
                     raise

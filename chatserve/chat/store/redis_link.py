@@ -12,22 +12,23 @@ Unavailable; that a write was lost is then no more certain than that it was done
 
 While open, calls are refused at once; of the callers of a returning server one goes first. Errors
 that a server answers with (read-only, out of memory, a key of a wrong type) refuse their own call
-only.
+only. At a start, what will not mend itself (a password, a certificate) is told from what may.
 """
 
 import asyncio
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
@@ -35,6 +36,7 @@ from redis.exceptions import (
     NoPermissionError,
     NoScriptError,
     RedisError,
+    ResponseError,
 )
 
 from chatserve.errors import SettingsError, StartError, Unavailable
@@ -52,6 +54,9 @@ CONNECTIONS_MAX = 16  # a trip takes a millisecond: thousands of calls a second
 HEALTH_CHECK_SECONDS = 30.0  # a connection idle for longer is tried first
 LOGGED_EVERY_SECONDS = 10.0  # of the same refusal
 VERSION_MIN = (6, 2)
+WRONG_TYPE = "WRONGTYPE"  # of a key, as the server says it
+
+_NO_TLS = frozenset(("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"))
 
 Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
@@ -131,12 +136,12 @@ class RedisLink:
         return ("EVALSHA", self._scripts[name].sha, len(keys), *keys, *arguments)
 
     async def run(
-        self, commands: Sequence[Command], *, optional: int = 0, excused: str | None = None
+        self, commands: Sequence[Command], *, optional: int = 0, excused: Sequence[str] = ()
     ) -> list[object]:
         """Their answers, in order. Raises Unavailable.
 
-        The errors of the first `optional` commands matter to nobody, and those that begin with
-        `excused` are given back among the answers.
+        The errors of the first `optional` commands matter to nobody, and those that say one of the
+        `excused` things are given back among the answers.
         """
         assert commands
         self._calls += 1
@@ -145,8 +150,13 @@ class RedisLink:
             self._admit(began)
             answers = await self._answers(commands)
             for answer in answers[optional:]:
-                if isinstance(answer, Exception) and not (excused and excused in str(answer)):
-                    raise self._refused(answer)
+                if isinstance(answer, Exception) and not any(
+                    thing in str(answer) for thing in excused
+                ):
+                    self.tell(answer)
+                    refusal = _unavailable()
+                    refusal.__cause__ = answer
+                    raise refusal
         except BaseException as error:
             self._failures += isinstance(error, Unavailable)
             raise
@@ -154,17 +164,26 @@ class RedisLink:
             self._seconds += self._clock() - began
         return answers
 
-    async def facts(self) -> ServerFacts:
-        """Ask who is there. Raises StartError for a server that will not do, Unavailable."""
+    async def facts(self, *trials: Command) -> ServerFacts:
+        """Ask who is there, and try some commands. Raises StartError for a server that will not
+        do, Unavailable for one that may do later."""
         try:
-            (answer,) = await self.run([("INFO",)])
+            answer, *_ = await self.run([("INFO",), *trials])
         except Unavailable as error:
-            if _is_of_credentials(error):
-                raise StartError(
-                    f"--redis-url: {self.place} refuses the name or password, or INFO."
-                ) from None
+            lasting = _lasting_fault(error)
+            if lasting is not None:
+                raise StartError(f"--redis-url: {self.place} {lasting}") from None
             raise
         return _facts(self.place, _info(answer))
+
+    def tell(self, error: Exception) -> None:
+        """Log that the server answered with an error; the same one now and then only."""
+        kind, now = str(error)[:40], self._clock()
+        if self._logged[0] != kind or now >= self._logged[1] + LOGGED_EVERY_SECONDS:
+            self._logged = kind, now
+            _log.error(
+                "the session store at %s answers with an error: %s", self.place, _reason_of(error)
+            )
 
     def statistics(self) -> LinkStatistics:
         """A frozen picture."""
@@ -221,17 +240,14 @@ class RedisLink:
         self._failures_in_row = min(self._failures_in_row + 1, 10)
         return _unavailable()
 
-    def _refused(self, error: Exception) -> Unavailable:
-        """The server answered with an error."""
-        kind, now = str(error)[:40], self._clock()
-        if self._logged[0] != kind or now >= self._logged[1] + LOGGED_EVERY_SECONDS:
-            self._logged = kind, now
-            _log.error(
-                "the session store at %s answers with an error: %s", self.place, _reason_of(error)
-            )
-        refusal = _unavailable()
-        refusal.__cause__ = error
-        return refusal
+
+class _TlsConnection(SSLConnection):
+    """With the one context of all connections: making one reads every certificate that the machine
+    trusts, and would hold the loop for a tenth of a second at each connection."""
+
+    def __init__(self, *, context_of: SSLConnection, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ssl_context = context_of.ssl_context
 
 
 def place_of(url: str) -> str:
@@ -269,20 +285,43 @@ def _client(url: str) -> Redis:
     except (ValueError, TypeError):  # its message holds the URL
         raise SettingsError("--redis-url holds an option that is not understood.") from None
     pool.connection_kwargs["decode_responses"] = False
+    if pool.connection_class is SSLConnection:
+        _share_context(pool)
     return Redis.from_pool(pool)
+
+
+def _share_context(pool: ConnectionPool) -> None:
+    first = SSLConnection(**pool.connection_kwargs)
+    try:
+        first.ssl_context.get()
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"--redis-url: its certificates cannot be read: {type(error).__name__}."
+        ) from None
+    pool.connection_class = _TlsConnection
+    pool.connection_kwargs["context_of"] = first
 
 
 def _unavailable() -> Unavailable:
     return Unavailable("The store of conversations is away.", retry_after=RETRY_AFTER_SECONDS)
 
 
-def _is_of_credentials(error: BaseException | None) -> bool:
-    """Whether a failure comes of a name or password; the client wraps that up."""
+def _lasting_fault(error: BaseException | None) -> str | None:
+    """What will not mend itself, of a failure that the client has wrapped up."""
     while error is not None:
-        if isinstance(error, AuthenticationError | NoPermissionError) or "AUTH" in str(error):
-            return True
-        error = error.__cause__
-    return False
+        text = str(error)[:200]
+        if isinstance(error, NoPermissionError):
+            return f"does not let its user do what is needed: {text}"
+        if isinstance(error, AuthenticationError) or "AUTH" in text:
+            return "refuses the name or password."
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"has a certificate that is not trusted: {error.verify_message}."
+        if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+            return "does not speak TLS."
+        if isinstance(error, ResponseError):
+            return f"answers: {text}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _reason_of(error: BaseException) -> str:

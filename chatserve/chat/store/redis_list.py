@@ -14,7 +14,7 @@ from typing import cast
 
 from chatserve.chat.store.conversation import Conversation
 from chatserve.chat.store.conversation_list import Place, holds
-from chatserve.chat.store.redis_link import Command, RedisLink
+from chatserve.chat.store.redis_link import WRONG_TYPE, Command, RedisLink
 from chatserve.chat.store.redis_values import (
     OWNER_INDEX,
     SEARCHED_FIELDS,
@@ -107,11 +107,13 @@ class RedisList:
 
     async def _heads(self, owner: str, places: Sequence[Place]) -> list[_Head]:
         commands = [("HMGET", meta_key(place.id), *SEARCHED_FIELDS) for place in places]
-        answers = await self._link.run(commands)
+        answers = await self._link.run(commands, excused=(WRONG_TYPE,))
         heads: list[_Head] = []
         chores: list[Command] = []
         gone: list[Place] = []
         for place, answer in zip(places, answers, strict=True):
+            if isinstance(answer, Exception):
+                continue  # opening it says so
             values = cast("list[bytes | None]", answer)
             if values[0] is None:
                 gone.append(place)
@@ -119,7 +121,7 @@ class RedisList:
             try:
                 conversation = read_conversation(place.id, iter(values))
             except Damaged:
-                continue  # opening it says so
+                continue
             if conversation.owner != owner:
                 continue
             if conversation.updated > place.updated:
@@ -153,7 +155,8 @@ class RedisList:
         others = [head for head in heads if head.place.id not in found]
         if others:
             answers = await self._link.run(
-                [self._link.script("texts", keys_of(head.place.id), ()) for head in others]
+                [self._link.script("texts", keys_of(head.place.id), ()) for head in others],
+                excused=(WRONG_TYPE,),
             )
             for head, answer in zip(others, answers, strict=True):
                 if await asyncio.to_thread(_holds, sought, answer):

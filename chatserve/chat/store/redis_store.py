@@ -27,7 +27,13 @@ from chatserve.chat.store.conversation import (
     conversation_of,
 )
 from chatserve.chat.store.conversation_list import Place
-from chatserve.chat.store.redis_link import Argument, Command, RedisLink, ServerFacts
+from chatserve.chat.store.redis_link import (
+    WRONG_TYPE,
+    Argument,
+    Command,
+    RedisLink,
+    ServerFacts,
+)
 from chatserve.chat.store.redis_list import RedisList
 from chatserve.chat.store.redis_values import (
     OWNER_INDEX,
@@ -58,6 +64,7 @@ from chatserve.chat.store.session_store import (
     NewTurn,
     Page,
     StoreStatistics,
+    Unreadable,
     conflict,
     no_conversation,
     no_leaf,
@@ -85,7 +92,8 @@ class RedisStore:
 
     async def check(self) -> ServerFacts:
         """Whether this server will do, and what to warn of. Raises StartError, Unavailable."""
-        self._facts = await self._link.facts()
+        trial = self._link.script("get", keys_of("nobody's"), ("",))
+        self._facts = await self._link.facts(trial)
         return self._facts
 
     async def create(self, conversation: Conversation, turns: Sequence[Turn] = ()) -> None:
@@ -210,15 +218,17 @@ class RedisStore:
         gone: set[str] = set()
         for first in range(0, len(entries), APPEND_TRIP_ENTRIES):
             part = entries[first : first + APPEND_TRIP_ENTRIES]
-            answers = await self._run([_append_command(entry) for entry in part])
-            known = [
-                entry
-                for entry, answer in zip(part, answers, strict=True)
-                if isinstance(answer, Exception)
-            ]
-            gone |= {
-                entry.reply for entry, answer in zip(part, answers, strict=True) if answer is None
-            }
+            commands = [_append_command(entry) for entry in part]
+            answers = await self._run(commands, excused=(ALREADY_THERE, WRONG_TYPE))
+            known: list[LogEntry] = []
+            for entry, answer in zip(part, answers, strict=True):
+                if answer is None:
+                    gone.add(entry.reply)
+                elif isinstance(answer, Exception) and WRONG_TYPE in str(answer):
+                    # This log takes nothing any more; its reply's end keeps the whole text.
+                    self._link.tell(answer)
+                elif isinstance(answer, Exception):
+                    known.append(entry)
             gone |= await self._superseded(known)
         return frozenset(gone)
 
@@ -277,13 +287,16 @@ class RedisStore:
         running: list[str] = []
         for first in range(0, len(listed), APPEND_TRIP_ENTRIES):
             part = listed[first : first + APPEND_TRIP_ENTRIES]
-            there = await self._run([_is_running(reply) for reply in part])
+            # One whose conversation is damaged counts: whoever takes it up is told so.
+            there = await self._run([_is_running(reply) for reply in part], excused=(WRONG_TYPE,))
             running += [reply for reply, runs in zip(part, there, strict=True) if runs]
             stale = [reply for reply, runs in zip(part, there, strict=True) if not runs]
             if stale:
                 # One that was being accepted comes back.
                 await self._run([("SREM", RUNNING_INDEX, *stale)])
-                there = await self._run([_is_running(reply) for reply in stale])
+                there = await self._run(
+                    [_is_running(reply) for reply in stale], excused=(WRONG_TYPE,)
+                )
                 back = [reply for reply, runs in zip(stale, there, strict=True) if runs]
                 if back:
                     await self._run([("SADD", RUNNING_INDEX, *back)])
@@ -325,21 +338,27 @@ class RedisStore:
     ) -> tuple[str, bytes]:
         """How it went, and the packed row that says so in its first value."""
         command = self._link.script(name, keys_of(conversation), arguments)
-        answers = await self._run([*before, command])
-        packed = answers[-1]
         try:
+            answers = await self._run([*before, command], excused=(ALREADY_THERE,))
+            packed = answers[-1]
             status = next(unpack(packed), None)
         except Damaged as error:
-            raise _damaged(error) from error
+            raise Unreadable from error
+        except Unavailable as refusal:
+            if _is_of_damage(refusal.__cause__):
+                raise Unreadable from refusal
+            raise
         assert status is not None, name
         return status.decode("ascii"), cast("bytes", packed)
 
-    async def _run(self, commands: Sequence[Command]) -> Sequence[object]:
-        """With the chores before them; errors of streams' ids are among the answers."""
+    async def _run(
+        self, commands: Sequence[Command], *, excused: Sequence[str] = ()
+    ) -> Sequence[object]:
+        """With the chores before them."""
         chores, self._chores = self._chores, {}
         try:
             answers = await self._link.run(
-                [*chores.values(), *commands], optional=len(chores), excused=ALREADY_THERE
+                [*chores.values(), *commands], optional=len(chores), excused=excused
             )
         except BaseException:
             self._chores = chores | self._chores
@@ -380,7 +399,7 @@ class RedisStore:
                 return await asyncio.to_thread(behind_first)
             return behind_first()
         except Damaged as error:
-            raise _damaged(error) from error
+            raise Unreadable from error
 
     @staticmethod
     def _check(status: str, gone: Callable[[], ChatserveError]) -> None:
@@ -390,10 +409,11 @@ class RedisStore:
             raise conflict(status)
 
 
-def _damaged(error: Damaged) -> Unavailable:
-    refusal = Unavailable("This conversation cannot be read.", retry_after=1.0)
-    refusal.__cause__ = error
-    return refusal
+def _is_of_damage(error: BaseException | None) -> bool:
+    """Whether a script met keys or values that no script of ours writes. It reads before it writes:
+    then nothing was changed."""
+    text = str(error)
+    return "script" in text and (WRONG_TYPE in text or "attempt to" in text)
 
 
 def _turns_arguments(turns: Sequence[Turn]) -> tuple[Argument, ...]:

@@ -4,7 +4,7 @@ Two stores fit it: `redis_store.py`, the real one, and `memory_store.py`, which 
 of the process. Each call is atomic for its conversation. Any call may raise Unavailable with a
 retry_after where the store does not answer in time; then a write may or may not have happened,
 and repeating the same call is safe: `accept` knows its `ask`, `append` its cursors, `end` its
-reply.
+reply. It raises Unreadable, of the same kind, where one conversation's own keys are damaged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from chatserve.chat.store.conversation import (
     ReplyState,
     Turn,
 )
-from chatserve.errors import Conflict, NotFound
+from chatserve.errors import Conflict, NotFound, Unavailable
 
 TURNS_MAX = 10_000  # of one conversation: a path is walked, and a tree read, in one call
 CHANGEABLE = frozenset(("title", "system", "settings", "leaf"))
@@ -33,6 +33,14 @@ _CONFLICTS = {
     "full": f"The conversation has its {TURNS_MAX} turns.",
     "ended": "The reply has ended.",
 }
+
+
+class Unreadable(Unavailable):
+    """What is kept of one conversation is not what was written there. Nothing was changed, and
+    asking again helps only once somebody has mended it."""
+
+    def __init__(self) -> None:
+        super().__init__("This conversation cannot be read.", retry_after=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
