@@ -7,6 +7,7 @@
     seal     name a full page, or adopt its twin
     release  give a table back; truncate first where tokens were cut off
     settle   a step has committed
+    extend   room for what is computed ahead of any request
     claims   who computes what now (`claims.py`)
 
 Theory of operation. A table's sealed pages are named and immutable; only its last, partial page
@@ -16,6 +17,9 @@ swaps the table over to the resident one and drops the newcomer, so a name has o
 
 A release while steps are in flight leaves pages LEAVING until those commit; they are counted as
 `coming`, so that nobody is preempted for pages that are on their way anyway.
+
+Pages that were computed ahead (*drafted*) are evicted before all others until a request has adopted
+them, so they cost nobody anything but the pages of others that `extend` evicts: those it bounds.
 
 Without caching (`caching=False`) nothing is ever named: the same code, no hits.
 """
@@ -43,7 +47,8 @@ class CacheStatistics:
     """The cache floor at one moment. *_tokens and *_total count from the start of the process.
 
     logical_pages counts every owner of a page, physical_pages each owned page once: their
-    difference is what sharing saves.
+    difference is what sharing saves. draft_pages were computed ahead and wait for their request;
+    draft_adopted_total: pages whose request came.
     """
 
     page_size: int
@@ -60,6 +65,9 @@ class CacheStatistics:
     evicted_for_space_total: int
     evicted_by_flush_total: int
     truncated_total: int
+    draft_pages: int = 0
+    draft_sealed_total: int = 0
+    draft_adopted_total: int = 0
 
 
 class BlockManager:
@@ -80,6 +88,8 @@ class BlockManager:
         self._evicted = 0
         self._flushed = 0
         self._truncated = 0
+        self._draft_sealed = 0
+        self._draft_adopted = 0
 
     # What there is -------------------------------------------------------------------------
 
@@ -92,6 +102,11 @@ class BlockManager:
     def coming(self) -> int:
         """Pages that will be available when the steps in flight have committed."""
         return self.pool.leaving
+
+    @property
+    def caching(self) -> bool:
+        """Whether pages are named at all."""
+        return self._caching
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold so many positions."""
@@ -109,8 +124,13 @@ class BlockManager:
 
     # Taking and giving back ----------------------------------------------------------------
 
-    def adopt(self, table: PageTable, names: Sequence[PageName], tokens: bytes) -> int:
-        """Retain the resident part of a prefix in an empty table; returns its pages."""
+    def adopt(
+        self, table: PageTable, names: Sequence[PageName], tokens: bytes, *, drafting: bool = False
+    ) -> int:
+        """Retain the resident part of a prefix in an empty table; returns its pages.
+
+        drafting: for no request, so that drafted pages stay drafted.
+        """
         assert not table.pages, "a prefix is adopted by an empty table"
         if not self._caching:
             return 0
@@ -120,6 +140,8 @@ class BlockManager:
             if page is None:
                 break
             self._retain(page)
+            if not drafting:
+                self._draft_adopted += self._index.keep(page)
             table.pages.append(page)
             table.names.append(name)
         return len(table.pages)
@@ -158,6 +180,20 @@ class BlockManager:
         self._copies += len(copies)
         return tuple(copies)
 
+    def extend(self, table: PageTable, *, drafts_max: int) -> bool:
+        """One more page for what is computed ahead: a free one, or a drafted one's by eviction;
+        another's only while there are fewer than `drafts_max` drafted pages. False: none.
+        """
+        if not self.pool.free:
+            victim = self._index.next_victim()
+            if victim is None:
+                return False
+            if not self._index.is_drafted(victim) and self._index.drafted >= drafts_max:
+                return False
+            self._evict_one()
+        table.pages.append(self.pool.allocate())
+        return True
+
     def claim(self, holder: int, names: Sequence[PageName]) -> None:
         """`holder` will compute these names. Nothing to claim where nothing is ever named."""
         if self._caching:
@@ -169,10 +205,19 @@ class BlockManager:
             self._retain(page)
         return PageTable(pages=table.pages[:], names=table.names[:])
 
-    def seal(self, table: PageTable, name: PageName, tokens: bytes, *, step: int) -> list[int]:
+    def seal(
+        self,
+        table: PageTable,
+        name: PageName,
+        tokens: bytes,
+        *,
+        step: int,
+        drafting: bool = False,
+    ) -> list[int]:
         """Name the table's first unsealed page, which is full and computed.
 
-        step: the last step in flight that may touch the page. Returns the followers that waited
+        step: the last step in flight that may touch the page. drafting: no request had it computed.
+        Returns the followers that waited
         for this name. Where the page could not be named, `table.sealed` stays as it was.
         """
         if not self._caching:
@@ -184,6 +229,8 @@ class BlockManager:
             pass  # a fork of this table has sealed the shared page already
         elif twin is not None:
             self._retain(twin)
+            if not drafting:
+                self._draft_adopted += self._index.keep(twin)
             table.pages[index] = twin
             self._release_page(page, step)
             self._twins += 1
@@ -192,8 +239,9 @@ class BlockManager:
         else:
             self.pool.seal(page)
             parent = table.names[-1] if table.names else None
-            self._index.add(page, name, parent, tokens)
+            self._index.add(page, name, parent, tokens, drafted=drafting)
             self._sealed += 1
+            self._draft_sealed += drafting
         table.names.append(name)
         return self.claims.sealed(name)
 
@@ -252,6 +300,9 @@ class BlockManager:
             evicted_for_space_total=self._evicted,
             evicted_by_flush_total=self._flushed,
             truncated_total=self._truncated,
+            draft_pages=self._index.drafted,
+            draft_sealed_total=self._draft_sealed,
+            draft_adopted_total=self._draft_adopted,
         )
 
     def check(self) -> None:

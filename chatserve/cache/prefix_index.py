@@ -8,6 +8,10 @@ It knows names, parents and last uses; states and owners are the pool's (`page_p
 Eviction takes leaves only, so parents outlive children and whatever is resident can be found from
 the root. Among the leaves the least recently used goes first. Ticks come from one counter;
 when a sequence is released its last page gets the smallest, so that a chain dies from its end.
+
+A page that was computed ahead of any request (*drafted*) goes before all others, until a request
+has adopted it. Whoever adopts a page has adopted its parents, so a drafted page has drafted
+children only, and the leaves that go first are never in the way of others.
 """
 
 from dataclasses import dataclass
@@ -26,6 +30,12 @@ class _Entry:
     children: int = 0
     used: int = 0
     idle: bool = False  # nobody owns the page: it may be evicted once it has no children
+    drafted: bool = False  # computed ahead, and no request has adopted it
+
+    @property
+    def place(self) -> tuple[bool, int, PageId]:
+        """Its place in the order of eviction."""
+        return (not self.drafted, self.used, self.page)
 
 
 class PrefixIndex:
@@ -34,11 +44,22 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._by_name: dict[PageName, _Entry] = {}
         self._by_page: dict[PageId, _Entry] = {}
-        self._leaves: list[tuple[int, PageId]] = []  # heap; stale entries are skipped
+        # A heap of (kept, used, page); stale entries are skipped.
+        self._leaves: list[tuple[bool, int, PageId]] = []
         self._tick = 0
+        self._drafted = 0
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+    @property
+    def drafted(self) -> int:
+        """Resident pages that were computed ahead and not adopted since."""
+        return self._drafted
+
+    def is_drafted(self, page: PageId) -> bool:
+        """Whether a named page is one of those."""
+        return self._by_page[page].drafted
 
     def find(self, name: PageName, tokens: bytes) -> PageId | None:
         """The page of that name, if its token ids (int32 bytes) are these."""
@@ -54,13 +75,22 @@ class PrefixIndex:
         entry = self._by_page.get(page)
         return None if entry is None else entry.name
 
-    def add(self, page: PageId, name: PageName, parent: PageName | None, tokens: bytes) -> None:
+    def add(
+        self,
+        page: PageId,
+        name: PageName,
+        parent: PageName | None,
+        tokens: bytes,
+        *,
+        drafted: bool = False,
+    ) -> None:
         """Name an owned page. Its parent is resident, or None for a namespace's first page."""
         assert name not in self._by_name, "two pages of one name"
         assert page not in self._by_page, "two names for one page"
         if parent is not None:
             self._by_name[parent].children += 1
-        entry = _Entry(page=page, name=name, parent=parent, tokens=tokens)
+        entry = _Entry(page=page, name=name, parent=parent, tokens=tokens, drafted=drafted)
+        self._drafted += drafted
         self._by_name[name] = entry
         self._by_page[page] = entry
 
@@ -69,6 +99,7 @@ class PrefixIndex:
         entry = self._by_page.pop(page)
         assert entry.children == 0, "a parent must outlive its children"
         del self._by_name[entry.name]
+        self._drafted -= entry.drafted
         if entry.parent is not None:
             above = self._by_name[entry.parent]
             above.children -= 1
@@ -92,11 +123,19 @@ class PrefixIndex:
         """The page has an owner again."""
         self._by_page[page].idle = False
 
+    def keep(self, page: PageId) -> bool:
+        """A request has adopted the page. Returns whether it was a drafted one until now."""
+        entry = self._by_page[page]
+        was, entry.drafted = entry.drafted, False
+        self._drafted -= was
+        return was
+
     def next_victim(self) -> PageId | None:
-        """The idle leaf that was used longest ago; None where there is none. Changes nothing."""
+        """The idle leaf to evict first, by the module's order; None where there is none. Changes
+        nothing."""
         leaves = self._leaves
         while leaves:
-            used, page = leaves[0]
+            _, used, page = leaves[0]
             entry = self._by_page.get(page)
             if entry is None or not entry.idle or entry.children or entry.used != used:
                 heappop(leaves)
@@ -114,12 +153,15 @@ class PrefixIndex:
             if entry.parent is not None:
                 assert entry.parent in self._by_name, "an orphan"
                 children[entry.parent] = children.get(entry.parent, 0) + 1
+                above = self._by_name[entry.parent]
+                assert entry.drafted or not above.drafted, "a drafted page under a kept one"
         for name, entry in self._by_name.items():
             assert entry.children == children.get(name, 0)
+        assert self._drafted == sum(entry.drafted for entry in self._by_name.values())
         live = set(self._leaves)
-        for page, entry in self._by_page.items():
+        for entry in self._by_page.values():
             if entry.idle and entry.children == 0:
-                assert (entry.used, page) in live, "an evictable leaf that nobody would find"
+                assert entry.place in live, "an evictable leaf that nobody would find"
 
     def pages(self) -> dict[PageId, PageName]:
         """All named pages. For tests and for pictures of the cache."""
@@ -127,10 +169,10 @@ class PrefixIndex:
 
     def _push(self, leaf: _Entry) -> None:
         """A pool that is never full never looks for victims, so stale entries are swept here."""
-        heappush(self._leaves, (leaf.used, leaf.page))
+        heappush(self._leaves, leaf.place)
         if len(self._leaves) > 2 * len(self._by_page) + 64:
             self._leaves = [
-                (entry.used, entry.page)
+                entry.place
                 for entry in self._by_page.values()
                 if entry.idle and not entry.children
             ]
