@@ -1,5 +1,10 @@
-"""A real chatserve process for tests: the demonstration model, a free port, a data folder."""
+"""A real chatserve process for tests: the demonstration model, a free port, a data folder.
 
+`running` is one process, ended with SIGTERM. `reviving` is one data folder and one port whose
+process may be killed and started again, as often as a test likes; what it leaves is ended.
+"""
+
+import asyncio
 import json
 import os
 import re
@@ -9,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,23 +71,30 @@ def launched(
 ) -> Generator[tuple["subprocess.Popen[str]", str]]:
     """Start `chatserve serve` and end it with SIGTERM. Gives the process, and its URL if the
     options name a port."""
-    command = [sys.executable, "-m", "chatserve", "serve", *options]
-    command += ["--data-dir", str(folder / "data")]
     port = options[options.index("--port") + 1]
-    with (folder / "server.log").open("w") as file:
-        process = subprocess.Popen(
-            command, stderr=file, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )
+    process = _spawned(folder / "data", options, folder / "server.log")
     try:
         yield process, f"http://127.0.0.1:{port}"
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _end(process)
+
+
+def _spawned(data: Path, options: Sequence[str], log: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "chatserve", "serve", *options, "--data-dir", str(data)]
+    with log.open("w") as file:
+        return subprocess.Popen(
+            command, stderr=file, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        )
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
@@ -93,6 +105,78 @@ def running(
     log = folder / "server.log"
     with launched(folder, ["--port", "0", *options]) as (process, _):
         yield Server(process, _wait_until_ready(process, log), key, log)
+
+
+class Revived:
+    """One data folder and one port; `server` is the process that has them now, or had them last.
+
+    Each start has a log of its own: `server-1.log`, `server-2.log`, …
+    """
+
+    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.port = free_port()
+        self.starts = 0
+        self._options = ["--port", str(self.port), *options]
+        self.spawn()
+
+    def spawn(self, *more: str) -> None:
+        """Start a process; it is not ready yet. more: options of this start alone."""
+        self.starts += 1
+        log = self.folder / f"server-{self.starts}.log"
+        process = _spawned(self.data, [*self._options, *more], log)
+        self.server = Server(process, f"http://127.0.0.1:{self.port}", log=log)
+
+    @property
+    def announced(self) -> bool:
+        """It has said that it is ready."""
+        return _announced(self.server.log) is not None
+
+    async def ready(self) -> float:
+        """Wait until it is; the seconds that took."""
+        began = time.monotonic()
+        while not self.announced:
+            assert self.server.process.poll() is None, self.server.log.read_text()
+            assert time.monotonic() < began + START_SECONDS_MAX, self.server.log.read_text()
+            await asyncio.sleep(0.02)
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.server.process.kill()
+        self.server.process.wait()
+
+    async def terminated(self, seconds_max: float) -> int:
+        """Wait for the end that a signal asked for; the exit status."""
+        return await asyncio.to_thread(self.server.process.wait, seconds_max)
+
+    def redis_pid(self) -> int:
+        """The process that keeps the conversations, as the data folder has it."""
+        record = json.loads((self.data / "redis" / "server.json").read_text())
+        return int(record["pid"])
+
+    def logs(self) -> str:
+        """What all processes have said."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob("server-*.log")))
+
+    def end(self) -> None:
+        """End the process and whatever a killed one has left beside it."""
+        _end(self.server.process)
+        with suppress(OSError, ValueError, KeyError):
+            pid = self.redis_pid()
+            if Path(f"/proc/{pid}/cwd").resolve() == (self.data / "redis").resolve():
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def reviving(folder: Path, options: Sequence[str] = ()) -> Generator[Revived]:
+    """A server that can be killed and started again. The first process is being started."""
+    revived = Revived(folder, options)
+    try:
+        yield revived
+    finally:
+        revived.end()
 
 
 def free_port() -> int:
@@ -106,13 +190,17 @@ def _wait_until_ready(process: "subprocess.Popen[str]", log: Path) -> str:
     """The URL that the server announces when it is ready."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline:
-        text = log.read_text()
-        announced = re.search(r"chat page +(http://\S+)/\n", text)
+        announced = _announced(log)
         if announced:
-            return announced[1]
-        assert process.poll() is None, text
+            return announced
+        assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     raise AssertionError("the server did not become ready:\n" + log.read_text())
+
+
+def _announced(log: Path) -> str | None:
+    found = re.search(r"chat page +(http://\S+)/\n", log.read_text())
+    return None if found is None else found[1]
 
 
 def events(lines: Sequence[str]) -> list[dict[str, object]]:
