@@ -12,9 +12,10 @@ Theory of operation: one reader always reads, so that pongs and closing are noti
 goes on; each frame that has to wait for something gets a task; one writer writes (`outbox.py`).
 A viewing is one task that moves one frame at a time, so a socket that does not read lets its
 viewings merge and nothing queues. All tasks live in the group that the endpoint's call awaits:
-when it returns no viewing is left. A frame that cannot be met is answered with `failed`, and the
-socket goes on; what is no JSON at all ends it (1007). On a drain the socket goes on until its last
-viewing has ended, and closes with 1001.
+when it returns no viewing is left. A frame that cannot be met, or read, is answered with `failed`
+and the socket goes on, since other replies are on it. A turn's text counts against the budget of
+bodies until the turn is accepted, and is not kept while its reply is looked at. On a drain the
+socket goes on until its last viewing has ended, and closes with 1001.
 """
 
 import asyncio
@@ -50,7 +51,6 @@ from chatserve.errors import Busy, ChatserveError, RequestError, Unavailable
 SUBPROTOCOL = "chatserve.v1"
 
 _GOING_AWAY = 1001
-_INVALID_DATA = 1007
 _INTERNAL_ERROR = 1011
 
 
@@ -81,6 +81,24 @@ class SocketEndpoint:
             await Socket(self._desk, self._conversations, scope).live(receive, send)
 
 
+class Look:
+    """A request's look at a reply, made by its task."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+        self.answered = False
+        self.over = False
+
+    def end(self) -> None:
+        """A newer one takes its place. What it has to say before the newer one's `accepted` is at
+        most its own: each request is answered."""
+        self.over = True
+        if self.answered:
+            self.task.cancel()
+
+
 class Socket:
     """One accepted socket."""
 
@@ -93,7 +111,7 @@ class Socket:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = 0  # `stop` frames being acted on
         self._looking = 0  # `send` and `attach` frames, each a viewing or about to be one
-        self._viewings: dict[str, asyncio.Task[None]] = {}  # by reply
+        self._looks: dict[str, Look] = {}  # by reply
         self._draining = False
 
     async def live(self, receive: Receive, send: Send) -> None:
@@ -124,6 +142,9 @@ class Socket:
                 case "websocket.receive":
                     if not self._outbox.finished:
                         self._take(message["text"], group)
+                    # One read from the kernel may hold thousands of frames: the writer, and the
+                    # other sockets, have their turn between them.
+                    await asyncio.sleep(0)
                 case kind if kind == DRAIN:
                     self._draining = True
                     self._go_if_idle()
@@ -144,31 +165,24 @@ class Socket:
             self._outbox.finish(_INTERNAL_ERROR, "The server made a mistake.")
 
     def _go_if_idle(self) -> None:
-        if self._draining and not self._looking:
+        if self._draining and not self._looking and not self._stopping:
             self._outbox.finish(_GOING_AWAY, "The server is shutting down.")
 
     # -- a client's frames
 
     def _take(self, text: str, group: asyncio.TaskGroup) -> None:
         """Act on a frame, or leave that to a task; never waits."""
-        try:
-            value: object = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            self._outbox.finish(_INVALID_DATA, "A frame is a JSON object.")
-            return
         request: str | None = None
         try:
-            if not isinstance(value, dict):
-                raise RequestError("A frame is a JSON object.")
-            fields = cast(dict[str, object], value)
+            fields = _object(text)
             request = request_of(fields, self._desk.limits)
             if request is None:
                 raise RequestError("A frame needs a request: a short string.", param="request")
-            self._act(client_frame(fields, self._desk.limits), group)
+            self._act(client_frame(fields, self._desk.limits), group, size=len(text))
         except ChatserveError as error:
             self._outbox.post(failed_frame(error, request=request))
 
-    def _act(self, frame: ClientFrame, group: asyncio.TaskGroup) -> None:
+    def _act(self, frame: ClientFrame, group: asyncio.TaskGroup, *, size: int) -> None:
         limits = self._desk.limits
         match frame.kind:
             case "ping":
@@ -182,56 +196,61 @@ class Socket:
                 if self._looking >= limits.socket_viewings_max:
                     raise Busy("This socket looks at too many replies.", retry_after=1.0)
                 self._looking += 1
-                self._spawn(group, self._look(frame))
+                self._spawn(group, self._look(frame, size))
 
     async def _stop(self, frame: ClientFrame) -> None:
         try:
             await self._conversations.stop(self._holder.name, frame.target)
         except Exception as error:
-            self._fail(error, frame)
+            self._fail(error, frame.request)
         finally:
             self._stopping -= 1
+            self._go_if_idle()
 
-    async def _look(self, frame: ClientFrame) -> None:
-        """Send a turn, or come back to a reply, and show the reply."""
+    async def _look(self, frame: ClientFrame, size: int) -> None:
+        """Send a turn, or come back to a reply, and show the reply. size: of the frame's text."""
+        request, after = frame.request, frame.after
         places = self._holder.requests_max or self._desk.limits.connections_max
+        reply: ChatReply | None = None
         try:
-            older = self._viewings.get(frame.target)
+            older = self._looks.get(frame.target)
             if older is not None:  # the same reply from another place: one look at it is enough
-                older.cancel()
-                await asyncio.wait({older})
+                older.end()
+                await asyncio.wait({older.task})
             with self._desk.gate.enter(self._holder.name, places):
-                await self._show(await self._open(frame), frame.after, frame)
+                reply = await self._open(frame, size)
+                del frame  # a turn's text, for as long as a reply takes
+                await self._show(reply, after, request)
         except Exception as error:
-            self._fail(error, frame)
+            self._fail(error, request, reply=reply)
         finally:
             self._looking -= 1
             self._go_if_idle()
 
-    async def _open(self, frame: ClientFrame) -> ChatReply:
+    async def _open(self, frame: ClientFrame, size: int) -> ChatReply:
         if frame.kind == "attach":
             return await self._conversations.reply(self._holder.name, frame.target)
-        turn = turn_ask(
-            frame.turn,
-            owner=self._holder.name,
-            conversation=frame.target,
-            limits=self._desk.limits,
-        )
-        return await self._conversations.send(turn)
+        with self._desk.budget.lease() as lease:
+            lease.grow(size)
+            turn = turn_ask(
+                frame.turn,
+                owner=self._holder.name,
+                conversation=frame.target,
+                limits=self._desk.limits,
+            )
+            return await self._conversations.send(turn)
 
-    async def _show(self, reply: ChatReply, after: ReplyCursor | None, frame: ClientFrame) -> None:
+    async def _show(self, reply: ChatReply, after: ReplyCursor | None, request: str) -> None:
         if after is not None and after == reply.end:
             accepted = ReplyAccepted(
                 conversation=reply.conversation, turn=reply.turn, reply=reply.id
             )
-            await self._outbox.put(ended_frame(accepted, frame.request))
+            await self._outbox.put(ended_frame(accepted, request))
             return
-        own = asyncio.current_task()
-        assert own is not None
-        older = self._viewings.get(reply.id)
+        older = self._looks.get(reply.id)
         if older is not None:  # a turn that was sent once more
-            older.cancel()
-        self._viewings[reply.id] = own
+            older.end()
+        look = self._looks[reply.id] = Look()
         try:
             with reply.view(after) as events:
                 async for event in events:
@@ -241,23 +260,34 @@ class Socket:
                                 piece,
                                 conversation=reply.conversation,
                                 reply=reply.id,
-                                request=frame.request,
+                                request=request,
                             )
                         )
-                    if isinstance(event, ReplyFinal):
+                    look.answered = True  # `accepted` comes first
+                    if look.over or isinstance(event, ReplyFinal):
                         return
             if not self._draining:
                 raise Unavailable("The reply goes on elsewhere: attach again.", retry_after=1.0)
-        except ChatserveError as error:
-            self._outbox.post(failed_frame(error, request=frame.request, reply=reply.id))
         finally:
-            if self._viewings.get(reply.id) is own:
-                del self._viewings[reply.id]
+            if self._looks.get(reply.id) is look:
+                del self._looks[reply.id]
 
-    def _fail(self, error: Exception, frame: ClientFrame) -> None:
+    def _fail(self, error: Exception, request: str, *, reply: ChatReply | None = None) -> None:
         if not isinstance(error, ChatserveError) or error.status >= 500:
             log_failure(self._scope, error)
         told = (
             error if isinstance(error, ChatserveError) else ApiError("The server made a mistake.")
         )
-        self._outbox.post(failed_frame(told, request=frame.request))
+        name = None if reply is None else reply.id
+        self._outbox.post(failed_frame(told, request=request, reply=name))
+
+
+def _object(text: str) -> dict[str, object]:
+    try:
+        value: object = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        # The decoder's own words may quote the text, so they stay here.
+        raise RequestError("A frame is a JSON object; this is no JSON.") from None
+    if not isinstance(value, dict):
+        raise RequestError("A frame is a JSON object.")
+    return cast(dict[str, object], value)

@@ -59,6 +59,7 @@ class SocketConnection(WebSocketsSansIOProtocol):
         self._budget = budget
         self._held_bytes = 0
         self._message = bytearray()
+        self._in_message = False  # its first frame is here, its last one is not
         self._message_deadline: asyncio.TimerHandle | None = None
         self._left = False  # our last word is said
         self._told_to_drain = False
@@ -96,10 +97,10 @@ class SocketConnection(WebSocketsSansIOProtocol):
         self.conn.receive_data(data)
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             self._leave(CloseCode.ABNORMAL_CLOSURE)  # a head that is too large for the library
-        elif self.conn.parser_exc is not None:
-            self.handle_parser_exception()
         else:
-            self.handle_events()
+            self.handle_events()  # what came before a fault was said, however it was cut by TCP
+            if self.conn.parser_exc is not None and not self._left:
+                self.handle_parser_exception()
         self._account()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -128,6 +129,7 @@ class SocketConnection(WebSocketsSansIOProtocol):
                     self.handle_connect(event)
                 case Frame(opcode=Opcode.TEXT):
                     self._message = bytearray(event.data)
+                    self._in_message = True
                     self._take(event)
                 case Frame(opcode=Opcode.CONT):
                     self._message += event.data
@@ -142,12 +144,14 @@ class SocketConnection(WebSocketsSansIOProtocol):
                     self.handle_close(event)
                 case _:
                     raise AssertionError("the library knows no other events")
+            if not self._in_message:
+                self._disarm()  # what follows began in these very bytes
 
     def _take(self, event: Frame) -> None:
         """The bytes of a text message are here, up to this frame's end."""
         if not event.fin:
             return
-        content, self._message = self._message, bytearray()
+        content, self._message, self._in_message = self._message, bytearray(), False
         if self.close_sent:
             return
         try:
@@ -240,13 +244,16 @@ class SocketConnection(WebSocketsSansIOProtocol):
             self._fail(CloseCode.TRY_AGAIN_LATER, "Too many large messages at once.")
             self._account()
         elif not under_way or (not held and self.conn.current_size is None):
-            if self._message_deadline is not None:
-                self._message_deadline.cancel()
-                self._message_deadline = None
+            self._disarm()
         elif self._message_deadline is None:
             self._message_deadline = self.loop.call_later(
                 self.limits.body_seconds, self._message_too_slow
             )
+
+    def _disarm(self) -> None:
+        if self._message_deadline is not None:
+            self._message_deadline.cancel()
+            self._message_deadline = None
 
     def _message_too_slow(self) -> None:
         self._message_deadline = None

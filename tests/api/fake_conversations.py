@@ -138,7 +138,8 @@ class FakeChatReply:
 
 
 class FakeConversations:
-    """`on_send` is given each new reply; `refusal` is raised by every call that is not a read."""
+    """`on_send` is given each new reply; `refusal` is raised by every call that is not a read;
+    `hold` makes sends wait, `stop_hold` stops."""
 
     def __init__(self) -> None:
         self.known: dict[str, Conversation] = {}
@@ -148,12 +149,13 @@ class FakeConversations:
         self.on_send: Callable[[FakeChatReply], None] = lambda reply: None
         self.refusal: Exception | None = None
         self.hold: asyncio.Event | None = None
+        self.stop_hold: asyncio.Event | None = None
         self.sent: list[TurnAsk] = []
         self.arrived = asyncio.Event()
         self.send_cancelled = asyncio.Event()
         self._numbers = itertools.count(1)
         self._times = itertools.count(1_700_000_000)
-        self._listeners: list[tuple[str, asyncio.Queue[ConversationChanged]]] = []
+        self._listeners: list[tuple[str, asyncio.Queue[ConversationChanged | Exception]]] = []
 
     async def create(
         self, owner: str, *, title: str | None, system: str | None, settings: Mapping[str, object]
@@ -265,18 +267,21 @@ class FakeConversations:
 
     async def reply(self, owner: str, reply: str) -> FakeChatReply:
         found = self.replies.get(reply)
-        if found is None or self.known[found.conversation].owner != owner:
+        conversation = None if found is None else self.known.get(found.conversation)
+        if found is None or conversation is None or conversation.owner != owner:
             raise NotFound("There is no such reply.")
         return found
 
     async def stop(self, owner: str, reply: str) -> None:
+        if self.stop_hold is not None:
+            await self.stop_hold.wait()
         found = await self.reply(owner, reply)
         if found.final is None:
             found.finish(data=DONE | {"finish_reason": "stop_requested"})
 
     @contextlib.contextmanager
     def changes(self, owner: str) -> Generator[AsyncIterator[ConversationChanged]]:
-        queue: asyncio.Queue[ConversationChanged] = asyncio.Queue()
+        queue: asyncio.Queue[ConversationChanged | Exception] = asyncio.Queue()
         entry = (owner, queue)
         self._listeners.append(entry)
         try:
@@ -293,10 +298,17 @@ class FakeConversations:
         return sum(reply.viewers for reply in self.replies.values())
 
     async def _heard(
-        self, queue: asyncio.Queue[ConversationChanged]
+        self, queue: asyncio.Queue[ConversationChanged | Exception]
     ) -> AsyncIterator[ConversationChanged]:
         while True:
-            yield await queue.get()
+            change = await queue.get()
+            if isinstance(change, Exception):
+                raise change
+            yield change
+
+    def break_changes(self, fault: Exception) -> None:
+        for _, queue in self._listeners:
+            queue.put_nowait(fault)
 
     def _may(self) -> None:
         if self.refusal is not None:
