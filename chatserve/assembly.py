@@ -18,6 +18,7 @@ from chatserve.chat.audience import Clock, Patience
 from chatserve.chat.conversations.assignment import AnswerOptions
 from chatserve.chat.conversations.conversations import ConversationOptions, Conversations
 from chatserve.chat.conversations.history import History
+from chatserve.chat.crowd import Crowd
 from chatserve.chat.service import ChatService, Workshop
 from chatserve.chat.store.session_store import SessionStore
 from chatserve.chat.text.prompt_ids import HistoryMode
@@ -160,7 +161,7 @@ def assemble(
     workshop = Workshop(
         task_group=group,
         executor=ThreadPoolExecutor(threads, thread_name_prefix="chatserve-text"),
-        preparations_max=threads,
+        crowd=Crowd(threads),
         clock=Clock(now=loop.time, call_later=loop.call_later),
     )
     context = engine.context_length

@@ -2,10 +2,11 @@
 
 It may not know the app. Theory of operation of the drain: uvicorn would stop streams at SIGTERM.
 Here the first signal only calls `drain.begin` (readiness goes red, new asks are refused) and the
-loop goes on ticking; when no request is open any more, or after `shutdown_seconds`, `drain.expire`
-lets the replies still running say farewell, and only then uvicorn's own shutdown runs, lifespan
-included. WebSockets are told at the first signal: each closes with 1001 when its last reply has
-ended, or at uvicorn's shutdown. A second signal skips the waiting, a third one the farewell too.
+loop goes on ticking; when no request is open and no reply runs any more, or after
+`shutdown_seconds`, `drain.expire` lets the replies still running say farewell, and only then
+uvicorn's own shutdown runs, lifespan included. WebSockets are told at the first signal: each closes
+with 1001 when its last reply has ended, or at uvicorn's shutdown. A second signal skips the
+waiting, a third one the farewell too.
 """
 
 import functools
@@ -34,6 +35,11 @@ _DESCRIPTORS_UNKNOWN = 1_024
 
 class Drain(Protocol):
     """What the wiring floor does when the process is asked to end."""
+
+    @property
+    def busy(self) -> bool:
+        """Something runs that no open request shows: replies of chats whose viewers are away."""
+        ...
 
     def begin(self) -> None:
         """Refuse new work; `/ready` turns red."""
@@ -136,7 +142,7 @@ class Server(uvicorn.Server):
             if isinstance(connection, SocketConnection):
                 connection.drain()
         patient = self._signals == 1 and self._clock() < self._drain_until
-        if self.server_state.tasks and patient:
+        if (self.server_state.tasks or self._drain.busy) and patient:
             return False
         self._drain.expire()
         self.should_exit = True

@@ -4,7 +4,7 @@ It may not know HTTP, pages or tensors. Theory of operation of `open`: what can 
 looking at numbers is refused first; rendering, tokenizing and naming pages are pure and linear in
 the prompt, so they run in one trip to the executor; then, without waiting, the engine takes the
 request and the reply gets its task. A call that is cancelled on its trip leaves a computation
-that nobody looks at and nothing else, and at most `preparations_max` of those exist.
+that nobody looks at and nothing else, and at most `Crowd.places` of those exist.
 
     ask ─▶ check ─▶ (executor: render ▸ encode ▸ limits ▸ Engine.prepare) ─▶ Engine.open ─▶ Reply
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from chatserve.chat.crowd import Crowd
 from chatserve.chat.reply import API_PATIENCE, Clock, Patience, Reply
 from chatserve.chat.text.known_ids import FoundPrompt, KnownIds, is_answerable
 from chatserve.chat.text.prompt_ids import PromptIds
@@ -64,13 +65,13 @@ class EngineDoor(Protocol[PreparedT]):
 class Workshop:
     """Where the service works.
 
-    task_group: the lifespan's, owner of the replies' tasks. executor: for tokenization;
-    preparations_max: its workers, and so the asks on their trip to it at one time.
+    task_group: the lifespan's, owner of the replies' tasks. executor: for tokenization. crowd: who
+    is accepted and not yet in the engine.
     """
 
     task_group: asyncio.TaskGroup
     executor: Executor
-    preparations_max: int
+    crowd: Crowd
     clock: Clock
 
 
@@ -99,12 +100,10 @@ class ChatService(Generic[PreparedT]):
         self._known = (
             None if text.template is None else KnownIds(PromptIds(text.tokenizer, text.template))
         )
-        self._places = asyncio.Semaphore(workshop.preparations_max)
-        self._preparing = 0  # asks on their way to the executor, in it, or on their way back
 
     def check_room(self) -> None:
         """Raise what `open` would for any ask now: Busy, or Unavailable."""
-        self._engine.check_room(self._preparing)
+        self._engine.check_room(self._workshop.crowd.count)
 
     async def open(self, ask: Ask) -> Reply:
         """Accept an ask and return its reply, which the caller views at once.
@@ -123,12 +122,12 @@ class ChatService(Generic[PreparedT]):
         if seed is None:
             seed = self._draw_seed()
         self.check_room()  # a refusal costs no tokenization
-        self._preparing += 1
+        workshop.crowd.count += 1
         try:
-            async with self._places:
+            async with workshop.crowd.places:
                 request, prompt, prepared = await self._off_loop(ask, seed)
         finally:
-            self._preparing -= 1
+            workshop.crowd.count -= 1
         # From here on nothing waits: the stream has an owner before anybody could be cancelled.
         stream = self._engine.open(prepared)
         rule = self._text_rule(ask, request)

@@ -21,6 +21,7 @@ from tests.api.harness import (
     echo,
     free_socket,
     soon,
+    until,
 )
 
 
@@ -31,6 +32,8 @@ class Running:
         self.service, self.health = FakeService(), FakeHealth()
         self.began, self.expired = asyncio.Event(), asyncio.Event()
         self.ended: list[str] = []
+        self.replies_run = False
+        self.looks = 0
         app = build(self.service, self.health, lifespan=self._lifespan)
         config = server_config(app, LIMITS)
         self.server = Server(config, drain=self, shutdown_seconds=shutdown_seconds)
@@ -45,6 +48,11 @@ class Running:
         self.started.set()
         yield
         self.ended.append("lifespan")
+
+    @property
+    def busy(self) -> bool:
+        self.looks += 1
+        return self.replies_run
 
     def begin(self) -> None:
         self.health.draining = True
@@ -118,6 +126,24 @@ async def test_a_stream_that_is_too_long_gets_its_final_event() -> None:
     assert '"code":"unavailable"' in text
     assert whole.ended == ["lifespan"]
     assert not whole.service.left_open
+
+
+async def test_a_reply_that_nobody_looks_at_is_waited_for() -> None:
+    async with running() as whole:
+        whole.replies_run = True
+        whole.terminate()
+        await until(lambda: whole.looks == 3)
+        assert not whole.expired.is_set()
+        whole.replies_run = False
+    assert whole.expired.is_set()
+    assert whole.ended == ["lifespan"]
+
+
+async def test_a_reply_that_nobody_looks_at_is_not_waited_for_longer_than_asked() -> None:
+    async with running(shutdown_seconds=0.2) as whole:
+        whole.replies_run = True
+        whole.terminate()
+    assert whole.ended == ["lifespan"]
 
 
 async def test_a_second_signal_does_not_wait() -> None:

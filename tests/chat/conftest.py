@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest_asyncio
 
+from chatserve.chat.crowd import Crowd
 from chatserve.chat.reply import Clock, Patience, Reply, Viewing
 from chatserve.chat.service import ChatService, Workshop
 from chatserve.chat.text.template import read_template
@@ -88,7 +89,7 @@ def build(
     workshop = Workshop(
         task_group=task_group,
         executor=executor,
-        preparations_max=2,
+        crowd=Crowd(2),
         clock=Clock(time.now, time.call_later),
     )
     service = ChatService(engine, text, workshop, draw_seed=lambda: SEED, patience=patience)

@@ -203,7 +203,7 @@ class Answering(Generic[PreparedT]):
         """One trip to the executor. The prompt is kept: its ids go to the log and the tree."""
         means = self._means
         loop = asyncio.get_running_loop()
-        async with means.places:
+        async with means.crowd.places:
             try:
                 trip = loop.run_in_executor(means.executor, self._make_request)
             except RuntimeError as error:  # the executor's way to say that it was shut down

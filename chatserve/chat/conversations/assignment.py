@@ -3,7 +3,6 @@
 Frozen values, but for the crowd, which is counted on the event loop alone.
 """
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from chatserve.chat.audience import Clock, Patience
 from chatserve.chat.conversations.changes import Changes
 from chatserve.chat.conversations.history import History
 from chatserve.chat.conversations.reply_log import ReplyLog
+from chatserve.chat.crowd import Crowd
 from chatserve.chat.service import EngineDoor, PreparedT
 from chatserve.chat.store.conversation import Conversation, ReplyRecord, Turn
 from chatserve.chat.store.session_store import SessionStore
@@ -35,16 +35,9 @@ class AnswerOptions:
     retry_after: float = 5.0
 
 
-class Crowd:
-    """Replies that are accepted and have no place in the engine yet."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerMeans(Generic[PreparedT]):
-    """What answering needs. wall: seconds since 1970. places: for those in the executor."""
+    """What answering needs. wall: seconds since 1970."""
 
     engine: EngineDoor[PreparedT]
     text: TextFloor
@@ -53,7 +46,6 @@ class AnswerMeans(Generic[PreparedT]):
     log: ReplyLog
     changes: Changes
     crowd: Crowd
-    places: asyncio.Semaphore
     executor: Executor
     clock: Clock
     wall: Callable[[], float]

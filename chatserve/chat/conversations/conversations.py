@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol
 
-from chatserve.chat.conversations.assignment import AnswerMeans, AnswerOptions, Crowd
+from chatserve.chat.conversations.assignment import AnswerMeans, AnswerOptions
 from chatserve.chat.conversations.changes import Changes
 from chatserve.chat.conversations.chat_reply import ChatReply, KeptReply
 from chatserve.chat.conversations.chat_request import ChatRequest
@@ -136,7 +136,7 @@ class Conversations(Generic[PreparedT]):
         self._options = options or ConversationOptions()
         self._wall = wall
         self._draw_seed = draw_seed
-        self._crowd = Crowd()
+        self._crowd = workshop.crowd
         self._changes = Changes()
         self._log = ReplyLog(store, workshop.clock, self._options.log)
         self._means = AnswerMeans(
@@ -147,7 +147,6 @@ class Conversations(Generic[PreparedT]):
             log=self._log,
             changes=self._changes,
             crowd=self._crowd,
-            places=asyncio.Semaphore(workshop.preparations_max),
             executor=workshop.executor,
             clock=workshop.clock,
             wall=wall,

@@ -23,7 +23,8 @@ from chatserve.chat.conversations.reply_events import (
     ReplyFinal,
     ReplySnapshot,
 )
-from chatserve.chat.service import Workshop
+from chatserve.chat.crowd import Crowd
+from chatserve.chat.service import ChatService, Workshop
 from chatserve.chat.store.conversation import ReplyCursor
 from chatserve.chat.store.memory_store import MemoryStore
 from chatserve.engine.values import FinishReason
@@ -79,6 +80,7 @@ class Process:
     store: FaultyStore
     engine: ScriptedEngine
     chats: Conversations
+    requests: ChatService
     time: ManualTime
     task: "asyncio.Task[None] | None" = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -172,7 +174,7 @@ def _build(store, engine, group, executor, patience, log, real_time) -> Process:
     loop = asyncio.get_running_loop()
     clock = Clock(loop.time, loop.call_later) if real_time else Clock(time.now, time.call_later)
     engine = engine or ScriptedEngine(context_length=400)
-    workshop = Workshop(task_group=group, executor=executor, preparations_max=2, clock=clock)
+    workshop = Workshop(task_group=group, executor=executor, crowd=Crowd(2), clock=clock)
     text = text_floor()
     options = ConversationOptions(answers=AnswerOptions(patience=patience))
     if log is not None:
@@ -186,7 +188,7 @@ def _build(store, engine, group, executor, patience, log, real_time) -> Process:
         options=options,
         wall=lambda: 1_000.0 + time.seconds,
     )
-    return Process(store, engine, chats, time)
+    return Process(store, engine, chats, ChatService(engine, text, workshop), time)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 
@@ -19,6 +20,7 @@ from chatserve.errors import (
     Conflict,
     NotFound,
 )
+from tests.chat.conftest import ask
 from tests.chat.conversations.chats import (
     OWNER,
     Client,
@@ -145,6 +147,31 @@ async def test_a_full_queue_refuses_before_anything_is_written_but_not_a_known_a
     assert (await life.send(conversation)).id == reply.id
     with pytest.raises(Conflict):
         await life.send(conversation, "other words")
+
+
+async def test_turns_and_requests_are_one_crowd(life: Process):
+    conversation = await life.conversation()
+    life.engine.places = 1
+    life.store.held["accept"] = asyncio.Event()
+    turn_on_its_way = asyncio.create_task(life.send(conversation))
+    await until(lambda: "accept" in life.store.calls)
+    with pytest.raises(Busy):
+        await life.requests.open(ask())
+    life.store.held.pop("accept").set()
+    reply = await turn_on_its_way
+    (await begun(life)).give(life.ids("the dog"), finish=FinishReason.LENGTH)
+    await until(lambda: reply.end is not None)
+
+    life.engine.places = 2
+    go_on = threading.Event()
+    life.engine.on_prepare = go_on.wait
+    request = asyncio.create_task(life.requests.open(ask()))
+    await until(lambda: life.chats.statistics().waiting == 1)
+    with pytest.raises(Busy):
+        await life.send(conversation, ask="t2")
+    go_on.set()
+    stream = (await request, await begun(life, 1))[1]
+    stream.give(life.ids("the dog"), finish=FinishReason.LENGTH)
 
 
 async def test_an_accepted_turn_waits_for_its_place_in_the_engine(life: Process):
