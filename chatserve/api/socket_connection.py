@@ -18,6 +18,7 @@ gives a `DRAIN` message: finish what runs, take nothing new, then close with 100
 
 import asyncio
 import logging
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.config import Config
@@ -32,6 +33,7 @@ from chatserve.api.limits import Limits
 from chatserve.api.write_watch import WriteWatch
 
 DRAIN = "chatserve.drain"
+_VERSION = "13"  # of the WebSocket protocol: RFC 6455
 _EARLY = (
     b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\n"
     b"content-length: 41\r\n\r\nA client waits for the handshake's answer"
@@ -119,6 +121,20 @@ class SocketConnection(WebSocketsSansIOProtocol):
         super().resume_writing()
 
     # -- what comes in
+
+    def handle_connect(self, event: Request) -> None:
+        """A version that is not ours is told ours; every other fault is the library's to find."""
+        versions = event.headers.get_all("Sec-WebSocket-Version")
+        if not versions or versions == [_VERSION]:
+            super().handle_connect(event)
+            return
+        self.handshake_initiated = self.handshake_complete = self.close_sent = True
+        answer = self.conn.reject(HTTPStatus.UPGRADE_REQUIRED, f"Version {_VERSION} only.\n")
+        answer.headers["Upgrade"] = "websocket"
+        answer.headers["Sec-WebSocket-Version"] = _VERSION
+        self.conn.send_response(answer)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.close()
 
     def handle_events(self) -> None:
         for event in self.conn.events_received():

@@ -85,12 +85,15 @@ class Tab:
     async def closed_by_server(self) -> tuple[int, str]:
         """The code and reason that the server closes with; what comes before is not looked at."""
         with pytest.raises(ConnectionClosed) as closed:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while True:
-                    await self.connection.recv()
+            await self._hear_out()
         word = closed.value.rcvd
         assert word is not None, "it went without a word"
         return word.code, word.reason
+
+    async def _hear_out(self) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                await self.connection.recv()
 
 
 @contextlib.asynccontextmanager
