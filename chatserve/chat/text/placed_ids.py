@@ -17,6 +17,7 @@ out by trying; one that fits no rule matches nothing, so that texts are encoded 
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from enum import Enum
 
 from chatserve.chat.text.control import Span
 from chatserve.chat.text.template import Rendered
@@ -26,6 +27,16 @@ from chatserve.chat.text.tokenizer import Tokenizer
 # token in vocabularies that have such, and so joins with nothing.
 _ANCHORS = ("\n", "x", "1", "|", "é", "\x01")
 _PROBE = "x"
+_UNDERLINE = "▁"  # many vocabularies' sign for a space, and so what a user's '▁' says to them
+
+
+class _Edge(Enum):
+    """What stands before a run of plain ids."""
+
+    BEGIN = "nothing: a prompt begins"
+    CONTROL = "a control token"
+    ADDED = "an added token that is plain text"
+    TEXT = "plain text"
 
 
 class PlacedIds:
@@ -34,6 +45,9 @@ class PlacedIds:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._control = tokenizer.control
+        probe = _PROBE + _UNDERLINE + _PROBE
+        said = tokenizer.spell(tokenizer.encode_rendered(probe, ()))
+        self._spaces_underline = said.strip() == f"{_PROBE} {_PROBE}"
         # What ids say more than the text of their section does, by (first of all, with a space).
         self._leads = {
             (first, spaced): self._find_lead(first, " " * spaced + _PROBE)
@@ -56,30 +70,38 @@ class PlacedIds:
         ids are a reply's, whose text may lack the first space that they say.
         """
         spans, number = text.spans, bisect_left(text.spans, place, key=lambda span: span.start)
-        begins = first and place == 0
-        opens = begins or (number > 0 and spans[number - 1].end == place)
+        plain = text.text.replace(_UNDERLINE, " ") if self._spaces_underline else text.text
+        edge = _Edge.BEGIN if first and place == 0 else _Edge.TEXT
+        if edge is _Edge.TEXT and number and spans[number - 1].end == place:
+            edge = _Edge.CONTROL
         run: list[int] = []
         for index, token in enumerate(ids):
             control = token in self._control.id_set
-            if not control:
+            added = None if control else self._tokenizer.added_text(token)
+            if not control and added is None:
                 run.append(token)
-            if run and (control or index == len(ids) - 1):
-                said = self._said(run, text.text, place, begins=begins, opens=opens)
+                if index < len(ids) - 1:
+                    continue
+            end = spans[number].start if number < len(spans) else len(plain)
+            if run:
+                said = self._said(run, plain, place, edge=edge)
                 if said is None and sheds_space:
                     shed = self._tokenizer.spell(run).removeprefix(" ")
-                    said = shed if text.text.startswith(shed, place) else None
-                sheds_space = False
-                end = spans[number].start if number < len(spans) else len(text.text)
+                    said = shed if plain.startswith(shed, place) else None
                 if said is None or place + len(said) > end:
                     return None
-                place, run, begins, opens = place + len(said), [], False, False
+                place, run, edge = place + len(said), [], _Edge.TEXT
+            if added is not None:
+                if not text.text.startswith(added, place, end):
+                    return None
+                place, edge = place + len(added), _Edge.ADDED
             if control:
                 if number == len(spans) or spans[number].start != place:
                     return None
                 if self._control.ids[text.text[place : spans[number].end]] != token:
                     return None
-                place, number, begins, opens = spans[number].end, number + 1, False, True
-                sheds_space = False
+                place, number, edge = spans[number].end, number + 1, _Edge.CONTROL
+            sheds_space = False
         return place
 
     def encode_from(self, text: Rendered, place: int, *, first: bool) -> tuple[int, ...] | None:
@@ -111,17 +133,19 @@ class PlacedIds:
                 return ids[len(before) :]
         return None
 
-    def _said(
-        self, run: Sequence[int], text: str, place: int, *, begins: bool, opens: bool
-    ) -> str | None:
-        """What a run of plain ids says at a place, if the text says it too."""
-        said = self._tokenizer.spell(run)
-        if opens:
-            lead = self._leads[begins, text.startswith(" ", place)]
-            if lead is None or not said.startswith(lead):
-                return None
-            said = said[len(lead) :]
-        return said if text.startswith(said, place) else None
+    def _said(self, run: Sequence[int], text: str, place: int, *, edge: "_Edge") -> str | None:
+        """What a run of plain ids says at a place, if the text says it too. A run that says
+        nothing, or a lead alone, stands nowhere."""
+        spelled = self._tokenizer.spell(run)
+        lead = self._leads[edge is _Edge.BEGIN, text.startswith(" ", place)]
+        # Behind an added token there is a lead where a tokenizer wrote, and none where a model did.
+        leads = {_Edge.TEXT: ("",), _Edge.ADDED: ("", lead)}.get(edge, (lead,))
+        for each in leads:
+            if each is not None and spelled.startswith(each):
+                said = spelled[len(each) :]
+                if said and text.startswith(said, place):
+                    return said
+        return None
 
     def _find_lead(self, begins: bool, text: str) -> str | None:
         encode, control = self._tokenizer.encode_rendered, self._control

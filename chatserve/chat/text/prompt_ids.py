@@ -102,9 +102,11 @@ class PromptIds:
                 ids, place = self._reply_before(piece, messages[reply], ended=kept[reply])
                 tokens += ids
             appended = len(tokens)
+            adjoins = False  # the ids of a message that asks end at `place`
             for index in range(begin, end):
                 each = messages[index]
-                taken, place = self._take(each, piece, place, first=not number)
+                taken, place = self._take(each, piece, place, first=not number, adjoins=adjoins)
+                adjoins = bool(taken) and each.message.role != "assistant"
                 tokens += taken
                 if index < len(messages) - 1 and taken:
                     appended = len(tokens)
@@ -251,13 +253,14 @@ class PromptIds:
         return reply.ids[:-1], 0
 
     def _take(
-        self, known: KnownMessage, piece: Rendered, place: int, *, first: bool
+        self, known: KnownMessage, piece: Rendered, place: int, *, first: bool, adjoins: bool
     ) -> tuple[tuple[int, ...], int]:
         """A message's ids and the place behind them, if that is what the text says there."""
         if not known.ids:
             return (), place
-        is_reply = known.message.role == "assistant" and not self._tokenizer.byte_level
-        found = self._places.match(known.ids, piece, place, first=first, sheds_space=is_reply)
+        # Elsewhere than behind its prompt a reply that says a lone space would say nothing.
+        sheds = adjoins and known.message.role == "assistant" and not self._tokenizer.byte_level
+        found = self._places.match(known.ids, piece, place, first=first, sheds_space=sheds)
         if found is not None:
             return known.ids, found
         head = self._asked_ids

@@ -137,6 +137,10 @@ class Tokenizer:
         """Whether a token never has text: special ones, and ids that the vocabulary lacks."""
         return token_id in self.special_ids or self._full.id_to_token(token_id) is None
 
+    def added_text(self, token_id: int) -> str | None:
+        """The text of an added token, special or not; None for all others."""
+        return self._added.get(token_id)
+
     def token_bytes(self, token_id: int) -> bytes:
         """What a token says inside a text, as bytes: maybe a part of a character.
 

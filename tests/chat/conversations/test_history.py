@@ -1,0 +1,379 @@
+"""Prompts of chats: what was computed is kept, and the text is what the template renders."""
+
+import random
+import re
+from dataclasses import replace
+
+import pytest
+
+from chatserve.chat.conversations.history import History
+from chatserve.chat.store.conversation import Role, Turn
+from chatserve.chat.text.template import Rendered
+from chatserve.chat.text.text_floor import TextFloor
+from chatserve.chat.values import ChatPrompt
+from chatserve.errors import ContextLengthExceeded, NoChatTemplate, RequestError
+from tests.chat.conversations.spoken import (
+    SYSTEMS,
+    Chat,
+    Spoken,
+    counted,
+    plain_ids,
+    speak,
+    text_floor,
+    user_text,
+)
+from tests.chat.vocabularies import PLAIN_ADDED
+
+REPLY_HEAD = "assistant\n"
+KINDS = ("byte_level", "metaspace", "prepending", "unigram")
+FORMS = ("chatml", "llama3", "gemma", "mistral", "bare")
+SEEDS = range(12)  # with each kind and form: 240 chats, and as many again with reasoning
+
+
+def start(kind: str, form: str, source: random.Random, **options) -> tuple[TextFloor, Chat]:
+    floor = text_floor(kind, form)
+    history = History(floor, context_length=1 << 20, reserve=16, **options)
+    return floor, Chat(history, None if form == "gemma" else source.choice(SYSTEMS), [])
+
+
+def seeded(kind: str, form: str, seed: int) -> random.Random:
+    print(f"seed {kind} {form} {seed}")
+    return random.Random(f"{kind} {form} {seed}")
+
+
+def sections(floor: TextFloor, ids: tuple[int, ...]) -> list[str]:
+    """Control tokens by name, and what stands between them, read plainly."""
+    control = floor.tokenizer.control
+    names = {token: name for name, token in control.ids.items()}
+    said: list[str] = []
+    run: list[int] = []
+    for token in (*ids, None):
+        if token in names or token is None:
+            said += [plain(floor, floor.tokenizer.spell(run), said), names.get(token, "")]
+            run = []
+        else:
+            run.append(token)
+    return said
+
+
+def rendered_sections(floor: TextFloor, rendered: Rendered) -> list[str]:
+    """The same of a text."""
+    said: list[str] = []
+    place = 0
+    for span in rendered.spans:
+        said += [plain(floor, rendered.text[place : span.start], said)]
+        said += [rendered.text[span.start : span.end]]
+        place = span.end
+    return [*said, plain(floor, rendered.text[place:], said), ""]
+
+
+def plain(floor: TextFloor, text: str, before: list[str]) -> str:
+    """A text without what its tokenizer reads otherwise. Byte-level ones read all as it is. To the
+    others '▁' is a space, and they put one at the beginning of a section, behind an added token
+    and where a reply begins."""
+    if before[-1:] == ["<|swallow|>"]:
+        text = text.lstrip()
+    if floor.tokenizer.byte_level:
+        return text
+    text = text.replace("▁", " ").lstrip(" ")
+    text = re.sub(f"({'|'.join(map(re.escape, PLAIN_ADDED))}) *", r"\1", text)
+    return re.sub(f"{REPLY_HEAD} *", REPLY_HEAD, text)
+
+
+def truth(floor: TextFloor, chat: Chat) -> Rendered:
+    assert floor.template is not None
+    return floor.template.render(ChatPrompt(messages=chat.messages()))
+
+
+def said_plainly(floor: TextFloor, spoken: Spoken, *, begin: tuple[int, ...] = ()) -> bool:
+    """Whether a reply's text has no spaces at its edges, nor do its ids. Templates trim, and the
+    first space of a text is dropped: such replies are kept as they were computed. begin: what the
+    ids begin with."""
+    if spoken.text != spoken.text.strip() or spoken.told[: len(begin)] != begin:
+        return False
+    return bool(begin) or not floor.tokenizer.spell(spoken.emitted).startswith(" ")
+
+
+def speak_whole(source: random.Random, floor: TextFloor, kind: str, **options) -> Spoken:
+    """A reply without parts of characters at its edges. Where bytes are tokens those would join
+    with the bytes next to them once a whole section is read."""
+    while True:
+        spoken = speak(source, floor, plain_ids(kind), **options)
+        if kind == "byte_level" or "\ufffd" not in spoken.text[:1] + spoken.text[-1:]:
+            return spoken
+
+
+def plainly(floor: TextFloor, chat: Chat) -> tuple[int, ...]:
+    """The ids that a chat gets when nothing is known."""
+    rendered = truth(floor, chat)
+    return floor.tokenizer.encode_rendered(rendered.text, rendered.spans)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_turn_begins_with_the_ids_of_all_before_it(kind, form):
+    ends = set()
+    for seed in SEEDS:
+        source = seeded(kind, form, seed)
+        floor, chat = start(kind, form, source)
+        before: tuple[int, ...] = ()
+        for _ in range(source.randrange(2, 6)):
+            prompt = chat.ask(user_text(source))
+            assert prompt[: len(before)] == before
+            spoken = speak(source, floor, plain_ids(kind))
+            ends.add(spoken.ended_by)
+            ids = chat.answer(spoken)
+            if spoken.ended_by == "length":
+                assert ids == spoken.emitted
+            before = prompt + ids
+    assert len(ends) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["reasoning", "thinks_first"])
+@pytest.mark.parametrize("mode", ["template", "as_computed", None])
+def test_reasoning_is_kept_as_computed_or_dropped_behind_the_last_question(kind, form, mode):
+    for seed in SEEDS:
+        source = seeded(kind, form, seed)
+        floor, chat = start(kind, form, source, mode=mode)
+        before: tuple[int, ...] = ()
+        for _ in range(source.randrange(2, 6)):
+            prompt = chat.ask(user_text(source))
+            assert prompt[: len(before)] == before
+            if mode != "as_computed":
+                assert sections(floor, prompt) == rendered_sections(floor, truth(floor, chat))
+            ids = chat.answer(speak_whole(source, floor, kind, thinks=source.random() < 0.8))
+            if mode == "as_computed":
+                before = prompt + ids
+            elif form == "reasoning":
+                before = prompt
+            else:  # the generation prompt's '<think>' is dropped with what follows
+                head = floor.tokenizer.control.ids["<|im_start|>"]
+                before = prompt[: len(prompt) - prompt[::-1].index(head)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_ids_say_what_the_template_renders(kind, form):
+    if (kind, form) == ("byte_level", "mistral"):
+        return  # writes a space before old replies only, so there its text is not what was computed
+    for seed in SEEDS:
+        source = seeded(kind, form, seed)
+        floor, chat = start(kind, form, source)
+        # What the template writes before old replies: with these kinds a reply begins with it.
+        begin = floor.tokenizer.encode_rendered("the", ()) if form == "mistral" else ()
+        for _ in range(source.randrange(2, 6)):
+            prompt = chat.ask(user_text(source))
+            assert sections(floor, prompt) == rendered_sections(floor, truth(floor, chat))
+            # Templates trim: a reply with spaces at its edges is kept as it was computed.
+            spoken = speak_whole(source, floor, kind, begin=begin)
+            while not said_plainly(floor, spoken, begin=begin):
+                spoken = speak_whole(source, floor, kind, begin=begin)
+            chat.answer(spoken)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "normalizing"])
+@pytest.mark.parametrize("form", [*FORMS, "reasoning", "thinks_first", "moving", "swallowing"])
+def test_ids_that_say_something_else_are_not_taken(kind, form):
+    """Ids of another system prompt, of other turns and of no turn at all."""
+    for seed in SEEDS:
+        source = seeded(kind, form, seed)
+        floor, chat = start(kind, form, source)
+        for _ in range(3):
+            chat.ask(user_text(source))
+            chat.answer(speak(source, floor, plain_ids(kind)))
+        chat.ask(user_text(source))
+        stored = [turn.token_ids for turn in chat.path]
+        source.shuffle(stored)
+        for index, turn in enumerate(chat.path):
+            ids = source.choice([stored[index], turn.token_ids, (7, 8), (), None])
+            if ids is not None and turn.role is Role.ASSISTANT:
+                # Ids that say a reply's text are the reply's, whatever they are.
+                ids = ids if floor.tokenizer.decode(ids) != turn.text else None
+            chat.path[index] = replace(turn, token_ids=ids)
+        chat.system = None if form == "gemma" else "Another one."
+        prompt = chat.history.prompt(chat.system, chat.path)
+        if kind == "normalizing":
+            assert prompt.tokens == plainly(floor, chat)
+        elif not any(turn.token_ids for turn in chat.path if turn.role is Role.ASSISTANT):
+            assert sections(floor, prompt.tokens) == rendered_sections(floor, truth(floor, chat))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", [*FORMS, "reasoning"])
+def test_unknown_ids_are_made_as_of_a_whole_prompt_and_then_kept(kind, form):
+    source = seeded(kind, form, 0)
+    floor, chat = start(kind, form, source)
+    chat.ask("the quick brown fox")
+    chat.answer(speak(source, floor, plain_ids(kind)))
+    chat.path = [replace(turn, token_ids=None) for turn in chat.path]
+    first = chat.ask("What is the capital?")
+    assert first == plainly(floor, chat)
+    ids = chat.answer(Spoken((), floor.tokenizer.encode_rendered("Paris", ()), "Paris", ""))
+    assert chat.ask("and then?")[: len(first + ids)] == first + ids
+
+
+def test_ids_of_another_encoding_count_as_unknown():
+    floor, chat = start("byte_level", "chatml", random.Random(1))
+    chat.ask("hi")
+    chat.answer(Spoken((), (70, 71), floor.tokenizer.decode([70, 71]), ""))
+    chat.path = [replace(turn, encoding="another") for turn in chat.path]
+    assert chat.ask("so?") == plainly(floor, chat)
+
+
+def test_an_encoding_names_tokenizer_template_and_mode():
+    def encoding(kind, form, mode=None):
+        floor = text_floor(kind, form)
+        return History(floor, context_length=99, reserve=9, mode=mode).encoding
+
+    named = {
+        encoding("byte_level", "chatml"),
+        encoding("metaspace", "chatml"),
+        encoding("byte_level", "llama3"),
+        encoding("byte_level", "chatml", "template"),
+    }
+    assert len(named) == 4
+    assert encoding("byte_level", "chatml", "as_computed") in named
+    assert encoding("byte_level", "reasoning") == encoding("byte_level", "reasoning", "template")
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
+def test_a_turn_costs_the_encoding_of_its_own_text(kind):
+    floor = text_floor(kind, "chatml")
+    tokenizer, encoded = counted(floor.tokenizer)
+    history = History(replace(floor, tokenizer=tokenizer), context_length=1 << 20, reserve=16)
+    chat = Chat(history, "the system " * 500, [])
+    for _ in range(5):
+        chat.ask("the question " * 50)
+        spoken = speak(random.Random(3), floor, plain_ids(kind))
+        chat.answer(spoken)
+        encoded()
+    chat.ask("the question " * 20)
+    assert 0 < encoded() < 400
+
+
+def test_a_template_that_moves_the_system_prompt_costs_encoding_and_nothing_else():
+    floor = text_floor("byte_level", "moving")
+    chat = Chat(History(floor, context_length=1 << 20, reserve=16), "the system", [])
+    for _ in range(3):
+        chat.ask("the question")
+        assert sections(floor, chat.history.prompt(chat.system, chat.path).tokens) == (
+            rendered_sections(floor, truth(floor, chat))
+        )
+        chat.answer(Spoken((), floor.tokenizer.encode_rendered("Paris", ()), "Paris", ""))
+
+
+def test_a_template_that_loses_replies_gets_whole_prompts():
+    floor = text_floor("byte_level", "forgetful")
+    chat = Chat(History(floor, context_length=1 << 20, reserve=16), None, [])
+    chat.ask("the question")
+    chat.answer(Spoken((), floor.tokenizer.encode_rendered("Paris", ()), "Paris", ""))
+    assert chat.ask("another") == plainly(floor, chat)
+
+
+def test_a_branch_shares_the_ids_before_it():
+    floor, chat = start("byte_level", "chatml", random.Random(5))
+    first = chat.ask("hello")
+    root = list(chat.path)
+    for reply in ("Paris", "the dog"):
+        chat.path = list(root)
+        assert chat.history.prompt(chat.system, chat.path).tokens == first
+        ids = chat.answer(Spoken((), floor.tokenizer.encode_rendered(reply, ()), reply, ""))
+        assert chat.ask("and?")[: len(first + ids)] == first + ids
+
+
+def test_an_end_of_turn_that_the_model_emitted_is_not_repeated():
+    floor, chat = start("byte_level", "chatml", random.Random(5))
+    end = floor.tokenizer.control.ids["<|im_end|>"]
+    other = floor.tokenizer.control.ids["</s>"]
+    said = floor.tokenizer.encode_rendered("Paris", ())
+    for told in (said, (*said, end), (*said, other)):
+        chat.path = []
+        first = chat.ask("hello")
+        chat.answer(Spoken((), told, "Paris", ""))
+        assert chat.ask("and?")[len(first) :][: len(said) + 2] == (
+            *said,
+            end,
+            *floor.tokenizer.encode_rendered("\n", ()),
+        )
+
+
+def test_ids_that_cannot_say_a_text_are_none():
+    floor, chat = start("byte_level", "chatml", random.Random(5))
+    assert chat.history.reply_ids((), "\ufffd") is not None
+    assert chat.history.reply_ids((70,), "") == ()
+    normalizing = History(text_floor("normalizing", "chatml"), context_length=99, reserve=9)
+    assert normalizing.reply_ids((), "\ufb01") is None
+    assert floor.template is not None
+
+
+def test_without_a_template_prompts_are_refused():
+    floor = replace(text_floor("byte_level", "chatml"), template=None)
+    history = History(floor, context_length=99, reserve=9)
+    turn = Turn(id="1", parent=None, role=Role.USER, text="hi", created=0.0)
+    with pytest.raises(NoChatTemplate):
+        history.prompt(None, [turn])
+
+
+def test_what_the_template_refuses_is_refused():
+    floor = text_floor("byte_level", "gemma")
+    history = History(floor, context_length=99, reserve=9)
+    turn = Turn(id="1", parent=None, role=Role.USER, text="hi", created=0.0)
+    with pytest.raises(RequestError):
+        history.prompt("a system prompt", [turn])
+
+
+# The cut ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["chatml", "llama3", "gemma", "mistral", "reasoning"])
+def test_a_cut_lets_most_turns_append(kind, form):
+    turns, context, reserve = 50, 800, 150
+    source = seeded(kind, form, 0)
+    floor = text_floor(kind, form)
+    chat = Chat(History(floor, context_length=context, reserve=reserve), None, [])
+    if form != "gemma":
+        chat.system = "You are a fox. " * 3
+    before: tuple[int, ...] = ()
+    cuts: list[int] = [0]
+    for _ in range(turns):
+        prompt = chat.ask("the question " + user_text(source))
+        again = chat.history.prompt(chat.system, chat.path)
+        assert again.tokens == prompt
+        assert len(prompt) < context - reserve // 2
+        assert again.left_out % 2 == 0
+        if again.left_out == cuts[-1]:
+            assert prompt[: len(before)] == before
+        else:
+            assert again.left_out > cuts[-1]
+            assert len(prompt) <= context // 2 + 20
+            cuts.append(again.left_out)
+        ids = chat.answer(speak(source, floor, plain_ids(kind), thinks=form == "reasoning"))
+        before = prompt if form == "reasoning" else prompt + ids
+    print("cuts", cuts)
+    assert 2 < len(cuts) < turns // 4
+
+
+def test_a_cut_leaves_the_system_prompt_and_whole_exchanges():
+    floor = text_floor("byte_level", "chatml")
+    chat = Chat(History(floor, context_length=400, reserve=50), "You are a fox.", [])
+    left_out = 0
+    while not left_out:
+        chat.ask(f"question {len(chat.path)} " * 5)
+        left_out = chat.history.prompt(chat.system, chat.path).left_out
+        kept = list(chat.path)
+        chat.answer(Spoken((), floor.tokenizer.encode_rendered("Paris", ()), "Paris", ""))
+    chat.path = kept[left_out:]
+    assert kept[left_out].role is Role.USER
+    assert chat.history.prompt(chat.system, kept).tokens == plainly(floor, chat)
+
+
+def test_one_message_that_does_not_fit_is_refused_and_one_that_just_fits_is_not():
+    floor = text_floor("byte_level", "chatml")
+    turn = Turn(id="1", parent=None, role=Role.USER, text="the dog " * 30, created=0.0)
+    wide = History(floor, context_length=10_000, reserve=10)
+    size = len(wide.prompt(None, [turn]).tokens)
+    assert len(History(floor, context_length=size + 1, reserve=50).prompt(None, [turn]).tokens)
+    with pytest.raises(ContextLengthExceeded):
+        History(floor, context_length=size, reserve=50).prompt(None, [turn])
