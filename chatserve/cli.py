@@ -15,6 +15,8 @@ from chatserve import __version__
 from chatserve.errors import SettingsError, StartError
 from chatserve.log_lines import set_up_logging
 from chatserve.settings import ENVIRONMENT_PREFIX, Settings, add_options, read_settings
+from chatserve.terminal.options import EPILOG as CHAT_EPILOG
+from chatserve.terminal.options import OptionError, add_chat_options, chat_options
 
 EXIT_CANNOT_START = 2
 
@@ -38,6 +40,8 @@ def run(arguments: Sequence[str]) -> int:
         parser.print_help()
         return 0
     try:
+        if given.command == "chat":
+            return _chat(given)
         settings = read_settings(given, os.environ)
         return _serve(settings)
     except StartError as error:
@@ -60,7 +64,27 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_options(serve)
+    chat = commands.add_parser(
+        "chat",
+        help="chat with a server in the terminal",
+        description="Chat in the terminal: conversations of a running chatserve.",
+        epilog=CHAT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_chat_options(chat)
     return parser
+
+
+def _chat(given: argparse.Namespace) -> int:
+    try:
+        options = chat_options(given, os.environ)
+    except OptionError as error:
+        raise SettingsError(str(error)) from error
+    # Imported here: these bring in the client and what draws on a terminal.
+    from chatserve.terminal.terminal import run_chat
+
+    return run_chat(options)
 
 
 def _serve(settings: Settings) -> int:

@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote, urlsplit
@@ -95,7 +95,7 @@ class ChatClient:
         body = {"title": title, "system": system, "settings": settings}
         return conversation_of(await self._ask("POST", _PATH, body))
 
-    async def conversations(self, *, search: str | None = None) -> AsyncIterator[Conversation]:
+    async def conversations(self, *, search: str | None = None) -> AsyncGenerator[Conversation]:
         """All of them, latest first, page by page. search: a part of the title."""
         query = {"limit": str(self.limits.page_conversations)}
         if search:

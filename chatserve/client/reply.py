@@ -14,7 +14,7 @@ One reader at a time.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from enum import Enum
 from typing import Self
 
@@ -152,7 +152,7 @@ class Reply:
                 self._given.append(new)
                 return new
 
-    async def events(self) -> AsyncIterator[ReplyEvent]:
+    async def events(self) -> AsyncGenerator[ReplyEvent]:
         """All that happens, merged. Raises ChatError at its end, if the reply ends with one."""
         while (event := await self._next()) is not None:
             yield event

@@ -1,1 +1,1 @@
-"""`chatserve chat`: a client in the terminal. It may not know the server, only `chatserve.client`."""
+"""`chatserve chat`: a client in the terminal. It may not know the server, only its client."""
