@@ -19,6 +19,7 @@ from chatserve.chat.conversations.assignment import AnswerOptions
 from chatserve.chat.conversations.conversations import ConversationOptions, Conversations
 from chatserve.chat.conversations.history import History
 from chatserve.chat.crowd import Crowd
+from chatserve.chat.meter import ReplyMeter
 from chatserve.chat.service import ChatService, Workshop
 from chatserve.chat.store.session_store import SessionStore
 from chatserve.chat.text.prompt_ids import HistoryMode
@@ -127,7 +128,11 @@ def page_count(settings: Settings, model: LoadedModel) -> int:
 
 
 def assemble(
-    loaded: Loaded, settings: Settings, group: asyncio.TaskGroup, store: SessionStore
+    loaded: Loaded,
+    settings: Settings,
+    group: asyncio.TaskGroup,
+    store: SessionStore,
+    meter: ReplyMeter | None = None,
 ) -> Assembly:
     """Put the engine and the services together, on the event loop."""
     model, size = loaded.model, settings.page_size
@@ -175,12 +180,14 @@ def assemble(
     return Assembly(
         engine=engine,
         service=ChatService(engine, loaded.text, workshop),
+        store=store,
         conversations=Conversations(
             store,
             engine,
             history,
             text=loaded.text,
             workshop=workshop,
+            meter=meter,
             options=ConversationOptions(answers=AnswerOptions(patience=patience)),
         ),
     )

@@ -17,7 +17,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -33,6 +33,8 @@ from chatserve.api.collaborators import ModelInfo, Reply
 from chatserve.api.keys import KeyRing
 from chatserve.api.limits import Limits
 from chatserve.api.server import Server, descriptor_limit, server_config
+from chatserve.api.telemetry import Telemetry
+from chatserve.chat.meter import ReplyMeter
 from chatserve.chat.store.session_store import SessionStore
 from chatserve.chat.values import Ask
 from chatserve.data_folder import FolderLock
@@ -94,6 +96,7 @@ class Assembly:
     engine: "Engine"
     service: ChatServiceDoor
     conversations: KeptChats
+    store: SessionStore
 
 
 class Serving:
@@ -120,6 +123,7 @@ class Serving:
         self._failure: BaseException | None = None
         self._stopping = asyncio.Event()
         self._watch = LoopWatch()
+        self._telemetry = Telemetry()
         self.draining = False
         limits = Limits.derived(
             context_length=settings.context_length or stated_context(self._folder),
@@ -136,8 +140,8 @@ class Serving:
             health=self,
             keys=keys,
             cookie_key=self._secret.derive("cookie"),
-            cache_statistics=self._cache_statistics,
-            engine_statistics=self._engine_statistics,
+            statistics=self._statistics,
+            telemetry=self._telemetry,
             conversations=LateConversations(lambda: self._loaded().conversations),
             more_families=self._watch.families,
             host=settings.host,
@@ -235,7 +239,7 @@ class Serving:
                 await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not loading.done():
                     return  # the thread is left to itself: nothing has begun that must be ended
-                await self._serve(loading.result()(group, store), group, stopping)
+                await self._serve(loading.result()(group, store, self._telemetry), group, stopping)
         except Exception as error:
             self._failure = _only(error)
             if not isinstance(self._failure, StartError):
@@ -284,18 +288,23 @@ class Serving:
                 stated,
             )
 
-    def _load(self) -> Callable[[asyncio.TaskGroup, SessionStore], Assembly]:
+    def _load(self) -> Callable[[asyncio.TaskGroup, SessionStore, ReplyMeter], Assembly]:
         """In a thread: import what is heavy, load; what is left to do on the loop comes back."""
         from chatserve.assembly import assemble, load
 
         loaded = load(self._settings, self._folder, self._secret)
         return functools.partial(assemble, loaded, self._settings)
 
-    def _cache_statistics(self) -> object:
-        return None if self._assembly is None else self._assembly.engine.cache_statistics()
-
-    def _engine_statistics(self) -> object:
-        return None if self._assembly is None else self._assembly.engine.statistics()
+    def _statistics(self) -> Mapping[str, object]:
+        found = self._assembly
+        if found is None:
+            return dict.fromkeys(("cache", "engine", "conversations", "store"))
+        return {
+            "cache": found.engine.cache_statistics(),
+            "engine": found.engine.statistics(),
+            "conversations": found.conversations.statistics(),
+            "store": found.store.statistics(),
+        }
 
 
 def _only(error: Exception) -> BaseException:

@@ -6,7 +6,7 @@ ends what is behind the collaborators.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -46,10 +46,10 @@ def build_app(
     health: Health,
     keys: KeyRing,
     cookie_key: bytes,
-    cache_statistics: Callable[[], object],
-    engine_statistics: Callable[[], object],
+    statistics: Callable[[], Mapping[str, object]],
     conversations: Conversations | None = None,
     more_families: Callable[[], list[Family]] = list,
+    telemetry: Telemetry | None = None,
     host: str = "127.0.0.1",
     allowed_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
@@ -62,7 +62,7 @@ def build_app(
     """
     # At its debug level the library logs every chunk, and those are what people say.
     logging.getLogger("sse_starlette").setLevel(logging.INFO)
-    telemetry = Telemetry()
+    telemetry = telemetry or Telemetry()
     desk = Desk(
         service=service,
         describe_model=describe_model,
@@ -91,8 +91,7 @@ def build_app(
             *openai_routes(desk),
             *operator_routes(
                 desk,
-                cache_statistics=cache_statistics,
-                engine_statistics=engine_statistics,
+                statistics=statistics,
                 more_families=more_families,
             ),
             *session_routes(keys, sessions, attempts, desk.budget),

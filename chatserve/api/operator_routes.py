@@ -1,11 +1,11 @@
 """Routes for whoever runs the server: health, readiness, metrics, the cache's statistics.
 
 Statistics are frozen dataclasses of other floors; nothing here knows what their fields mean but
-through the tables in `exposition.py`.
+through `metric_tables.py`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import orjson
 from starlette.requests import Request
@@ -14,24 +14,16 @@ from starlette.routing import BaseRoute, Route
 
 from chatserve.api.answer import Desk
 from chatserve.api.collaborators import Health
-from chatserve.api.exposition import (
-    CACHE_METRICS,
-    CONTENT_TYPE,
-    ENGINE_METRICS,
-    Family,
-    cache_usage,
-    families,
-    render,
-)
+from chatserve.api.exposition import CONTENT_TYPE, Family, render
+from chatserve.api.metric_tables import all_families
 
-Statistics = Callable[[], object]
+Statistics = Callable[[], Mapping[str, object]]
 
 
 def operator_routes(
     desk: Desk,
     *,
-    cache_statistics: Statistics,
-    engine_statistics: Statistics,
+    statistics: Statistics,
     more_families: Callable[[], list[Family]],
 ) -> list[BaseRoute]:
     """`/health`, `/ready`, `/metrics` and `/admin/cache`."""
@@ -47,19 +39,15 @@ def operator_routes(
         return _state("ready" if state.ready else "loading", state, good=state.ready)
 
     async def metrics(request: Request) -> Response:
-        cache = cache_statistics()
         shown = [
-            *families(engine_statistics(), ENGINE_METRICS),
-            *families(cache, CACHE_METRICS),
-            *cache_usage(cache),
+            *all_families(statistics()),
             *desk.telemetry.families(desk.gate.serving),
             *more_families(),
         ]
         return Response(render(shown), media_type=CONTENT_TYPE)
 
     async def admin_cache(request: Request) -> Response:
-        statistics = {"cache": cache_statistics(), "engine": engine_statistics()}
-        body = orjson.dumps(statistics, option=orjson.OPT_NON_STR_KEYS, default=_plain)
+        body = orjson.dumps(statistics(), option=orjson.OPT_NON_STR_KEYS, default=_plain)
         return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     return [

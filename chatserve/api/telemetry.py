@@ -1,7 +1,8 @@
 """What the API floor itself counts: how long answers take, and how they end.
 
 It may not know how figures are shown (`exposition.py`). A `Telemetry` lives as long as the app; a
-`ReplyClock` watches one answer. Only monotonic clocks.
+`ReplyClock` watches one answer; chats' replies are measured where they are made (`chat/meter.py`).
+Only monotonic clocks.
 """
 
 import time
@@ -27,53 +28,70 @@ _REQUEST_BOUNDS = (
 
 
 class Telemetry:
-    """Counters and histograms of the API floor."""
+    """Counters and histograms. The chat floor's ReplyMeter, for replies that no request owns."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.first_token = Histogram(_FIRST_TOKEN_BOUNDS)
-        self.inter_token = Histogram(_INTER_TOKEN_BOUNDS)
-        self.request = Histogram(_REQUEST_BOUNDS)
-        self.prompt_tokens = 0
-        self.finishes: Counter[str] = Counter()
-        self.statuses: Counter[int] = Counter()
+        self._first_token = Histogram(_FIRST_TOKEN_BOUNDS)
+        self._inter_token = Histogram(_INTER_TOKEN_BOUNDS)
+        self._request = Histogram(_REQUEST_BOUNDS)
+        self._prompt_tokens = 0
+        self._finishes: Counter[str] = Counter()
+        self._statuses: Counter[int] = Counter()
+
+    def first_token(self, seconds: float) -> None:
+        """From the whole request to the first token."""
+        self._first_token.observe(seconds)
+
+    def next_tokens(self, seconds: float, count: int) -> None:
+        """`count` more tokens of one sample, so long after the ones before."""
+        self._inter_token.observe(seconds / count, count)
+
+    def sample_over(self, finish_reason: str) -> None:
+        """A sample has ended."""
+        self._finishes[finish_reason] += 1
+
+    def reply_over(self, seconds: float, prompt_tokens: int) -> None:
+        """All samples have, so long after the whole request."""
+        self._prompt_tokens += prompt_tokens
+        self._request.observe(seconds)
 
     def answered(self, path: str, status: int) -> None:
         """One HTTP request is over."""
         del path  # a label per path would let clients invent metrics
-        self.statuses[status] += 1
+        self._statuses[status] += 1
 
     def families(self, serving: int) -> list[Family]:
         """Everything, for a scrape."""
         finishes = tuple(
             Sample(count, (("finished_reason", reason),))
-            for reason, count in sorted(self.finishes.items())
+            for reason, count in sorted(self._finishes.items())
         )
         statuses = tuple(
             Sample(count, (("status", str(status)),))
-            for status, count in sorted(self.statuses.items())
+            for status, count in sorted(self._statuses.items())
         )
         return [
             histogram(
                 "chatserve_time_to_first_token_seconds",
                 "From the whole request to its first text.",
-                self.first_token,
+                self._first_token,
             ),
             histogram(
                 "chatserve_inter_token_latency_seconds",
                 "Between two tokens of one choice; merged tokens share their interval.",
-                self.inter_token,
+                self._inter_token,
             ),
             histogram(
                 "chatserve_e2e_request_latency_seconds",
                 "From the whole request to the end of its answer.",
-                self.request,
+                self._request,
             ),
             Family(
                 "chatserve_prompt_tokens_total",
                 "counter",
                 "Prompt tokens of finished requests, cached ones included.",
-                (Sample(self.prompt_tokens),),
+                (Sample(self._prompt_tokens),),
             ),
             Family("chatserve_request_success_total", "counter", "Choices by their end.", finishes),
             Family(
@@ -102,18 +120,17 @@ class ReplyClock:
         now = self._telemetry.clock()
         if not self._first_seen:
             self._first_seen = True
-            self._telemetry.first_token.observe(now - self._began)
+            self._telemetry.first_token(now - self._began)
         last = self._last.get(choice)
         self._last[choice] = now
         if last is not None:
-            tokens = max(1, len(delta.token_ids))
-            self._telemetry.inter_token.observe((now - last) / tokens, tokens)
+            self._telemetry.next_tokens(now - last, max(1, len(delta.token_ids)))
 
     def end(self, end: SampleEnd) -> None:
         """A choice is over."""
-        self._telemetry.finishes[end.finish_reason] += 1
+        self._telemetry.sample_over(end.finish_reason)
 
     def done(self, results: Sequence[Done]) -> None:
         """The whole answer is over."""
-        self._telemetry.prompt_tokens += sum(result.usage.prompt_tokens for result in results)
-        self._telemetry.request.observe(self._telemetry.clock() - self._began)
+        tokens = sum(result.usage.prompt_tokens for result in results)
+        self._telemetry.reply_over(self._telemetry.clock() - self._began, tokens)

@@ -23,6 +23,9 @@ from chatserve.api.server import server_config
 from chatserve.cache.block_manager import CacheStatistics
 from chatserve.cache.claims import ClaimStatistics
 from chatserve.cache.page_pool import PoolStatistics
+from chatserve.chat.conversations.conversations import ConversationStatistics
+from chatserve.chat.conversations.reply_log import LogStatistics
+from chatserve.chat.store.session_store import StoreStatistics
 from chatserve.chat.values import (
     Ask,
     ChatPrompt,
@@ -216,6 +219,27 @@ ENGINE_STATISTICS = EngineStatistics(
 )
 
 
+CONVERSATION_STATISTICS = ConversationStatistics(
+    running=4,
+    waiting=1,
+    accepted_total=9,
+    resumed_total=2,
+    doubts=0,
+    subscribers=3,
+    draining=False,
+    log=LogStatistics(replies=4, doubtful=0, trips_total=8, entries_total=20, failures_total=1),
+)
+STORE_STATISTICS = StoreStatistics(
+    kind="valkey", available=True, durable=True, calls=40, failures=1, seconds_total=0.25
+)
+STATISTICS: dict[str, object] = {
+    "cache": CACHE_STATISTICS,
+    "engine": ENGINE_STATISTICS,
+    "conversations": CONVERSATION_STATISTICS,
+    "store": STORE_STATISTICS,
+}
+
+
 @dataclass
 class Site:
     """A running app."""
@@ -285,8 +309,7 @@ def build(service: FakeService, health: FakeHealth, **options: Any) -> Starlette
         "health": health,
         "keys": KeyRing(),
         "cookie_key": COOKIE_KEY,
-        "cache_statistics": lambda: CACHE_STATISTICS,
-        "engine_statistics": lambda: ENGINE_STATISTICS,
+        "statistics": lambda: STATISTICS,
     }
     return build_app(**(settings | options))
 

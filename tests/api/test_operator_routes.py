@@ -10,8 +10,6 @@ import pytest
 
 from chatserve.api.access_log import ACCESS_LOGGER, ERROR_LOGGER
 from chatserve.api.exposition import (
-    CACHE_METRICS,
-    ENGINE_METRICS,
     Family,
     Histogram,
     Metric,
@@ -20,7 +18,23 @@ from chatserve.api.exposition import (
     histogram,
     render,
 )
-from tests.api.harness import CACHE_STATISTICS, CHAT, ENGINE_STATISTICS, site
+from chatserve.api.metric_tables import (
+    CACHE_METRICS,
+    CONVERSATION_METRICS,
+    ENGINE_METRICS,
+    LOG_METRICS,
+    STORE_METRICS,
+)
+from tests.api.harness import (
+    CACHE_STATISTICS,
+    CHAT,
+    CONVERSATION_STATISTICS,
+    ENGINE_STATISTICS,
+    STORE_STATISTICS,
+    site,
+)
+
+ALL_TABLES = (ENGINE_METRICS, CACHE_METRICS, CONVERSATION_METRICS, LOG_METRICS, STORE_METRICS)
 
 
 async def test_health_and_readiness_follow_the_state() -> None:
@@ -127,24 +141,29 @@ def test_every_row_of_the_tables_finds_its_field() -> None:
     for statistics, table in (
         (ENGINE_STATISTICS, ENGINE_METRICS),
         (CACHE_STATISTICS, CACHE_METRICS),
+        (CONVERSATION_STATISTICS, CONVERSATION_METRICS),
+        (CONVERSATION_STATISTICS.log, LOG_METRICS),
+        (STORE_STATISTICS, STORE_METRICS),
     ):
         assert len(families(statistics, table)) == len(table)
+        assert table in ALL_TABLES
 
 
 def test_every_metric_is_named_in_base_units() -> None:
-    for metric in (*ENGINE_METRICS, *CACHE_METRICS):
+    metrics = [metric for table in ALL_TABLES for metric in table]
+    for metric in metrics:
         assert metric.name.startswith("chatserve_")
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert metric.meaning.endswith(".")
-    names = [metric.name for metric in (*ENGINE_METRICS, *CACHE_METRICS)]
+    names = [metric.name for metric in metrics]
     assert len(set(names)) == len(names)
 
 
 async def test_metrics_before_the_model_is_loaded_are_the_apis_own() -> None:
-    nothing = {"cache_statistics": lambda: None, "engine_statistics": lambda: None}
-    async with site(**nothing) as running, running.client() as client:
+    nothing = {"cache": None, "engine": None}
+    async with site(statistics=lambda: nothing) as running, running.client() as client:
         assert "chatserve_http_requests_serving 0" in (await client.get("/metrics")).text
-        assert (await client.get("/admin/cache")).json() == {"cache": None, "engine": None}
+        assert (await client.get("/admin/cache")).json() == nothing
 
 
 async def test_unknown_routes_and_methods_are_answered_in_openais_shape() -> None:

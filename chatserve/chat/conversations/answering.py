@@ -36,7 +36,7 @@ from chatserve.chat.conversations.chat_reply import ChatReply
 from chatserve.chat.conversations.history import Prompt
 from chatserve.chat.conversations.outcome import Outcome, done, ending, failed, interrupted
 from chatserve.chat.service import PreparedT, check_token_ids, sampling_of
-from chatserve.chat.store.conversation import Conversation
+from chatserve.chat.store.conversation import Conversation, ReplyState
 from chatserve.chat.store.session_store import Ending, Unreadable
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Emission, FinishReason, Receipt, Request
@@ -77,6 +77,7 @@ class Answering(Generic[PreparedT]):
         self._ending = False
         self._cut: _Cut | None = None
         self._cancelling = False
+        self._tokens_at: float | None = None
         self._in_crowd = True
         means.crowd.count += 1
         self.reply = ChatReply(
@@ -252,6 +253,8 @@ class Answering(Generic[PreparedT]):
                 await self._means.clock.sleep(backoff.next())
 
     def _take(self, stream: Stream, emission: Emission) -> None:
+        if emission.tokens:
+            self._measure(len(emission.tokens))
         if emission.receipt is not None and self._receipt is None:
             self._receipt = emission.receipt
         if self.reply.take(emission):
@@ -260,6 +263,14 @@ class Answering(Generic[PreparedT]):
             # A stop string that began in tokens of before the crash: those are the prompt now.
             stream.finish(emission.sample, max(0, kept - len(self._answered)))
         self._means.log.touch(self.reply)
+
+    def _measure(self, tokens: int) -> None:
+        now, meter = self._means.clock.now(), self._means.meter
+        if self._tokens_at is not None:
+            meter.next_tokens(now - self._tokens_at, tokens)
+        elif not self._answered:
+            meter.first_token(now - self._accepted_at)
+        self._tokens_at = now
 
     # The end -------------------------------------------------------------------------------
 
@@ -293,6 +304,14 @@ class Answering(Generic[PreparedT]):
             return
         means.changes.publish(conversation.owner, conversation.id, conversation.revision)
         reply.conclude(outcome.kind, outcome.data)
+        if outcome.state is ReplyState.DONE:
+            sample = self._assignment.said.end
+            assert sample is not None
+            means.meter.sample_over(sample.finish_reason)
+            means.meter.reply_over(
+                means.clock.now() - self._accepted_at,
+                0 if self._prompt is None else len(self._prompt.tokens),
+            )
 
     def _outcome(self, error: ChatserveError | None) -> Outcome:
         obstacle = self._assignment.obstacle

@@ -13,6 +13,7 @@ from chatserve.chat.conversations.changes import Changes
 from chatserve.chat.conversations.history import History
 from chatserve.chat.conversations.reply_log import ReplyLog
 from chatserve.chat.crowd import Crowd
+from chatserve.chat.meter import ReplyMeter
 from chatserve.chat.service import EngineDoor, PreparedT
 from chatserve.chat.store.conversation import Conversation, ReplyRecord, Turn
 from chatserve.chat.store.session_store import SessionStore
@@ -46,6 +47,7 @@ class AnswerMeans(Generic[PreparedT]):
     log: ReplyLog
     changes: Changes
     crowd: Crowd
+    meter: ReplyMeter
     executor: Executor
     clock: Clock
     wall: Callable[[], float]

@@ -30,6 +30,7 @@ from chatserve.chat.conversations.live_replies import LiveLimits, LiveReplies
 from chatserve.chat.conversations.recall import first_assignment
 from chatserve.chat.conversations.reply_events import ConversationChanged
 from chatserve.chat.conversations.reply_log import LogLimits, LogStatistics, ReplyLog
+from chatserve.chat.meter import ReplyMeter, Unmetered
 from chatserve.chat.service import EngineDoor, PreparedT, Workshop, draw_seed
 from chatserve.chat.store.conversation import (
     REPLY_SEPARATOR,
@@ -125,6 +126,7 @@ class Conversations(Generic[PreparedT]):
         text: TextFloor,
         workshop: Workshop,
         options: ConversationOptions | None = None,
+        meter: ReplyMeter | None = None,
         wall: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
@@ -147,6 +149,7 @@ class Conversations(Generic[PreparedT]):
             log=self._log,
             changes=self._changes,
             crowd=self._crowd,
+            meter=meter or Unmetered(),
             executor=workshop.executor,
             clock=workshop.clock,
             wall=wall,

@@ -1,0 +1,179 @@
+"""Which figure of which floor is which metric, with vLLM's meanings where vLLM has the metric.
+
+Rows name fields of frozen statistics; a field that is not there is left out.
+"""
+
+from collections.abc import Mapping
+
+from chatserve.api.exposition import Family, Metric, Sample, families
+
+ENGINE_METRICS = (
+    Metric(
+        "running", "chatserve_num_requests_running", "gauge", "Sequences that steps compute now."
+    ),
+    Metric("waiting", "chatserve_num_requests_waiting", "gauge", "Sequences that wait for a step."),
+    Metric(
+        "following",
+        "chatserve_num_requests_following",
+        "gauge",
+        "Sequences that wait for another one to compute their common prefix.",
+    ),
+    Metric("in_flight", "chatserve_steps_in_flight", "gauge", "Steps ordered and not committed."),
+    Metric("budget_tokens", "chatserve_step_budget_tokens", "gauge", "The next step's budget."),
+    Metric("steps_total", "chatserve_steps_total", "counter", "Steps that gave a result."),
+    Metric("step_tokens_total", "chatserve_step_tokens_total", "counter", "Tokens of all steps."),
+    Metric("step_seconds", "chatserve_step_seconds", "histogram", "How long a step takes."),
+    Metric(
+        "prompt_tokens_total",
+        "chatserve_prefill_tokens_total",
+        "counter",
+        "Prompt tokens computed; those found in the cache are not.",
+    ),
+    Metric(
+        "generated_tokens_total",
+        "chatserve_generation_tokens_total",
+        "counter",
+        "Tokens generated.",
+    ),
+    Metric(
+        "preemptions_total",
+        "chatserve_num_preemptions_total",
+        "counter",
+        "Times a running sequence had to give its pages back.",
+    ),
+    Metric("failed_steps_total", "chatserve_failed_steps_total", "counter", "Steps that raised."),
+    Metric(
+        "recoveries_total",
+        "chatserve_recoveries_total",
+        "counter",
+        "Times the engine went on after a failed step.",
+    ),
+    Metric(
+        "quarantined", "chatserve_quarantined", "gauge", "Inputs refused because they broke steps."
+    ),
+    Metric(
+        "finished_total",
+        "chatserve_sequences_finished_total",
+        "counter",
+        "Sequences by their end in the engine.",
+        label="finished_reason",
+    ),
+)
+
+PAGE_STATES = ("free", "open", "loading", "sealed", "cached", "leaving")
+
+CACHE_METRICS = (
+    Metric(
+        "pages",
+        "chatserve_pages",
+        "gauge",
+        "Device pages by state.",
+        label="state",
+        parts=tuple((state, state) for state in PAGE_STATES),
+    ),
+    Metric(
+        "query_tokens",
+        "chatserve_prefix_cache_queries_total",
+        "counter",
+        "Prompt tokens looked up in the prefix cache.",
+    ),
+    Metric(
+        "hit_tokens",
+        "chatserve_prefix_cache_hits_total",
+        "counter",
+        "Prompt tokens found in the prefix cache.",
+    ),
+    Metric("named_pages", "chatserve_named_pages", "gauge", "Pages that a prefix can be found in."),
+    Metric("logical_pages", "chatserve_logical_pages", "gauge", "Owned pages, once per owner."),
+    Metric("physical_pages", "chatserve_physical_pages", "gauge", "Owned pages, each once."),
+    Metric("sealed_total", "chatserve_pages_sealed_total", "counter", "Pages filled and named."),
+    Metric(
+        "copies_total", "chatserve_page_copies_total", "counter", "Partial pages copied at a write."
+    ),
+    Metric(
+        "",
+        "chatserve_page_evictions_total",
+        "counter",
+        "Cached pages given up.",
+        label="reason",
+        parts=(("evicted_for_space_total", "space"), ("evicted_by_flush_total", "flush")),
+    ),
+    Metric(
+        "claims",
+        "chatserve_claims",
+        "gauge",
+        "Prefix names that are being computed, and sequences that wait for them.",
+        label="kind",
+        parts=(("claimed", "claimed"), ("waiting", "waiting")),
+    ),
+)
+
+
+CONVERSATION_METRICS = (
+    Metric("running", "chatserve_chat_replies_running", "gauge", "Chats' replies under way."),
+    Metric(
+        "waiting",
+        "chatserve_accepted_waiting",
+        "gauge",
+        "Requests and turns that are accepted and not yet in the engine's queue.",
+    ),
+    Metric("accepted_total", "chatserve_turns_accepted_total", "counter", "New turns kept."),
+    Metric(
+        "resumed_total",
+        "chatserve_chat_replies_resumed_total",
+        "counter",
+        "Replies taken up that an earlier process had begun.",
+    ),
+    Metric(
+        "doubts",
+        "chatserve_turns_in_doubt",
+        "gauge",
+        "Turns of which the store has not said whether it kept them.",
+    ),
+    Metric("subscribers", "chatserve_change_subscribers", "gauge", "Tabs that hear of changes."),
+)
+
+LOG_METRICS = (
+    Metric("entries_total", "chatserve_reply_log_entries_total", "counter", "Entries written."),
+    Metric(
+        "failures_total",
+        "chatserve_reply_log_failures_total",
+        "counter",
+        "Trips to the store that failed; their entries are sent again.",
+    ),
+)
+
+STORE_METRICS = (
+    Metric("available", "chatserve_store_available", "gauge", "1 while the store answers."),
+    Metric("calls", "chatserve_store_calls_total", "counter", "Calls to the store."),
+    Metric("failures", "chatserve_store_failures_total", "counter", "Calls without an answer."),
+    Metric("seconds_total", "chatserve_store_seconds_total", "counter", "Time in these calls."),
+)
+
+
+def all_families(statistics: Mapping[str, object]) -> list[Family]:
+    """What the floors' statistics are as metrics. Who has none yet is left out.
+
+    statistics: `cache`, `engine`, `conversations`, `store`, each a frozen picture or None.
+    """
+    chats = statistics.get("conversations")
+    return [
+        *families(statistics.get("engine"), ENGINE_METRICS),
+        *families(statistics.get("cache"), CACHE_METRICS),
+        *cache_usage(statistics.get("cache")),
+        *families(chats, CONVERSATION_METRICS),
+        *families(getattr(chats, "log", None), LOG_METRICS),
+        *families(statistics.get("store"), STORE_METRICS),
+    ]
+
+
+def cache_usage(statistics: object) -> list[Family]:
+    """vLLM's share of pages in use: cached pages count as free, because they can be had."""
+    pages: object = getattr(statistics, "pages", None)
+    total = getattr(pages, "total", 0)
+    if not total:
+        return []
+    available: int = getattr(pages, "free", 0) + getattr(pages, "cached", 0)
+    meaning = "Share of the device pages in use; 1 is all of them."
+    sample = Sample((total - available) / total)
+    return [Family("chatserve_kv_cache_usage_perc", "gauge", meaning, (sample,))]
