@@ -379,6 +379,8 @@ def _failure(frame: JsonObject) -> ReplyFailed:
 def _reason(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, EOFError | InvalidMessage | ConnectionResetError):
+        return "the connection was closed"
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return str(error) or type(error).__name__

@@ -155,8 +155,11 @@ class Chat:
 
         def stop() -> None:
             if reply.stop_wanted:
+                self._screen.note("(left: the reply goes on at the server)")
                 reply.close()
-            reply.stop()
+            else:
+                self._screen.note("(stopping; once more leaves the reply to the server)")
+                reply.stop()
 
         with reply, self._lines.while_replying(stop):
             try:

@@ -91,6 +91,7 @@ class TypedLines:
         self.on_typing = _ignore
         self._interrupts = interrupts
         self._ahead = bytearray()  # typed while a reply was written
+        self._ended = False  # Ctrl-D, while a reply was written
         self._session: PromptSession[str] = PromptSession(
             history=LineHistory(history),
             key_bindings=_bindings(),
@@ -105,6 +106,8 @@ class TypedLines:
 
     async def line(self, prompt: str, default: str = "") -> str:
         """What is typed until Enter."""
+        if self._ended:
+            raise EOFError
         ahead, self._ahead = self._ahead.decode("utf-8", "replace"), bytearray()
         try:
             return await self._session.prompt_async(
@@ -122,7 +125,8 @@ class TypedLines:
 
         def read() -> None:
             piece = os.read(file, _READ_BYTES)
-            if not piece:  # Ctrl-D; the next prompt is the place for it
+            if not piece:
+                self._ended = True
                 loop.remove_reader(file)
                 return
             if piece.decode("utf-8", "replace").strip() == _STOP:

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from typing import Self
 
 from markdown_it import MarkdownIt
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
-from chatserve.terminal.clean_text import clean
+from chatserve.terminal.clean_text import clean, clean_line
 
 # A block that is longer is shown as it is written: rendering takes time that grows with it.
 BLOCK_CHARACTERS_MAX = 20_000
@@ -128,7 +128,7 @@ class MarkdownView:
     def _draw(self, status: str) -> None:
         rows = max(1, self._console.height - _ROWS_BELOW)
         rest = self._text[self._settled :].strip("\n")
+        shown: list[RenderableType] = [Block(rest, rows_max=rows)] if rest else []
         if status:
-            self._live.update(Text(clean(status), style="dim"), refresh=True)
-        elif rest:
-            self._live.update(Block(rest, rows_max=rows), refresh=True)
+            shown.append(Text(clean_line(status), style="dim", no_wrap=True, overflow="ellipsis"))
+        self._live.update(Group(*shown), refresh=True)

@@ -161,7 +161,7 @@ class _RichView:
             case ReplyWaiting(reason=None):
                 pass
             case ReplyWaiting(reason=reason):
-                self._view.show_status(f"{clean_line(reason or '')} Trying again …")
+                self._view.show_status(f"Trying again: {reason}")
             case TextDelta(text=text):
                 self._text += clean(text)
                 self._view.show(self._text)
