@@ -288,6 +288,7 @@ class ChatSocket:
     def __init__(self, wire: Wire, protocol: ClientProtocol) -> None:
         self._wire, self._protocol = wire, protocol
         self._text = b""
+        self._early: list[Any] = []  # frames that came with the handshake's answer
         self.changes: list[Data] = []
 
     @classmethod
@@ -299,7 +300,7 @@ class ChatSocket:
             protocol = ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOL)])
             protocol.send_request(protocol.connect())
             made = cls(wire, protocol)
-            (answer,) = await made._arrived()
+            answer, *made._early = await made._arrived()
             assert isinstance(answer, Response)
             if protocol.handshake_exc is not None:
                 raise Refused(answer.status_code, dict(answer.headers), answer.body)
@@ -321,11 +322,11 @@ class ChatSocket:
     async def frames(self) -> list[Data]:
         """The next ones. Raises Severed, with the code where the server said one."""
         found: list[Data] = []
-        for event in await self._arrived():
-            assert not isinstance(event, Response)
-            if event.opcode in (Opcode.TEXT, Opcode.CONT):  # type: ignore[attr-defined]
-                self._text += event.data  # type: ignore[attr-defined]
-                if event.fin:  # type: ignore[attr-defined]
+        early, self._early = self._early, []
+        for event in early or await self._arrived():
+            if event.opcode in (Opcode.TEXT, Opcode.CONT):
+                self._text += event.data
+                if event.fin:
                     found.append(json.loads(self._text))
                     self._text = b""
         return found

@@ -127,6 +127,7 @@ class Revived:
         log = self.folder / f"server-{self.starts}.log"
         process = _spawned(self.data, [*self._options, *more], log)
         self.server = Server(process, f"http://127.0.0.1:{self.port}", log=log)
+        self._spawned_at = time.monotonic()
 
     @property
     def announced(self) -> bool:
@@ -134,13 +135,13 @@ class Revived:
         return _announced(self.server.log) is not None
 
     async def ready(self) -> float:
-        """Wait until it is; the seconds that took."""
-        began = time.monotonic()
+        """Wait until it is; the seconds since it was started."""
         while not self.announced:
             assert self.server.process.poll() is None, self.server.log.read_text()
-            assert time.monotonic() < began + START_SECONDS_MAX, self.server.log.read_text()
+            seconds = time.monotonic() - self._spawned_at
+            assert seconds < START_SECONDS_MAX, self.server.log.read_text()
             await asyncio.sleep(0.02)
-        return time.monotonic() - began
+        return time.monotonic() - self._spawned_at
 
     def kill(self) -> None:
         """kill -9."""

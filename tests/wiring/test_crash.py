@@ -1,0 +1,39 @@
+"""kill -9 of a server under load: nothing acknowledged is lost or doubled, every reply ends."""
+
+import random
+from pathlib import Path
+
+from tests.wiring.crash_drive import CrashDrive, Place
+from tests.wiring.load import holdings
+from tests.wiring.server import reviving
+
+OPTIONS = ["--dtype", "float32", "--kv-memory", "64MiB", "--log-level", "info"]
+CHATTERS = 12
+
+
+async def kill_and_check(folder: Path, places: list[Place], *, seed: int, chatters: int) -> None:
+    """Kill at each place, in an order that the seed says; print what came of it."""
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    dice.shuffle(places)
+    with reviving(folder, OPTIONS) as revived:
+        async with CrashDrive(revived, dice, chatters=chatters) as drive:
+            await drive.undisturbed()
+            await drive.run(places)
+            before = holdings(revived.server)
+            await drive.run([])
+            after = holdings(revived.server)
+        print(drive.figures)
+        assert after == before
+        assert after.named_pages_without_owner
+        figures = drive.figures
+        assert sum(figures.kills.values()) == len(places)
+        assert figures.checked > 0
+        assert figures.taken_up > 0
+        assert "Traceback" not in revived.logs()
+
+
+async def test_kills_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
+    places = [*Place, Place.STREAMING, Place.STARTING]
+    seed = random.SystemRandom().randrange(1 << 32)
+    await kill_and_check(tmp_path, places, seed=seed, chatters=CHATTERS)
