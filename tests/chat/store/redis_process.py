@@ -114,9 +114,13 @@ class SlowWay:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        try:
             there, back = await asyncio.open_unix_connection(str(self._target))
-            self._ends += [writer, back]
+        except OSError:
+            writer.transport.abort()
+            return
+        self._ends += [writer, back]
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             await asyncio.gather(self._pump(reader, back, slow=False), self._pump(there, writer))
 
     async def _pump(

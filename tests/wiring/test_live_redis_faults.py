@@ -1,0 +1,268 @@
+"""What a broken server of conversations does to a chatserve under way: real processes.
+
+While a fault lasts the replies that run go on for their viewers, and a new turn works or is refused
+in time; once it is over every turn is there once, and answered, and the loop was never held. What
+calls alone do under the same faults is in `tests/chat/store/test_redis_faults.py`.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.wiring.chat_streams import WAIT_SECONDS_MAX, ChatClient, Refusal, Watched
+from tests.wiring.given_redis import GivenSite
+
+REFUSAL_SECONDS_MAX = 1.0  # asked for, and the calls' own deadline; a busy machine gets three
+BACK_SECONDS_MAX = 2.0  # asked for, and what the pauses between tries add up to; likewise
+SLACK = 3.0
+SLOW_SECONDS = 0.5
+LIVE = 3
+LONG = {"max_tokens": 3_500, "ignore_eos": True}
+CHARACTERS = 40  # that each live reply says in a phase
+SEEN_LAG_SECONDS = 0.05
+HELD_SECONDS = 0.5  # waiting for Redis on the loop would hold it for so long, and longer
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """works: new turns are accepted while it lasts."""
+
+    name: str
+    begin: Callable[[GivenSite], object]
+    cure: Callable[[GivenSite], object]
+    works: bool = False
+
+
+def _restart(site: GivenSite) -> None:
+    site.redis.kill()
+    site.redis.start()
+
+
+def _slow(site: GivenSite, seconds: float) -> None:
+    site.way.seconds = seconds
+
+
+FAULTS = (
+    Fault(
+        "hung",
+        lambda site: site.redis.signal(signal.SIGSTOP),
+        lambda site: site.redis.signal(signal.SIGCONT),
+    ),
+    Fault("stopped", lambda site: site.redis.kill(), lambda site: site.redis.start()),
+    Fault("too slow", lambda site: _slow(site, 1.5), lambda site: _slow(site, 0.0)),
+    Fault("restarted", _restart, lambda _: None, works=True),
+    Fault("reset", lambda site: site.reset(), lambda _: None, works=True),
+    Fault(
+        "read-only",
+        lambda site: site.redis.command("REPLICAOF", "127.0.0.1", "1"),
+        lambda site: site.redis.command("REPLICAOF", "NO", "ONE"),
+    ),
+    Fault(
+        "out of memory",
+        lambda site: site.redis.command("CONFIG", "SET", "maxmemory", "1"),
+        lambda site: site.redis.command("CONFIG", "SET", "maxmemory", "0"),
+    ),
+    Fault(
+        "without rights",
+        lambda site: site.redis.command("ACL", "SETUSER", "chats", "-evalsha"),
+        lambda site: site.redis.command("ACL", "SETUSER", "chats", "+evalsha"),
+    ),
+)  # fmt: skip
+
+
+@dataclass
+class Live:
+    """Replies that run. texts: of their viewers."""
+
+    conversations: list[str]
+    watched: list[Watched]
+
+    async def speak(self) -> None:
+        """Wait until each has said so much more."""
+        await asyncio.gather(*[each.until_longer(CHARACTERS) for each in self.watched])
+        assert all(each.final is None for each in self.watched), "it ended by itself"
+
+
+@asynccontextmanager
+async def live_replies(client: ChatClient) -> AsyncGenerator[Live]:
+    """So many that run; stopped at the block's end, watched to their own, and looked up then."""
+    conversations = [await client.new() for _ in range(LIVE)]
+    async with AsyncExitStack() as stack:
+        watching = [client.watching(each, "live", **LONG) for each in conversations]
+        live = Live(conversations, [await stack.enter_async_context(each) for each in watching])
+        yield live
+        for each in live.watched:
+            if each.final is None:
+                await client.stop(each.reply)
+
+
+async def has_turn_once(client: ChatClient, conversation: str, ask: str, text: str) -> None:
+    """The conversation is this turn with this answer, and nothing runs in it."""
+    whole = await client.whole(conversation)
+    shown = [(turn["id"], turn["role"]) for turn in whole["turns"]]
+    assert shown == [(ask, "user"), (whole["leaf"], "assistant")]
+    assert whole["turns"][1]["content"] == text
+    assert whole["replies"] == []
+
+
+async def wave(client: ChatClient, conversations: list[str]) -> list[Watched | Refusal]:
+    """A short turn to each, at once."""
+    sent = [client.send(each, "new", max_tokens=4) for each in conversations]
+    return await asyncio.gather(*sent)
+
+
+async def until_accepted(client: ChatClient) -> float:
+    """Seconds until a new turn is accepted."""
+    began, seen = time.monotonic(), Watched()
+    while True:
+        answer = await client.http.post("/api/conversations", json={})
+        if answer.status_code == 201:
+            break
+        assert answer.status_code == 503, answer.text
+        assert time.monotonic() < began + WAIT_SECONDS_MAX, "it did not come back"
+        await asyncio.sleep(0.02)
+    conversation, turn = answer.json()["id"], {"id": "back", "content": "Hello!", "max_tokens": 1}
+    while await client.watch(conversation, turn, seen) is not None:
+        assert time.monotonic() < began + WAIT_SECONDS_MAX, "it did not come back"
+        await asyncio.sleep(0.02)
+    assert seen.kind == "done"
+    return time.monotonic() - began
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """Ticks of the loop in a phase."""
+
+    ticks: int
+    late: int  # over SEEN_LAG_SECONDS
+    held: int  # over HELD_SECONDS
+
+    @classmethod
+    def between(cls, before: dict[float, int], after: dict[float, int]) -> "Lag":
+        ticks = after[float("inf")] - before[float("inf")]
+        within = [after[bound] - before[bound] for bound in (SEEN_LAG_SECONDS, HELD_SECONDS)]
+        return cls(ticks, ticks - within[0], ticks - within[1])
+
+    def __str__(self) -> str:
+        return f"{self.late} of {self.ticks} ticks over {SEEN_LAG_SECONDS * 1e3:.0f} ms"
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+async def test_live_replies_go_on_and_new_turns_are_refused_in_time(
+    site: GivenSite, fault: Fault
+) -> None:
+    async with site.client("ada") as client:
+        first, second, control = [[await client.new() for _ in range(4)] for _ in range(3)]
+        async with live_replies(client) as live:
+            lag = [site.lag()]
+            await asyncio.gather(live.speak(), wave(client, control))
+            lag.append(site.lag())
+            try:
+                await asyncio.to_thread(fault.begin, site)
+                answers, _ = await asyncio.gather(wave(client, first), live.speak())
+                again, _ = await asyncio.gather(wave(client, second), live.speak())
+                lag.append(site.lag())
+            finally:
+                await asyncio.to_thread(fault.cure, site)
+            back = await until_accepted(client)
+        for conversation, watched in zip(live.conversations, live.watched, strict=True):
+            assert watched.kind == "done", watched.final
+            await has_turn_once(client, conversation, "live", watched.text)
+        refusals = [each for each in answers + again if isinstance(each, Refusal)]
+        seconds = [f"{refusal.seconds:.3f}" for refusal in refusals]
+        calm, faulty = Lag.between(*lag[:2]), Lag.between(*lag[1:])
+        print(
+            f"{fault.name}: {len(answers + again) - len(refusals)} of {len(answers + again)} turns "
+            f"accepted, refused in s: {' '.join(seconds) or '-'}; back in {back:.3f} s; "
+            f"loop: {faulty}, without the fault {calm}"
+        )
+        for refusal in refusals:
+            assert (refusal.status, refusal.code) == (503, "unavailable")
+            assert refusal.retry_after is not None
+            assert refusal.seconds < SLACK * REFUSAL_SECONDS_MAX
+        assert bool(refusals) != fault.works
+        assert back < SLACK * BACK_SECONDS_MAX
+        assert faulty.held <= calm.held
+        await _sent_again_all_are_there_once(client, first + second, answers + again)
+
+
+async def _sent_again_all_are_there_once(
+    client: ChatClient, conversations: list[str], answers: list[Watched | Refusal]
+) -> None:
+    """A client whose turn was refused sends it again, whether or not it was kept."""
+    for conversation, answer in zip(conversations, answers, strict=True):
+        seen = answer
+        while isinstance(seen, Refusal):
+            seen = await client.send(conversation, "new", max_tokens=4)
+        assert seen.kind == "done"
+        await has_turn_once(client, conversation, "new", seen.text)
+
+
+async def test_flushed_conversations_are_gone_and_new_ones_work(site: GivenSite) -> None:
+    async with site.client("ada") as client:
+        ended = await client.new()
+        kept = await client.send(ended, "a", max_tokens=4)
+        assert isinstance(kept, Watched)
+        async with live_replies(client) as live:
+            await asyncio.to_thread(site.redis.command, "FLUSHALL")
+            began = time.monotonic()
+            for watched in live.watched:
+                await watched.until_ended()
+            print(f"viewers told after {time.monotonic() - began:.3f} s")
+        for watched in live.watched:
+            assert watched.kind == "failed"
+            assert watched.final is not None
+            assert watched.final["code"] == "not_found"
+            assert watched.final["retry_after"] is None, "nothing to come back for"
+            assert (await client.resume(watched)) == 404
+        assert (await client.resume(kept)) == 404
+        for conversation in (ended, *live.conversations):
+            answer = await client.http.get(f"/api/conversations/{conversation}")
+            assert answer.status_code == 404
+            refusal = await client.send(conversation, "b")
+            assert isinstance(refusal, Refusal)
+            assert refusal.status == 404
+        listed = await client.http.get("/api/conversations")
+        assert listed.json() == {"conversations": [], "next": None}
+        await until_accepted(client)
+    site.server.wait_for("idle")
+
+
+async def test_a_damaged_conversation_harms_no_other(site: GivenSite) -> None:
+    async with site.client("ada") as client:
+        async with live_replies(client) as live:
+            damaged, unlogged, sound = live.conversations
+            logs = [
+                f"cs:{{{conversation}}}:log:{watched.reply}"
+                for conversation, watched in zip(live.conversations, live.watched, strict=True)
+            ]
+            for key in (f"cs:{{{damaged}}}:running", f"cs:{{{damaged}}}:meta", logs[1]):
+                site.redis.command("DEL", key)
+                site.redis.command("SET", key, "wrong")
+            length = int(str(site.redis.command("XLEN", logs[2])))
+            await live.speak()
+            await live.speak()
+            assert int(str(site.redis.command("XLEN", logs[2]))) > length, "its log goes on"
+            refusal = await client.send(damaged, "b")
+            assert isinstance(refusal, Refusal)
+            assert (refusal.status, refusal.code) == (503, "unavailable")
+            assert refusal.retry_after is not None
+            listed = await client.http.get("/api/conversations", params={"search": "long story"})
+            assert listed.status_code == 200
+            found = {each["id"] for each in listed.json()["conversations"]}
+            assert {unlogged, sound} <= found
+            assert damaged not in found
+        told = live.watched[0]
+        assert told.kind == "failed"
+        assert told.final is not None
+        assert told.final["code"] == "unavailable"
+        for conversation, watched in zip(live.conversations[1:], live.watched[1:], strict=True):
+            assert watched.kind == "done", watched.final
+            await has_turn_once(client, conversation, "live", watched.text)
+        await until_accepted(client)
+    site.server.wait_for("idle")
