@@ -27,7 +27,7 @@ from tests.api.harness import PATIENCE_SECONDS, Site, until
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 # What the kernel keeps for a reader that does not read, ours and the peer's together.
-RECEIVE_BUFFER_BYTES = 8 * 1024
+RECEIVE_BUFFER_BYTES = 64 * 1024
 
 Heard = dict[str, Any]
 
@@ -240,7 +240,7 @@ async def peer(
 ) -> AsyncGenerator[Peer]:
     """A Peer; leaving the block aborts it. stalled: with small buffers, and not reading at all
     once its hands are shaken."""
-    sock = socket.socket()
+    sock = socket.socket(proto=socket.IPPROTO_TCP)  # or asyncio would leave Nagle on
     if stalled:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
     sock.setblocking(False)
