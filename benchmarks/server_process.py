@@ -25,13 +25,18 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(options: Sequence[str] = ()) -> Generator[ServerProcess]:
-    """Start `chatserve serve` with these options in a data folder of its own; end it after."""
+def server_process(
+    options: Sequence[str] = (), *, program: Sequence[str] = ("chatserve", "serve")
+) -> Generator[ServerProcess]:
+    """Start a server with these options in a data folder of its own; end it after.
+
+    program: a module that takes the options of `chatserve serve`, and its first arguments.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="chatserve-bench-") as folder:
-        command = [sys.executable, "-m", "chatserve", "serve", *options]
+        command = [sys.executable, "-m", *program, *options]
         command += ["--port", str(port), "--data-dir", folder, "--log-level", "warning"]
         started = time.monotonic()
         process = subprocess.Popen(

@@ -28,7 +28,7 @@ from chatserve.chat.values import SamplingDefaults
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.model_runner import ModelRunner
 from chatserve.engine.pace import Pace
-from chatserve.engine.runner import OutOfMemory
+from chatserve.engine.runner import OutOfMemory, Runner
 from chatserve.engine.scheduler import Scheduler, SchedulerLimits
 from chatserve.errors import SettingsError
 from chatserve.lifespan import (
@@ -57,7 +57,7 @@ class Loaded:
     """What is made in a thread, off the event loop."""
 
     model: LoadedModel
-    runner: ModelRunner
+    runner: Runner
     text: TextFloor
     fingerprint: bytes
     pages: int

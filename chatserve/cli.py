@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from chatserve import __version__
 from chatserve.errors import SettingsError, StartError
@@ -17,6 +18,9 @@ from chatserve.log_lines import set_up_logging
 from chatserve.settings import ENVIRONMENT_PREFIX, Settings, add_options, read_settings
 from chatserve.terminal.options import EPILOG as CHAT_EPILOG
 from chatserve.terminal.options import OptionError, add_chat_options, chat_options
+
+if TYPE_CHECKING:
+    from chatserve.lifespan import Load
 
 EXIT_CANNOT_START = 2
 
@@ -43,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         if given.command == "chat":
             return _chat(given)
         settings = read_settings(given, os.environ)
-        return _serve(settings)
+        return serve(settings)
     except StartError as error:
         print(f"chatserve: {error.message}", file=sys.stderr)
         return EXIT_CANNOT_START
@@ -87,7 +91,8 @@ def _chat(given: argparse.Namespace) -> int:
     return run_chat(options)
 
 
-def _serve(settings: Settings) -> int:
+def serve(settings: Settings, load: "Load | None" = None) -> int:
+    """Serve until a signal; the exit status. Raises StartError. load: as for Serving."""
     set_up_logging(settings.log_level)
     # Read once, when torch is imported. By default OpenMP's threads spin while they wait for each
     # other; where anything else runs on the machine (our own event loop, say) a step then takes
@@ -106,7 +111,7 @@ def _serve(settings: Settings) -> int:
     listener = _listen(settings)
     with listener:
         port = listener.getsockname()[1]
-        serving = Serving(settings, keys, port=port, announce=_announce)
+        serving = Serving(settings, keys, port=port, announce=_announce, load=load)
         return serving.run(listener)
 
 

@@ -46,8 +46,11 @@ from chatserve.settings import Settings
 from prefix_store import MasterSecret
 
 if TYPE_CHECKING:
+    from chatserve.assembly import Loaded
     from chatserve.chat.conversations.conversations import ConversationStatistics
     from chatserve.engine.engine import Engine
+
+    Load = Callable[[Settings, Path, MasterSecret], Loaded]
 
 _log = logging.getLogger(__name__)
 
@@ -109,8 +112,13 @@ class Serving:
         *,
         port: int,
         announce: Callable[[str, str, float], None],
+        load: "Load | None" = None,
     ) -> None:
-        """Checks what can be checked without loading. Raises StartError."""
+        """Checks what can be checked without loading. Raises StartError.
+
+        load: instead of `assembly.load`, for a server whose model is a simulation.
+        """
+        self._load_model = load
         self._settings = settings
         self._announce = announce
         self._began = time.monotonic()
@@ -292,7 +300,7 @@ class Serving:
         """In a thread: import what is heavy, load; what is left to do on the loop comes back."""
         from chatserve.assembly import assemble, load
 
-        loaded = load(self._settings, self._folder, self._secret)
+        loaded = (self._load_model or load)(self._settings, self._folder, self._secret)
         return functools.partial(assemble, loaded, self._settings)
 
     def _statistics(self) -> Mapping[str, object]:
