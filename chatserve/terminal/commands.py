@@ -21,6 +21,7 @@ HELP = """\
 /delete           delete this conversation
 /export FILE      write it to a file
 /import FILE      a conversation from such a file
+/help             this list
 /quit             leave; so does Ctrl-D
 //text            a message that begins with a slash
 

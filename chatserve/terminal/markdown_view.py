@@ -57,7 +57,7 @@ class Block:
         if self._rows_max is not None:
             lines = lines[-self._rows_max :]
         for line in lines:
-            yield from _cleaned(line)
+            yield from _without_padding(list(_cleaned(line)))
             yield Segment.line()
 
 
@@ -70,6 +70,19 @@ def _cleaned(segments: Iterable[Segment]) -> Iterable[Segment]:
     for segment in segments:
         if segment.control is None:
             yield Segment(clean(segment.text).replace("\n", " "), segment.style)
+
+
+def _without_padding(line: list[Segment]) -> Iterable[Segment]:
+    """Who copies a line does not want the spaces to the window's edge; a coloured edge stays."""
+    while line and not line[-1].text.strip(" ") and not _has_background(line[-1]):
+        line.pop()
+    if line and not _has_background(line[-1]):
+        line[-1] = Segment(line[-1].text.rstrip(" "), line[-1].style)
+    return line
+
+
+def _has_background(segment: Segment) -> bool:
+    return segment.style is not None and segment.style.bgcolor is not None
 
 
 class MarkdownView:
