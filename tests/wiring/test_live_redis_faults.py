@@ -228,7 +228,7 @@ async def test_flushed_conversations_are_gone_and_new_ones_work(site: GivenSite)
             assert isinstance(refusal, Refusal)
             assert refusal.status == 404
         listed = await client.http.get("/api/conversations")
-        assert listed.json() == {"conversations": [], "next": None}
+        assert listed.json() == {"conversations": [], "next": None}, "all was flushed"
         await until_accepted(client)
     site.server.wait_for("idle")
 
