@@ -172,8 +172,6 @@ class PrefixIndex:
         heappush(self._leaves, leaf.place)
         if len(self._leaves) > 2 * len(self._by_page) + 64:
             self._leaves = [
-                entry.place
-                for entry in self._by_page.values()
-                if entry.idle and not entry.children
+                entry.place for entry in self._by_page.values() if entry.idle and not entry.children
             ]
             heapify(self._leaves)

@@ -17,7 +17,7 @@ again (`Scheduler.recover`): text is truth, pages are a cache.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -71,6 +71,8 @@ class Engine:
         self._results: deque[StepResult] = deque()
         self._outcomes: deque[Outcome] = deque()
         self._signal = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._thread: RunnerThread | None = None
         self._running_steps = 0
         self._recovering = False
@@ -133,8 +135,25 @@ class Engine:
         )
         self._streams[group] = stream
         self._groups[stream] = group
+        self._idle.clear()
         self._signal.set()
         return stream
+
+    def draft(self, key: Hashable, prepared: PreparedRequest) -> bool:
+        """Compute a prompt's full pages ahead, while there are no requests; instead of the draft
+        that this key had before. On the event loop; never waits. Returns whether it was taken."""
+        if self._stopped or self._recovering:
+            return False
+        self._signal.set()
+        return self._scheduler.draft(key, prepared)
+
+    def withdraw(self, key: Hashable) -> None:
+        """Nobody wants this key's draft any more. Harmless if there is none."""
+        self._act(lambda: self._scheduler.withdraw(key))
+
+    async def wait_idle(self) -> None:
+        """Wait for a moment without requests, the time for drafts."""
+        await self._idle.wait()
 
     def statistics(self) -> EngineStatistics:
         """A frozen picture of the scheduler."""
@@ -177,6 +196,8 @@ class Engine:
             self._recovering = True
         if self._recovering and self._running_steps == len(self._results):
             self._recover()
+        if self._scheduler.idle:
+            self._idle.set()
         self._deliver()
 
     def _dispatch(self) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from chatserve.cache.block_manager import PageCopy
+from chatserve.engine.drafts import DraftLimits
 from chatserve.engine.pace import Pace
 from chatserve.engine.plan import SampleOrder, Slice
 from chatserve.engine.roster import Roster
@@ -32,6 +33,7 @@ class SchedulerLimits:
     sequences_max: running at once. queued_max: waiting at once, after which requests are refused.
     context_length: tokens a sequence may ever have, at most what all pages hold.
     preemptions_max: in one step; what is still short then waits for the next.
+    drafts: of what is computed ahead of requests; none of it counts above.
     """
 
     sequences_max: int
@@ -39,10 +41,11 @@ class SchedulerLimits:
     context_length: int
     preemptions_max: int = 8
     aging_seconds: float = 10.0
+    drafts: DraftLimits = field(default_factory=DraftLimits)
 
 
 @dataclass(slots=True)
-class Draft:
+class Outline:
     """A plan in the making."""
 
     number: int
@@ -53,7 +56,7 @@ class Draft:
 
 
 class Planner:
-    """Makes drafts. `touching`: the sequence being handled, for the case of a bug of ours."""
+    """Makes outlines. `touching`: the sequence being handled, for the case of a bug of ours."""
 
     def __init__(
         self,
@@ -73,35 +76,35 @@ class Planner:
         self._counts = counts
         self._clock = clock
 
-    def draft(self, number: int, *, alone: bool) -> Draft:
-        """The draft of step `number`. alone: no other step is in flight."""
-        draft = Draft(number=number)
+    def outline(self, number: int, *, alone: bool) -> Outline:
+        """The outline of step `number`. alone: no other step is in flight."""
+        outline = Outline(number=number)
         if not self._suspects.any:
-            self._plan_running(draft)
+            self._plan_running(outline)
         elif alone:
-            self._plan_probation(draft)
+            self._plan_probation(outline)
         self.touching = None
-        return draft
+        return outline
 
-    def _plan_running(self, draft: Draft) -> None:
+    def _plan_running(self, outline: Outline) -> None:
         """Order what runs, and admit who waits."""
         running = tuple(self._roster.running)
         begun = [sequence for sequence in running if _todo(sequence) > 1]
         nexts = sum(1 for sequence in running if _todo(sequence) == 1)
         room = max(self._pace.budget() - nexts, self._roster.blocks.page_size)
-        short, room = self._share(draft, begun, room)
+        short, room = self._share(outline, begun, room)
         for sequence in running:
             self.touching = sequence
             todo = _todo(sequence) if sequence.life is Life.RUNNING else 0
             if not todo:
                 continue
             if todo == 1 or sequence.id in short:
-                self._order(draft, sequence, todo)
+                self._order(outline, sequence, todo)
             elif room > 0:
-                room -= self._order(draft, sequence, min(todo, room))
-        self._admit(draft, room)
+                room -= self._order(outline, sequence, min(todo, room))
+        self._admit(outline, room)
 
-    def _share(self, draft: Draft, begun: list[Sequence], room: int) -> tuple[set[int], int]:
+    def _share(self, outline: Outline, begun: list[Sequence], room: int) -> tuple[set[int], int]:
         """Half the budget is for those who would else be behind the whole of one long prompt.
 
         It goes to begun prompts of the same priority that it can finish in this step, then to the
@@ -117,10 +120,10 @@ class Planner:
                 room -= _todo(sequence)
         head = self._roster.waiting.peek(self._clock())
         if half and head is not None and head.priority <= begun[0].priority:
-            room -= half - self._admit(draft, half)
+            room -= half - self._admit(outline, half)
         return short, room
 
-    def _admit(self, draft: Draft, room: int) -> int:
+    def _admit(self, outline: Outline, room: int) -> int:
         """Start queued sequences while their whole prompts, samples and the budget fit beside what
         is promised to those who run; not in a step that had to preempt. Returns the budget left.
         """
@@ -129,7 +132,7 @@ class Planner:
         promised = sum(map(self._promised, roster.running))
         while (
             room > 0
-            and not draft.preempted
+            and not outline.preempted
             and (sequence := roster.waiting.peek(self._clock())) is not None
         ):
             self.touching = sequence
@@ -143,11 +146,12 @@ class Planner:
             blocks.adopt(sequence.table, sequence.names[:matched], tokens)
             if self._promised(sequence) + promised > blocks.available:
                 blocks.release(sequence.table, step=0)
-                assert roster.running or blocks.coming, "admission let in what can never fit"
+                holders = roster.running or roster.retired or blocks.coming
+                assert holders, "admission let in what can never fit"
                 break
             seats -= _seats(sequence)
             roster.start(sequence, matched)
-            room -= self._order(draft, sequence, min(_todo(sequence), room))
+            room -= self._order(outline, sequence, min(_todo(sequence), room))
             promised += self._promised(sequence)
         return room
 
@@ -158,7 +162,7 @@ class Planner:
         missing = blocks.pages_for(len(sequence.tokens) + 1) - len(sequence.table)
         return max(1, missing) + len(sequence.unforked)
 
-    def _plan_probation(self, draft: Draft) -> None:
+    def _plan_probation(self, outline: Outline) -> None:
         """One suspect alone."""
         sequence = self._suspects.on_probation
         if sequence is None:
@@ -170,25 +174,25 @@ class Planner:
             matched = self._roster.blocks.adopt(sequence.table, sequence.names, tokens)
             self._roster.start(sequence, matched)
         self.touching = sequence
-        self._order(draft, sequence, min(_todo(sequence), self._pace.budget()))
+        self._order(outline, sequence, min(_todo(sequence), self._pace.budget()))
 
-    def _order(self, draft: Draft, sequence: Sequence, count: int) -> int:
-        """Put the next `count` positions into the draft; returns how many it was (maybe 0)."""
+    def _order(self, outline: Outline, sequence: Sequence, count: int) -> int:
+        """Put the next `count` positions into the outline; returns how many it was (maybe 0)."""
         start, end = sequence.planned, sequence.planned + count
         if not sequence.suppress_write:
-            copies = self._find_pages(draft, sequence, start, end)
+            copies = self._find_pages(outline, sequence, start, end)
             if copies is None:
                 return 0
-            draft.copies += copies
+            outline.copies += copies
         known = len(sequence.tokens)
         pending = None
         if end > known:
             assert sequence.pending is not None
-            assert sequence.pending[0] == draft.number - 1, "a pending token is one step old"
+            assert sequence.pending[0] == outline.number - 1, "a pending token is one step old"
             pending = sequence.pending[1]
-        sequence.planned, sequence.last_step = end, draft.number
-        orders = () if end < sequence.known else self._orders(draft, sequence, end)
-        draft.slices.append(
+        sequence.planned, sequence.last_step = end, outline.number
+        orders = () if end < sequence.known else self._orders(outline, sequence, end)
+        outline.slices.append(
             Slice(
                 sequence=sequence.id,
                 incarnation=sequence.incarnation,
@@ -203,7 +207,7 @@ class Planner:
         sequence.suppress_write = False
         return count
 
-    def _orders(self, draft: Draft, sequence: Sequence, end: int) -> tuple[SampleOrder, ...]:
+    def _orders(self, outline: Outline, sequence: Sequence, end: int) -> tuple[SampleOrder, ...]:
         """Sampling orders after position `end` - 1; at the prompt's end the samples fork."""
         request = sequence.request
         prompt = len(request.tokens) - request.answered
@@ -211,8 +215,8 @@ class Planner:
         history = tuple(sequence.tokens) if request.sampling.needs_history else ()
         orders: list[SampleOrder] = []
         for child in (sequence, *self._roster.fork(sequence)):
-            child.pending = (draft.number, draft.rows)
-            draft.rows += 1
+            child.pending = (outline.number, outline.rows)
+            outline.rows += 1
             orders.append(
                 SampleOrder(
                     sequence=child.id,
@@ -228,20 +232,20 @@ class Planner:
         return tuple(orders)
 
     def _find_pages(
-        self, draft: Draft, sequence: Sequence, start: int, end: int
+        self, outline: Outline, sequence: Sequence, start: int, end: int
     ) -> tuple[PageCopy, ...] | None:
         """Pages for positions start..end, at the cost of whoever is last; None: not this step."""
         blocks, running = self._roster.blocks, self._roster.running
         while True:
-            copies = blocks.reserve(sequence.table, start, end, step=draft.number)
+            copies = blocks.reserve(sequence.table, start, end, step=outline.number)
             if copies is not None:
                 return copies
             if blocks.shortage(sequence.table, start, end) <= blocks.coming:
                 return None  # they come when the step in flight commits
-            if draft.preempted >= self._limits.preemptions_max:
+            if outline.preempted >= self._limits.preemptions_max:
                 return None
             victim = running[-1]
-            draft.preempted += 1
+            outline.preempted += 1
             self._counts.preemptions += 1
             self._roster.preempt(victim)
             if victim is sequence:

@@ -228,8 +228,8 @@ class Roster:
             self.waiting.enter(sequence.request.tenant)
             self.waiting.push(sequence)
 
-    def check(self) -> None:
-        """Every invariant. For tests."""
+    def check(self, *, drafted: int = 0) -> None:
+        """Every invariant. drafted: pages in drafts' tables. For tests."""
         self.waiting.check()
         running = {item.id for item in self.running}
         queued = {item.id for item in self.waiting.sequences()}
@@ -244,7 +244,9 @@ class Roster:
                 assert not sequence.table.pages, "only running sequences hold pages"
                 assert sequence.pending is None
         owners = sum(len(item.table) for item in (*self.running, *self.retired.values()))
-        assert owners == self.blocks.pool.statistics().references, "pages without an owner"
+        assert owners + drafted == self.blocks.pool.statistics().references, (
+            "pages without an owner"
+        )
 
     def _let_go(self, sequence: Sequence) -> None:
         sequence.incarnation += 1

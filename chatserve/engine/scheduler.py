@@ -7,18 +7,20 @@
 It knows tokens and pages. It knows neither time (a clock is injected) nor threads nor streams.
 
 What a step computes is decided in `planner.py`, who waits and who runs is kept in `roster.py`.
+While there are no requests at all, steps compute drafts (`drafts.py`).
 
 A failed step names nothing, so all that took part are simply preempted; `suspects.py` finds out
 whose fault it was.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.block_manager import BlockManager, PageCopy
+from chatserve.engine.drafts import Drafts
 from chatserve.engine.pace import Pace
-from chatserve.engine.plan import StepFailure, StepPlan, StepResult
+from chatserve.engine.plan import Slice, StepFailure, StepPlan, StepResult
 from chatserve.engine.planner import Planner, SchedulerLimits
 from chatserve.engine.refusals import Refusals
 from chatserve.engine.roster import Roster
@@ -77,6 +79,7 @@ class Scheduler:
         self._planner = Planner(
             self.roster, pace, self._suspects, limits=limits, counts=self.counts, clock=clock
         )
+        self._drafts = Drafts(self.roster, limits.drafts)
         self._in_flight: deque[StepPlan] = deque()
         self._number = 0
         self._committed = 0
@@ -92,8 +95,13 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is queued, running or in flight."""
-        return bool(len(self.roster) or self._in_flight)
+        """Whether anything is queued, running, drafted or in flight."""
+        return bool(len(self.roster) or self._in_flight or len(self._drafts))
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is here. Drafts do not count."""
+        return not len(self.roster)
 
     @property
     def in_flight(self) -> int:
@@ -139,6 +147,19 @@ class Scheduler:
         if waiting >= self.limits.queued_max + seats:
             raise Busy("Too many requests are waiting.", retry_after=self._refusals.refuse())
 
+    def draft(self, key: Hashable, prepared: PreparedRequest) -> bool:
+        """Compute a prompt's full pages while there are no requests, in place of what this key
+        asked for before. Returns whether it was taken; never refuses a request for it."""
+        fits = len(prepared.request.tokens) <= self.limits.context_length
+        if self.broken is None and fits:
+            return self._drafts.put(key, prepared)
+        self._drafts.withdraw(key)
+        return False
+
+    def withdraw(self, key: Hashable) -> None:
+        """Nobody wants this key's draft any more. At any state; harmless if there is none."""
+        self._drafts.withdraw(key)
+
     def abort(self, group: int) -> None:
         """Nobody wants the rest of this request. At any state; harmless if it has ended.
 
@@ -183,24 +204,29 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Order the next step; None where there is nothing to order until one has committed."""
-        if self.broken is not None:
+        if self.broken is not None or self._drafts.in_flight:
             return None
         if self._committed < self._void_until:
             return None  # whatever were planned now would count on a step that is void
         alone = not self._in_flight
-        draft = self._planner.draft(self._number + 1, alone=alone)
-        while alone and draft.preempted and not draft.slices:
+        if self.idle:
+            return self._plan_draft() if alone else None
+        self._drafts.give_way()
+        outline = self._planner.outline(self._number + 1, alone=alone)
+        while alone and outline.preempted and not outline.slices:
             # Pages were freed up to the bound, and too few: no commit will come to try again.
-            draft = self._planner.draft(self._number + 1, alone=alone)
-        if not draft.slices:
+            outline = self._planner.outline(self._number + 1, alone=alone)
+        if not outline.slices:
             return None
-        self._number = draft.number
-        plan = StepPlan(
-            number=draft.number,
-            after=self._committed,
-            copies=tuple(draft.copies),
-            slices=tuple(draft.slices),
-        )
+        return self._dispatched(tuple(outline.slices), tuple(outline.copies))
+
+    def _plan_draft(self) -> StepPlan | None:
+        page = self._drafts.order(self._number + 1)
+        return None if page is None else self._dispatched((page,))
+
+    def _dispatched(self, slices: tuple[Slice, ...], copies: tuple[PageCopy, ...] = ()) -> StepPlan:
+        self._number += 1
+        plan = StepPlan(number=self._number, after=self._committed, copies=copies, slices=slices)
         self._in_flight.append(plan)
         return plan
 
@@ -211,11 +237,15 @@ class Scheduler:
         plan = self._in_flight.popleft()
         assert plan.number == result.number, "steps commit in order"
         self._committed = plan.number
+        drafted = self._drafts.in_flight
+        if drafted:
+            self._drafts.commit(failed=result.failure is not None)
         if result.failure is not None:
-            self._outcomes += self._fail(plan, result.failure)
+            self._outcomes += self._fail(plan, result.failure, drafted=drafted)
         else:
             self._suspects.good_step()
-            self._pace.observe(plan.token_count, result.seconds)
+            if not drafted:
+                self._pace.observe(plan.token_count, result.seconds)
             self.counts.step(plan.token_count, result.seconds)
             self._apply(plan, result)
             self.roster.end_retired(plan.number)
@@ -344,7 +374,7 @@ class Scheduler:
 
     # Faults --------------------------------------------------------------------------------
 
-    def _fail(self, plan: StepPlan, failure: StepFailure) -> list[Outcome]:
+    def _fail(self, plan: StepPlan, failure: StepFailure, *, drafted: bool) -> list[Outcome]:
         """A step gave nothing: preempt all that took part, and find out whose fault it is."""
         self._void_until = self._number
         self.roster.end_retired()
@@ -363,6 +393,8 @@ class Scheduler:
         self.counts.failed_steps += 1
         if failure.fatal:
             return self.break_down(failure.reason)
+        if drafted:
+            return []
         smaller = failure.out_of_memory and self._pace.shrink(plan.token_count)
         suspect = self._suspects.on_probation
         if suspect is None or smaller:
@@ -392,6 +424,7 @@ class Scheduler:
         """The device is given up: every request ends, and no more are taken."""
         self.broken = reason
         self._suspects.clear()
+        self._drafts.forget()
         self.roster.end_retired()
         error = Unavailable("The device failed; the server must be restarted.")
         return [end for item in self.roster.sequences() for end in self._give_up(item, error)]
@@ -412,6 +445,7 @@ class Scheduler:
         blocks = self._make_blocks()
         blocks.settle(self._committed)
         self.roster.restart(blocks)
+        self._drafts.restart()
         if culprit is not None and culprit.life is not Life.ENDED:
             culprit.faults += 1
             if culprit.faults > 1:
@@ -443,9 +477,12 @@ class Scheduler:
             quarantined=self._suspects.quarantined,
             finished_total={reason.value: count for reason, count in counts.finished.items()},
             broken=self.broken,
+            drafts=len(self._drafts),
+            draft_tokens_total=self._drafts.computed_tokens,
         )
 
     def check(self) -> None:
         """Every invariant, in O(pages). For tests."""
-        self.roster.check()
+        self._drafts.check()
+        self.roster.check(drafted=sum(map(len, self._drafts.tables)))
         self.blocks.check()

@@ -42,6 +42,8 @@ class EngineStatistics:
     quarantined: int
     finished_total: dict[str, int]
     broken: str | None
+    drafts: int = 0
+    draft_tokens_total: int = 0
 
 
 @dataclass(slots=True)

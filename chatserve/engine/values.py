@@ -55,7 +55,8 @@ class Sampling:
 class Request:
     """What was asked, in tokens.
 
-    tokens: the prompt's ids, at least one. stop_ids: ids that end a sequence (the id itself is
+    tokens: the prompt's ids, at least one. max_tokens 0: a draft, of which only the full pages are
+    wanted. stop_ids: ids that end a sequence (the id itself is
     emitted, so that a chat can keep it). min_tokens: stop ids are banned before that many.
     answered: how many of the last tokens were generated before, when the same request was cut
     off: penalties and min_tokens count those as generated, max_tokens does not.

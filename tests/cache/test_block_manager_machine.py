@@ -20,10 +20,13 @@ TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=9)
 class Line:
     """A table, the tokens that it stands for, and the last step that may touch it."""
 
-    def __init__(self, table: PageTable, tokens: list[int], last_step: int) -> None:
+    def __init__(
+        self, table: PageTable, tokens: list[int], last_step: int, *, drafting: bool = False
+    ) -> None:
         self.table = table
         self.tokens = tokens
         self.last_step = last_step
+        self.drafting = drafting
 
 
 class BlockManagerMachine(RuleBasedStateMachine):
@@ -40,21 +43,53 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.lines: list[Line] = []
         self.settled = 0
         self.step = 1
+        self.drafted: dict[bytes, None] = {}  # names that only drafts have had
 
     @precondition(lambda self: len(self.lines) < 5)
-    @rule(tokens=TOKENS)
-    def adopt(self, tokens: list[int]) -> None:
+    @rule(tokens=TOKENS, drafting=st.sampled_from([False, False, True]))
+    def adopt(self, tokens: list[int], drafting: bool) -> None:
         raw = token_bytes(tokens)
         names = self.namer.names(self.root, tokens)
         table = PageTable()
         matched = self.blocks.match(names, raw)
-        assert self.blocks.adopt(table, names, raw) == matched == len(table.pages)
-        self.lines.append(Line(table, tokens[: matched * self.size], 0))
+        adopted = self.blocks.adopt(table, names, raw, drafting=drafting)
+        assert adopted == matched == len(table.pages)
+        if not drafting:
+            for name in names[:matched]:
+                self.drafted.pop(name, None)
+        line = Line(table, tokens[: matched * self.size], 0, drafting=drafting)
+        self.lines.append(line)
 
-    @precondition(lambda self: self.lines)
+    @precondition(lambda self: any(line.drafting for line in self.lines))
+    @rule(data=st.data(), more=TOKENS, most=st.integers(0, 4))
+    def write_ahead(self, data: st.DataObject, more: list[int], most: int) -> None:
+        """A draft's page: found, written and named between two steps."""
+        line = data.draw(st.sampled_from([line for line in self.lines if line.drafting]))
+        page_tokens = (more * self.size)[: self.size]
+        before = self.blocks.statistics()
+        kept = {*self.blocks._index.pages().values()} - self.drafted.keys()
+        taken = self.blocks.extend(line.table, drafts_max=most)
+        after = self.blocks.statistics()
+        gone = kept - {*self.blocks._index.pages().values()}
+        assert len(gone) <= (before.draft_pages < most), "a request's page, beyond the share"
+        if gone:
+            assert before.pages.free == 0
+            assert not [page for page in self._idle_leaves() if page in self.drafted]
+        assert after.evicted_for_space_total - before.evicted_for_space_total <= 1
+        if not taken:
+            assert after == before, "refused, and yet something changed"
+            return
+        page = line.table.pages[-1]
+        assert self.busy[page] <= self.settled, "a page that a step in flight still touches"
+        self.content[page] = list(page_tokens)
+        line.tokens = line.tokens + page_tokens
+        line.last_step = self.step
+        self._seal(line)
+
+    @precondition(lambda self: any(not line.drafting for line in self.lines))
     @rule(data=st.data(), more=TOKENS)
     def write(self, data: st.DataObject, more: list[int]) -> None:
-        line = data.draw(st.sampled_from(self.lines))
+        line = data.draw(st.sampled_from([line for line in self.lines if not line.drafting]))
         start, end = len(line.tokens), len(line.tokens) + len(more)
         before = self.blocks.statistics()
         had = list(line.table.pages)
@@ -81,19 +116,37 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.lines)
     @rule(data=st.data())
     def seal(self, data: st.DataObject) -> None:
-        line = data.draw(st.sampled_from(self.lines))
+        self._seal(data.draw(st.sampled_from(self.lines)))
+
+    def _seal(self, line: Line) -> None:
         names = self.namer.names(self.root, line.tokens)
         for index in range(line.table.sealed, len(line.tokens) // self.size):
             page = line.tokens[index * self.size : (index + 1) * self.size]
             old = line.table.pages[index]
-            self.blocks.seal(line.table, names[index], token_bytes(page), step=line.last_step)
+            new = names[index] not in self.blocks._index.pages().values()
+            self.blocks.seal(
+                line.table,
+                names[index],
+                token_bytes(page),
+                step=line.last_step,
+                drafting=line.drafting,
+            )
+            if line.table.sealed > index and not line.drafting:
+                self.drafted.pop(names[index], None)
+            elif line.table.sealed > index and new:
+                self.drafted[names[index]] = None
             if line.table.pages[index] != old:
                 self.busy[old] = max(self.busy[old], line.last_step)
 
-    @precondition(lambda self: self.lines and len(self.lines) < 6)
+    def _idle_leaves(self) -> set[bytes]:
+        entries = self.blocks._index._by_name
+        return {name for name, entry in entries.items() if entry.idle and not entry.children}
+
+    @precondition(lambda self: any(not line.drafting for line in self.lines))
+    @precondition(lambda self: len(self.lines) < 6)
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
-        line = data.draw(st.sampled_from(self.lines))
+        line = data.draw(st.sampled_from([line for line in self.lines if not line.drafting]))
         table = self.blocks.fork(line.table)
         self.lines.append(Line(table, line.tokens[:], line.last_step))
 
@@ -102,7 +155,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
     def let_go(self, data: st.DataObject, cut: int) -> None:
         line = data.draw(st.sampled_from(self.lines))
         self.lines.remove(line)
-        if cut < 6:
+        if cut < 6 and not line.drafting:
             keep = max(0, len(line.tokens) - cut)
             self.blocks.truncate(line.table, keep)
             assert line.table.sealed <= keep // self.size, "names after the cut"
@@ -143,6 +196,11 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for page in self.blocks._index.pages():
             entry = self.blocks._index._by_page[page]
             assert token_bytes(self.content[page]) == entry.tokens, "a name for other tokens"
+        resident = set(self.blocks._index._by_name)
+        drafted = {name for name, entry in self.blocks._index._by_name.items() if entry.drafted}
+        assert drafted == resident & self.drafted.keys(), "drafted until a request adopts it"
+        assert self.blocks.statistics().draft_pages == len(drafted)
+        self.drafted = dict.fromkeys(drafted)
 
     def teardown(self) -> None:
         if not hasattr(self, "blocks"):

@@ -7,11 +7,13 @@ It trusts nothing of the scheduler but who owns which table. For each plan:
     a page copy goes to a fresh page, and no page is a target twice or both source and target
     nobody writes a page that a step still in flight uses for another request
     slices name whole tables that cover what they read, and go on where the last one ended
+    a draft's page is computed alone, is one page, and no sequence holds anything meanwhile
 """
 
 from array import array
 
 from chatserve.cache.page_pool import PageState
+from chatserve.engine.drafts import NO_SEQUENCE
 from chatserve.engine.plan import Slice, StepPlan
 from chatserve.engine.scheduler import Scheduler
 
@@ -59,6 +61,7 @@ class Auditor:
     def _audit(self, plan: StepPlan) -> None:
         pool = self._scheduler.blocks.pool
         owners = self._owners()
+        self._audit_drafts(plan)
         written: dict[int, int] = {}
         for item in plan.slices:
             self._audit_slice(item)
@@ -79,6 +82,21 @@ class Auditor:
         assert all(pool.references(page) > 0 for page in sources), "a copy of nobody's page"
         self._audit_flight(plan, written, targets)
 
+    def _audit_drafts(self, plan: StepPlan) -> None:
+        pages = [item for item in plan.slices if item.sequence == NO_SEQUENCE]
+        tables = self._scheduler._drafts.tables
+        if not pages:
+            assert not tables, "a draft holds pages beside a request"
+            return
+        assert plan.slices == tuple(pages), "a draft's page beside a request"
+        assert not self._in_flight, "a draft's page while a step is in flight"
+        assert not self._scheduler.roster.sequences(), "a draft's page while a request waits"
+        (page,), (table,) = pages, tables
+        assert page.end - page.start == self._page_size == plan.token_count
+        assert table.snapshot() == page.pages
+        assert not page.orders
+        assert not plan.copies
+
     def _audit_slice(self, item: Slice) -> None:
         life = (item.sequence, item.incarnation)
         assert item.end > item.start, "an empty slice"
@@ -91,6 +109,7 @@ class Auditor:
             self._planned[order.sequence, order.incarnation] = item.end
 
     def _audit_flight(self, plan: StepPlan, written: dict[int, int], targets: list[int]) -> None:
+        self._groups[NO_SEQUENCE] = NO_SEQUENCE
         for sequence in self._scheduler.roster.sequences():
             self._groups[sequence.id] = sequence.group
         writers = {page: self._groups[sequence] for page, sequence in written.items()}
@@ -119,4 +138,7 @@ class Auditor:
         for sequence in self._scheduler.roster.sequences():
             for page in sequence.table.pages:
                 owners.setdefault(page, set()).add(sequence.id)
+        for table in self._scheduler._drafts.tables:
+            for page in table.pages:
+                owners.setdefault(page, set()).add(NO_SEQUENCE)
         return owners

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from chatserve.cache.block_manager import BlockManager
+from chatserve.engine.drafts import DraftLimits
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.pace import Pace
 from chatserve.engine.scheduler import Scheduler, SchedulerLimits
@@ -51,6 +52,7 @@ class Setup:
     preemptions_max: int = 8
     aging_seconds: float = 10.0
     vocabulary: int = VOCABULARY
+    drafts: DraftLimits = field(default_factory=DraftLimits)
     make_blocks: Callable[["Setup"], BlockManager] | None = None
 
 
@@ -118,6 +120,7 @@ def build(setup: Setup) -> House:
             context_length=setup.context_length or setup.pages * setup.page_size,
             preemptions_max=setup.preemptions_max,
             aging_seconds=setup.aging_seconds,
+            drafts=setup.drafts,
         ),
         clock=clock,
     )

@@ -6,7 +6,7 @@ consumers would hear is kept, and each hearing is checked for a second final emi
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from chatserve.cache.page_pool import PageState
@@ -14,9 +14,9 @@ from chatserve.engine.plan import StepPlan, StepResult
 from chatserve.engine.runner import StepRunner
 from chatserve.engine.scheduler import Outcome
 from chatserve.engine.sequence import Life, Sequence
-from chatserve.engine.values import Request
+from chatserve.engine.values import LOCAL_TENANT, Request
 from prefix_store.names import Root
-from tests.engine.build import House, Setup, build
+from tests.engine.build import House, Setup, ask, build
 from tests.engine.oracle import Heard, assert_prefix, assert_right
 
 STEPS_MAX = 20_000  # of one `run_all`: a test that needs more has met a livelock
@@ -60,6 +60,12 @@ class Stepper:
         asked = Asked(request, group, [Heard() for _ in range(request.samples)])
         self.asked[group] = asked
         return asked
+
+    def draft(self, key: Hashable, tokens: tuple[int, ...], *, tenant: str = LOCAL_TENANT) -> bool:
+        """Somebody types."""
+        prepared = self.house.prepare(ask(tokens, 0, tenant=tenant))
+        self.roots.add(prepared.root)
+        return self.scheduler.draft(key, prepared)
 
     def plan(self) -> StepPlan | None:
         """Plan and dispatch one step, if there is room in flight and anything to order."""

@@ -236,3 +236,15 @@ async def test_a_request_is_refused_by_nobody_before_the_engine_runs() -> None:
     async with running(house):
         (heard,) = await listen(stream)
     assert heard.finish is FinishReason.LENGTH
+
+
+def test_who_is_queued_behind_pages_of_the_retired_waits_for_them() -> None:
+    stepper = Stepper(Setup(pages=8, page_size=4, budget_min=32, budget_max=32))
+    leaving = stepper.ask(ask(prompt(20), 8))
+    stepper.plan()
+    stepper.abort(leaving)
+    asked = stepper.ask(ask(prompt(24, seed=2), 4))
+    assert stepper.plan() is None
+    stepper.run_all()
+    stepper.assert_right(asked)
+    stepper.house.assert_baseline()

@@ -175,10 +175,10 @@ def test_who_is_at_hand_at_two_exceptions_ends_and_the_others_go_on() -> None:
     (bad,) = stepper.sequences(asked[2])
     order = stepper.scheduler._planner._order
 
-    def faulty_order(draft, sequence, count):
+    def faulty_order(outline, sequence, count):
         if sequence is bad:
             raise InjectedFault("in plan")
-        return order(draft, sequence, count)
+        return order(outline, sequence, count)
 
     stepper.scheduler._planner._order = faulty_order
     assert drive(stepper) == 2
@@ -193,7 +193,7 @@ def test_an_engine_that_cannot_recover_says_so_and_ends_everything() -> None:
     def never(*_: object, **__: object) -> None:
         raise InjectedFault("always")
 
-    stepper.scheduler._planner.draft = never
+    stepper.scheduler._planner.outline = never
     asked = [stepper.ask(request) for request in requests(3)]
     recoveries = drive(stepper)
     assert recoveries < 20

@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from chatserve.engine.drafts import DraftLimits
 from chatserve.engine.scheduler import RECOVERIES_MAX
 from chatserve.engine.values import FinishReason
 from chatserve.errors import Busy, ChatserveError, Quarantined, RequestError, StepFault
@@ -29,6 +30,12 @@ SETUPS = st.builds(
     sequences_max=st.integers(3, 8),
     queued_max=st.integers(2, 12),
     preemptions_max=st.sampled_from([1, 2, 8]),
+    drafts=st.builds(
+        DraftLimits,
+        lines_max=st.integers(1, 3),
+        turn_pages=st.integers(1, 2),
+        pool_share=st.sampled_from([0.0, 0.25, 1.0]),
+    ),
     vocabulary=st.just(VOCABULARY),
 )
 TRUNK = (1, 2, 3, 4, 0, 2, 2, 1, 0, 3, 4, 4, 1, 1, 0, 2)
@@ -72,6 +79,25 @@ class SchedulerMachine(RuleBasedStateMachine):
             after = self.stepper.house.blocks.statistics()
             assert after == before, "a refusal changed something"
             assert refusal.retry_after or refusal.param == "n" or self.errors_may_come
+
+    @rule(
+        key=st.integers(0, 3),
+        shared=st.integers(0, len(TRUNK)),
+        tail=st.lists(st.integers(0, VOCABULARY - 1), max_size=4),
+        tenant=st.sampled_from(["a", "a", "b"]),
+    )
+    def draft(self, key: int, shared: int, tail: list[int], tenant: str) -> None:
+        tokens = (*TRUNK[:shared], *tail)
+        taken = self.stepper.draft(key, tokens, tenant=tenant)
+        scheduler = self.stepper.scheduler
+        if not taken and scheduler.broken is None:
+            whole = self.setup.page_size <= len(tokens) <= self.setup.context_length
+            full = scheduler.statistics().drafts == self.setup.drafts.lines_max
+            assert full or not whole or not self.setup.caching
+
+    @rule(key=st.integers(0, 3))
+    def withdraw(self, key: int) -> None:
+        self.stepper.scheduler.withdraw(key)
 
     @rule()
     def plan(self) -> None:
