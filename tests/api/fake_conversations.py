@@ -146,10 +146,12 @@ class FakeConversations:
         self.turns: dict[str, dict[str, Turn]] = {}
         self.asks: dict[tuple[str, str], tuple[bytes, FakeChatReply]] = {}
         self.replies: dict[str, FakeChatReply] = {}
+        self.make_reply: Callable[[str, str, str], Any] = FakeChatReply
         self.on_send: Callable[[FakeChatReply], None] = lambda reply: None
         self.refusal: Exception | None = None
         self.hold: asyncio.Event | None = None
         self.stop_hold: asyncio.Event | None = None
+        self.stopping = 0  # stops that were asked for
         self.sent: list[TurnAsk] = []
         self.arrived = asyncio.Event()
         self.send_cancelled = asyncio.Event()
@@ -241,7 +243,7 @@ class FakeConversations:
             tree[asked] = Turn(
                 id=asked, parent=parent, role=Role.USER, text=turn.content, created=1.0
             )
-        reply = FakeChatReply(
+        reply = self.make_reply(
             turn.conversation, asked, f"{turn.conversation}.r{next(self._numbers)}"
         )
         self.asks[turn.conversation, turn.ask] = (turn.digest, reply)
@@ -273,6 +275,7 @@ class FakeConversations:
         return found
 
     async def stop(self, owner: str, reply: str) -> None:
+        self.stopping += 1
         if self.stop_hold is not None:
             await self.stop_hold.wait()
         found = await self.reply(owner, reply)

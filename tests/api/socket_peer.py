@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import pytest
@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from chatserve.api.socket import SUBPROTOCOL
-from tests.api.fake_conversations import FakeChatReply
+from tests.api.fake_conversations import FakeChatReply, FakeConversations
 from tests.api.harness import PATIENCE_SECONDS, Site, until
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -32,12 +32,23 @@ RECEIVE_BUFFER_BYTES = 64 * 1024
 Heard = dict[str, Any]
 
 
+class Served(Protocol):
+    """A running server, as its clients see it."""
+
+    conversations: FakeConversations
+
+    @property
+    def socket_url(self) -> str: ...
+
+
 class Tab:
-    """A page's socket. `changes` collects what comes of the kind `changed`, on the way."""
+    """A page's socket. `changes` collects what comes of the kind `changed`, on the way; `unheard`
+    what came before the server closed."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
         self.changes: list[Heard] = []
+        self.unheard: list[Heard] = []
         self._requests = itertools.count(1)
 
     async def tell(self, kind: str, **fields: object) -> str:
@@ -83,7 +94,7 @@ class Tab:
         return heard
 
     async def closed_by_server(self) -> tuple[int, str]:
-        """The code and reason that the server closes with; what comes before is not looked at."""
+        """The code and reason that the server closes with."""
         with pytest.raises(ConnectionClosed) as closed:
             await self._hear_out()
         word = closed.value.rcvd
@@ -93,11 +104,11 @@ class Tab:
     async def _hear_out(self) -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
-                await self.connection.recv()
+                self.unheard.append(orjson.loads(await self.connection.recv()))
 
 
 @contextlib.asynccontextmanager
-async def tab(running: Site, **options: Any) -> AsyncGenerator[Tab]:
+async def tab(running: Served, **options: Any) -> AsyncGenerator[Tab]:
     """A Tab; leaving the block closes it."""
     settings: dict[str, Any] = {
         "subprotocols": [Subprotocol(SUBPROTOCOL)],
@@ -110,7 +121,7 @@ async def tab(running: Site, **options: Any) -> AsyncGenerator[Tab]:
         yield Tab(connection)
 
 
-async def conversation(running: Site, owner: str = "local") -> str:
+async def conversation(running: Served, owner: str = "local") -> str:
     """The id of a new one."""
     made = await running.conversations.create(owner, title=None, system=None, settings={})
     return made.id
