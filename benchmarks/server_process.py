@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -17,11 +18,12 @@ START_SECONDS_MAX = 120.0
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
-    """Where it listens, and when it was started (by time.monotonic)."""
+    """Where it listens, when it was started (by time.monotonic), and its data folder."""
 
     url: str
     started: float
     pid: int
+    data: Path
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def server_process(
             command, stderr=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"}
         )
         try:
-            yield ServerProcess(f"http://127.0.0.1:{port}", started, process.pid)
+            yield ServerProcess(f"http://127.0.0.1:{port}", started, process.pid, Path(folder))
         finally:
             process.terminate()
             try:
