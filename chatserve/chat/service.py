@@ -148,7 +148,12 @@ class ChatService(Generic[PreparedT]):
         if self._known is not None:
             for sample in samples:
                 if sample.end is not None and sample.end.error is None:
-                    self._known.remember(prompt, sample.token_ids, "".join(sample.texts))
+                    self._known.remember(
+                        prompt,
+                        sample.token_ids,
+                        "".join(sample.texts),
+                        ended_by_id=sample.ended_by_id,
+                    )
 
     def _off_loop(
         self, ask: Ask, seed: int

@@ -28,6 +28,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from typing import Generic
 
 from chatserve.chat.backoff import Backoff
@@ -335,10 +336,12 @@ class Answering(Generic[PreparedT]):
 
     async def _turn_ids(self, text: str) -> tuple[int, ...] | None:
         """The ids that the assistant's turn appends. None costs a tokenization later, no more."""
-        told = tuple(self._assignment.said.token_ids)
-        loop, means = asyncio.get_running_loop(), self._means
+        said, means = self._assignment.said, self._means
+        fit = partial(
+            means.history.reply_ids, tuple(said.token_ids), text, ended_by_id=said.ended_by_id
+        )
         try:
-            return await loop.run_in_executor(means.executor, means.history.reply_ids, told, text)
+            return await asyncio.get_running_loop().run_in_executor(means.executor, fit)
         except Exception:
             _log.exception("the ids of reply %s are not kept", self.reply.id)
             return None

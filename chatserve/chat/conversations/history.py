@@ -70,6 +70,7 @@ class History:
             None if template is None else PromptIds(self._tokenizer, template, mode=mode)
         )
         self.encoding = "" if self._prompt_ids is None else self._prompt_ids.encoding
+        self.mode = None if self._prompt_ids is None else self._prompt_ids.mode
         self._empty_size, self._turn_overhead = self._overheads()
 
     def prompt(self, system: str | None, path: Sequence[Turn]) -> Prompt:
@@ -103,12 +104,14 @@ class History:
             )
         return Prompt(tokens=composed.tokens, turn_ids=composed.turn_ids, left_out=begin)
 
-    def reply_ids(self, told_ids: Sequence[int], text: str) -> tuple[int, ...] | None:
+    def reply_ids(
+        self, told_ids: Sequence[int], text: str, *, ended_by_id: bool = False
+    ) -> tuple[int, ...] | None:
         """The ids to be kept of a reply; None where no ids say its text.
 
-        told_ids: `SampleText.token_ids` at its end, text: all that it showed.
+        told_ids, ended_by_id: `SampleText`'s at its end, text: all that it showed.
         """
-        return self._ids().reply_ids(told_ids, text)
+        return self._ids().reply_ids(told_ids, text, ended_by_id=ended_by_id)
 
     def _ids(self) -> PromptIds:
         if self._prompt_ids is None:

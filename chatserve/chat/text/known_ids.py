@@ -68,6 +68,7 @@ class _Link:
 
     turn: "array[int]"
     reply: "array[int]"
+    ended_by_id: bool
     fitted: bool = False
 
     @property
@@ -108,12 +109,20 @@ class KnownIds:
         composed = self._prompt_ids.compose(known)
         return FoundPrompt(composed.tokens, composed.turn_ids, name)
 
-    def remember(self, prompt: FoundPrompt, told_ids: Sequence[int], text: str) -> None:
-        """A reply to a prompt has ended. told_ids: `SampleText.token_ids`; text: all it showed."""
+    def remember(
+        self,
+        prompt: FoundPrompt,
+        told_ids: Sequence[int],
+        text: str,
+        *,
+        ended_by_id: bool = False,
+    ) -> None:
+        """A reply to a prompt has ended. told_ids, ended_by_id: `SampleText`'s; text: all that it
+        showed."""
         if prompt.name is None or prompt.turn_ids is None:
             return
         name = self._named(prompt.name, Message("assistant", text))
-        self._put(name, _Link(array("i", prompt.turn_ids), array("i", told_ids)))
+        self._put(name, _Link(array("i", prompt.turn_ids), array("i", told_ids), ended_by_id))
 
     def statistics(self) -> KnownStatistics:
         """A frozen picture."""
@@ -134,7 +143,7 @@ class KnownIds:
             self._links.move_to_end(name)
         if link.fitted:
             return link
-        ids = self._prompt_ids.reply_ids(link.reply, text)
+        ids = self._prompt_ids.reply_ids(link.reply, text, ended_by_id=link.ended_by_id)
         fitted = replace(link, reply=array("i", ids or ()), fitted=True)
         with self._lock:
             if self._links.get(name) is link:

@@ -116,18 +116,19 @@ class PromptIds:
             tokens += rest
         return Composed(tuple(tokens), tuple(tokens[appended:]))
 
-    def reply_ids(self, told_ids: Sequence[int], text: str) -> tuple[int, ...] | None:
+    def reply_ids(
+        self, told_ids: Sequence[int], text: str, *, ended_by_id: bool = False
+    ) -> tuple[int, ...] | None:
         """The ids that a reply appends: those told, as far as they say its text, and the rest of
         the text encoded. None where no ids say the text.
 
-        told_ids: `SampleText.token_ids`, wholly before the end of the text, and what ended it.
+        told_ids: `SampleText.token_ids`, wholly before the end of the text. ended_by_id: the last
+        of them is a stop id, which counts only where the template ends a turn with it.
         """
         decode = self._tokenizer.decode
         told = list(told_ids)
-        if told and told[-1] == self._turn_end and decode(told[:-1]) == text:
-            return tuple(told)
-        if told and self._tokenizer.is_silent(told[-1]):
-            told.pop()  # ended it in another way than the template does
+        if ended_by_id and told[-1] != self._turn_end:
+            told.pop()
         for _ in range(_UNTOLD_MAX):
             said = decode(told)
             if said == text:

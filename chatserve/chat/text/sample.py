@@ -62,6 +62,7 @@ class SampleText:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []  # as long as token_ids, or empty
         self.kept_tokens: int | None = None  # set when a stop string was found
+        self.ended_by_id = False  # whether the last of token_ids is a stop id
         self._tokenizer = tokenizer
         self._rule = rule
         self._detokenizer = Detokenizer(tokenizer, context=rule.context)
@@ -168,6 +169,7 @@ class SampleText:
         self._held = ""
         self._ends.extend([self.length] * (len(self._untold) - len(self._ends)))
         self._tell(self.length)
+        self.ended_by_id = stop_id is not None
         assert emission.finish is not None
         self.end = SampleEnd(
             sample=self.sample,

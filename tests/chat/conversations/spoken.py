@@ -63,6 +63,11 @@ class Spoken:
     text: str
     ended_by: str
 
+    @property
+    def ended_by_id(self) -> bool:
+        """Whether the last of `told` is a stop id."""
+        return self.ended_by in ("stop_token", "end_of_turn")
+
 
 @dataclass(slots=True)
 class Chat:
@@ -83,7 +88,7 @@ class Chat:
 
     def answer(self, spoken: Spoken) -> tuple[int, ...]:
         """A reply has ended; returns the ids that are kept of it."""
-        ids = self.history.reply_ids(spoken.told, spoken.text)
+        ids = self.history.reply_ids(spoken.told, spoken.text, ended_by_id=spoken.ended_by_id)
         turn = self._turn(Role.ASSISTANT, spoken.text)
         self.path.append(replace(turn, token_ids=ids, encoding=self.history.encoding))
         return ids or ()
@@ -185,7 +190,26 @@ def _ended(source: random.Random, floor: TextFloor, ids: list[int], ended_by: st
     assert sample.end.finish_reason == ("length" if finish is FinishReason.LENGTH else "stop") or (
         ended_by == "stop_string"
     )
-    return Spoken(tuple(ids), tuple(sample.token_ids), "".join(sample.texts), ended_by)
+    spoken = Spoken(tuple(ids), tuple(sample.token_ids), "".join(sample.texts), ended_by)
+    assert spoken.ended_by_id == sample.ended_by_id
+    return spoken
+
+
+def kept_count(floor: TextFloor, told: Sequence[int], kept: Sequence[int], text: str) -> int:
+    """How many of a cut reply's told ids are kept: all, but for a run of byte tokens that was no
+    character and was cut. The whole run said one U+FFFD for each byte; what is left of it may say
+    something else, alone or with the rest of the text behind it."""
+    count = common(told, kept)
+    rest = told[count:]
+    assert all(floor.tokenizer.is_byte(each) or floor.tokenizer.is_silent(each) for each in rest)
+    assert not rest or "\ufffd" in text
+    return count
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two lines begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def plain_of(floor: TextFloor) -> list[int]:

@@ -17,6 +17,7 @@ from tests.chat.conversations.spoken import (
     Chat,
     Spoken,
     counted,
+    kept_count,
     plain_ids,
     speak,
     text_floor,
@@ -80,6 +81,11 @@ def plain(floor: TextFloor, text: str, before: list[str]) -> str:
     return re.sub(f"{REPLY_HEAD} *", REPLY_HEAD, text)
 
 
+def silent_ids(floor: TextFloor) -> list[int]:
+    """Control tokens that a model may emit and go on."""
+    return sorted(floor.tokenizer.special_ids - floor.stop_ids)
+
+
 def truth(floor: TextFloor, chat: Chat) -> Rendered:
     assert floor.template is not None
     return floor.template.render(ChatPrompt(messages=chat.messages()))
@@ -120,9 +126,14 @@ def test_a_turn_begins_with_the_ids_of_all_before_it(kind, form):
         for _ in range(source.randrange(2, 6)):
             prompt = chat.ask(user_text(source))
             assert prompt[: len(before)] == before
-            spoken = speak(source, floor, plain_ids(kind))
+            spoken = speak(source, floor, plain_ids(kind), silent=silent_ids(floor))
             ends.add(spoken.ended_by)
             ids = chat.answer(spoken)
+            # All that was computed and counts; the last token emitted was only sampled.
+            computed = spoken.emitted[:-1]
+            if spoken.ended_by == "stop_string":
+                computed = spoken.told[: kept_count(floor, spoken.told, ids, spoken.text)]
+            assert ids[: len(computed)] == computed
             if spoken.ended_by == "length":
                 assert ids == spoken.emitted
             before = prompt + ids
@@ -287,10 +298,14 @@ def test_an_end_of_turn_that_the_model_emitted_is_not_repeated():
     end = floor.tokenizer.control.ids["<|im_end|>"]
     other = floor.tokenizer.control.ids["</s>"]
     said = floor.tokenizer.encode_rendered("Paris", ())
-    for told in (said, (*said, end), (*said, other)):
+    for told, ended_by in (
+        (said, "length"),
+        ((*said, end), "end_of_turn"),
+        ((*said, other), "stop_token"),
+    ):
         chat.path = []
         first = chat.ask("hello")
-        chat.answer(Spoken((), told, "Paris", ""))
+        chat.answer(Spoken((), told, "Paris", ended_by))
         assert chat.ask("and?")[len(first) :][: len(said) + 2] == (
             *said,
             end,
