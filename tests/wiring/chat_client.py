@@ -15,6 +15,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -362,20 +363,20 @@ class ChatSocket:
     async def _arrived(self) -> list[Any]:
         await self._flush()
         while True:
+            if self._protocol.close_rcvd is not None:
+                raise Severed(self._protocol.close_rcvd.code)
             data = await self._wire.read()
             if data:
                 self._protocol.receive_data(data)
             else:
                 self._protocol.receive_eof()
             found = self._protocol.events_received()
-            if self._protocol.close_rcvd is not None:
+            with suppress(Severed):  # what has arrived comes first
                 await self._flush()
-                raise Severed(self._protocol.close_rcvd.code)
             if found:
                 return found
             if not data:
                 raise Severed
-            await self._flush()
 
 
 async def by_socket(

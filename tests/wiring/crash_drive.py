@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from statistics import median
 from typing import Any
 
 import httpx
@@ -113,7 +114,7 @@ class Chat:
 
 @dataclass
 class Figures:
-    """What has happened."""
+    """What has happened. look_seconds: of the checks after a restart."""
 
     kills: Counter[str] = field(default_factory=Counter)
     start_seconds: list[float] = field(default_factory=list)
@@ -124,6 +125,24 @@ class Figures:
     severed: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     checked: int = 0  # acknowledged turns that were looked for after a restart
+    look_seconds: list[float] = field(default_factory=list)
+
+    def told(self) -> str:
+        """For people, a line each."""
+        starts, looks = sorted(self.start_seconds), sorted(self.look_seconds)
+        return "\n".join(
+            (
+                f"{self.kills.total()} kills: {dict(self.kills)}",
+                f"start to ready: median {median(starts):.1f} s, longest {starts[-1]:.1f} s "
+                f"({len(starts)} starts)",
+                f"looking at what was promised: median {median(looks):.2f} s, "
+                f"longest {looks[-1]:.2f} s",
+                f"{self.chats} conversations, {self.replies} replies, {self.taken_up} of them "
+                f"taken up after a kill, {self.snapshots} snapshots",
+                f"{self.checked} acknowledged turns looked for after restarts",
+                f"{self.severed} connections severed, refused {dict(self.refused)}",
+            )
+        )
 
 
 class CrashDrive:
@@ -228,6 +247,7 @@ class CrashDrive:
             self.figures.start_seconds.append(round(seconds, 2))
         if self._revived.starts > 1:
             assert self._revived.redis_pid() == self._redis, "the living Redis was not adopted"
+        began = time.monotonic()
         promised = [
             (chat, line, view)
             for chat in self._talking.values()
@@ -248,6 +268,7 @@ class CrashDrive:
         async with asyncio.TaskGroup() as group:
             for chat in tuple(self._talking.values()):
                 group.create_task(look(chat))
+        self.figures.look_seconds.append(time.monotonic() - began)
 
     # The chatters ----------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ async def kill_and_check(folder: Path, places: list[Place], *, seed: int, chatte
             before = holdings(revived.server)
             await drive.run([])
             after = holdings(revived.server)
-        print(drive.figures)
+        print(drive.figures.told())
         assert after == before
         assert after.named_pages_without_owner
         figures = drive.figures
@@ -34,6 +34,6 @@ async def kill_and_check(folder: Path, places: list[Place], *, seed: int, chatte
 
 
 async def test_kills_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
-    places = [*Place, Place.STREAMING, Place.STARTING]
+    places = [*Place, Place.STARTING]
     seed = random.SystemRandom().randrange(1 << 32)
     await kill_and_check(tmp_path, places, seed=seed, chatters=CHATTERS)

@@ -30,10 +30,10 @@ TURN = {
     "content": "Tell me of the sea.",
     "temperature": 0,
     "repetition_penalty": 1.2,
-    "max_tokens": 320,
+    "max_tokens": 240,
     "ignore_eos": True,
 }
-SHORT = TURN | {"max_tokens": 160}
+SHORT = TURN | {"max_tokens": 120}
 # The head of an answer and `accepted` are some 500 bytes, an event about 70.
 BYTES_MAX = 900
 RETRY_SECONDS = 0.02  # between attempts while the server is away

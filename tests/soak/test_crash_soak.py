@@ -1,0 +1,32 @@
+"""kill -9 of a server under load, more than a hundred times in one life of its data folder.
+
+The figures are printed: where the kills fell, how long starts took, how much was looked at.
+"""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.wiring.crash_drive import Place
+from tests.wiring.test_crash import kill_and_check
+
+# The shares of a run; a kill that was to fall while the server starts may find it ready.
+KILLS = {
+    Place.ACCEPT: 22,
+    Place.STREAMING: 24,
+    Place.ENDING: 22,
+    Place.RESUMING: 16,
+    Place.STARTING: 24,
+}
+CHATTERS = 20
+SEED = "CHATSERVE_SOAK_SEED"  # in the environment: repeats a run's plan of kills
+
+
+@pytest.mark.soak
+async def test_a_hundred_kills_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
+    places = [place for place, count in KILLS.items() for _ in range(count)]
+    assert len(places) >= 100
+    seed = int(os.environ.get(SEED, random.SystemRandom().randrange(1 << 32)))
+    await kill_and_check(tmp_path, places, seed=seed, chatters=CHATTERS)
