@@ -129,7 +129,8 @@ class OwnServer:
             info = await self._ask("INFO", "server")
             where = await self._ask("CONFIG GET", "dir")
             if info is not None and where is not None:
-                return self._take_over(info, where)
+                self._take_over(info, where)
+                return await self._answers()  # these two it answers while it loads, too
             if time.monotonic() > deadline:
                 await self._kill_hung()
             await asyncio.sleep(LOOK_SECONDS)
@@ -145,7 +146,8 @@ class OwnServer:
         self.pid, self.adopted = self._process.pid, False
         try:
             self._remember(binary.writer)
-            await self._wait_until_it_answers(binary)
+            if not await self._answers():
+                raise StartError(f"{binary.path} ended at its start: {self._log_tail()}")
         except BaseException:
             self._process.kill()
             self._process.wait()
@@ -254,24 +256,23 @@ class OwnServer:
         finally:
             os.close(lock)
 
-    async def _wait_until_it_answers(self, binary: Binary) -> None:
+    async def _answers(self) -> bool:
+        """Wait until it answers; False = it has ended. Raises StartError after too long a time."""
         began = time.monotonic()
         loading = False
-        while True:
-            assert self._process is not None
-            if self._process.poll() is not None:
-                raise StartError(f"{binary.path} ended at its start: {self._log_tail()}")
+        while self._lives():
             try:
                 async with _client(self.path) as client:
                     await client.execute_command("PING")
-                return
+                return True
             except BusyLoadingError:
                 loading = True
             except (RedisError, OSError):
                 pass
             if time.monotonic() - began > (LOAD_SECONDS_MAX if loading else START_SECONDS_MAX):
-                raise StartError(f"{binary.path} does not answer: {self._log_tail()}")
+                raise StartError(f"Process {self.pid} does not answer: {self._log_tail()}")
             await asyncio.sleep(LOOK_SECONDS / 5)
+        return False
 
     def _remember(self, wrote: Writer) -> None:
         self._wrote = wrote
@@ -281,7 +282,7 @@ class OwnServer:
         except OSError as error:
             raise StartError(f"The folder {self._folder} cannot be written: {error}.") from error
 
-    def _take_over(self, info: object, where: object) -> bool:
+    def _take_over(self, info: object, where: object) -> None:
         """A server answers on our socket: check that it is ours."""
         table = cast("dict[str, object]", info)
         folder = cast("dict[str, str]", where).get("dir", "")
@@ -292,7 +293,6 @@ class OwnServer:
         self.pid, self.adopted = int(str(table["process_id"])), True
         self._remember(Writer(kind, version))
         _log.info("the server of conversations (process %d) still lives: adopted", self.pid)
-        return True
 
     async def _kill_hung(self) -> None:
         """It has the lock and does not answer."""

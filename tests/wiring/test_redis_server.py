@@ -1,6 +1,7 @@
 """Our own server of conversations: real processes, started, killed, adopted, stopped."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from chatserve import redis_server
 from chatserve.chat.store.redis_link import RedisLink
 from chatserve.errors import StartError
 from chatserve.redis_binary import Binary, Record, Writer, choose, find_binaries, read_record
-from chatserve.redis_server import SOCKET_BYTES_MAX, OwnServer, own_server
+from chatserve.redis_server import OPTIONS, SOCKET_BYTES_MAX, OwnServer, own_server
 from tests.chat.store.redis_process import until_available
 
 WAIT_SECONDS_MAX = 20.0
@@ -74,6 +75,22 @@ def stranger(folder: Path) -> Generator["subprocess.Popen[bytes]"]:
         holder.kill()
 
 
+@contextmanager
+def slow_to_load(folder: Path, path: Path) -> Generator[None]:
+    """A folder's server, just begun, which takes 300 us for every key that it knows."""
+    binary = choose(find_binaries(), None)
+    assert binary is not None
+    command = [binary.path, *OPTIONS, "--unixsocket", str(path), "--key-load-delay", "300"]
+    with (folder / "server.lock").open("a") as lock, (folder / "server.log").open("a") as log:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        server = subprocess.Popen(command, cwd=folder, pass_fds=(lock.fileno(),), stdout=log)
+    with server:
+        try:
+            yield
+        finally:
+            server.kill()
+
+
 async def get(server: OwnServer, key: str = "kept") -> object:
     async with RedisLink(server.url) as link:
         return (await link.run([("GET", key)]))[0]
@@ -114,6 +131,19 @@ async def test_it_is_started_durable_private_and_stopped(tmp_path: Path) -> None
     async with own_server(folder) as server:
         assert server is not None
         assert await get(server) == b"here"
+
+
+async def test_a_server_that_still_loads_is_adopted_when_it_has_loaded(tmp_path: Path) -> None:
+    async with own_server(tmp_path) as server:
+        assert server is not None
+        async with RedisLink(server.url) as link:
+            await link.run([("SET", f"key-{number}", "here") for number in range(6_000)])
+    with slow_to_load(tmp_path / "redis", server.path):
+        await until(server.path.exists)
+        async with own_server(tmp_path) as again:
+            assert again is not None
+            assert again.adopted
+            assert await get(again, "key-5999") == b"here"
 
 
 async def test_a_server_that_outlived_a_kill_is_adopted(tmp_path: Path) -> None:
