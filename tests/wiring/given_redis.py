@@ -150,6 +150,7 @@ def _started_before(redis: GivenRedis, folder: Path, url: str) -> Generator[Serv
     ]
     (folder / "keys.toml").write_text("\n".join(tables))
     options = ["--port", str(free_port()), "--redis-url", url, "--threads", "1"]
+    options += ["--shutdown-timeout", "5"]
     options += ["--api-key-file", str(folder / "keys.toml")]
     log = folder / "server.log"
     with launched(folder, options) as (process, address):

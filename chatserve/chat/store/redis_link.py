@@ -1,7 +1,7 @@
 """RedisLink: commands to one Redis or Valkey server, and every way in which that fails.
 
-It may not know conversations. Theory of operation: all commands of a call go out as one pipeline,
-in one trip, and the call has CALL_SECONDS_MAX for everything: waiting for a connection, connecting,
+It may not know conversations. Theory of operation: all commands of a call go out in one trip, and
+the call has CALL_SECONDS_MAX for everything: waiting for a connection (`redis_connections.py`),
 resending on another one after a reset (twice, after jittered pauses). What does not work out is
 Unavailable; that a write was lost is then no more certain than that it was done.
 
@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     NoPermissionError,
@@ -38,28 +38,29 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from chatserve.chat.store.redis_connections import (
+    CONNECT_SECONDS_MAX,
+    Argument,
+    Command,
+    Connections,
+)
 from chatserve.errors import SettingsError, StartError, Unavailable
 
 _log = logging.getLogger(__name__)
 
 CALL_SECONDS_MAX = 0.9  # asked for is an answer, or a refusal, within a second
-RETRIES = 2  # on fresh connections, after a reset
-RETRY_PAUSE_SECONDS = 0.02  # doubled each time, a random part of it
-RETRY_PAUSE_SECONDS_MAX = 0.1
+# Before each try on a fresh connection, after a reset; half of it random.
+RETRY_PAUSES_SECONDS = (0.02, 0.04)
 PAUSE_SECONDS = 0.1  # refused at once after a failure; doubled each time, half of it random
 PAUSE_SECONDS_MAX = 0.8  # so that a server that is back is found within two seconds
 RETRY_AFTER_SECONDS = 1.0  # what those who are refused are told
-CONNECTIONS_MAX = 16  # a trip takes a millisecond: thousands of calls a second
-HEALTH_CHECK_SECONDS = 30.0  # a connection idle for longer is tried first
 LOGGED_EVERY_SECONDS = 10.0  # of the same refusal
 VERSION_MIN = (6, 2)
 WRONG_TYPE = "WRONGTYPE"  # of a key, as the server says it
 
 _NO_TLS = frozenset(("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"))
-
-Argument = str | bytes | int | float
-Command = tuple[Argument, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +104,13 @@ class RedisLink:
     ) -> None:
         """url: redis://, rediss:// or unix://. Connects at the first call. Raises SettingsError."""
         self.place = place_of(url)
-        self._client = _client(url)
+        maker = _maker(url)
+        self._connections = Connections(maker.make_connection, clock)
         # register_script talks to nobody: it knows the digest by which scripts are called.
+        client = Redis.from_pool(maker)
         self._scripts = {
-            name: self._client.register_script(text) for name, text in script_texts().items()
+            name: client.register_script(text) for name, text in script_texts().items()
         }
-        # The client's own blocking pool loses a connection when a call is cancelled while giving
-        # it back.
-        self._places = asyncio.Semaphore(CONNECTIONS_MAX)
         self._clock = clock
         self._draw = draw
         self._open_until: float | None = None
@@ -129,7 +129,7 @@ class RedisLink:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._client.aclose()
+        await self._connections.close()
 
     def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Command:
         """The command that runs a script of ours."""
@@ -206,14 +206,14 @@ class RedisLink:
 
     async def _answers(self, commands: Sequence[Command]) -> list[object]:
         try:
-            async with asyncio.timeout(CALL_SECONDS_MAX), self._places:
-                answers = await self._pipelined(commands)
+            async with asyncio.timeout(CALL_SECONDS_MAX):
+                answers = await self._exchange(commands)
                 if any(isinstance(answer, NoScriptError) for answer in answers):
                     # A server that was restarted, or told to forget them. All that ran before is
                     # done again: each command of ours may be.
                     loads = [("SCRIPT", "LOAD", text) for text in script_texts().values()]
-                    await self._pipelined(loads)
-                    answers = await self._pipelined(commands)
+                    answers = await self._exchange([*loads, *commands])
+                    answers = answers[len(loads) :]
         except (RedisError, OSError, TimeoutError) as error:
             raise self._failed(error) from error
         if self._open_until is not None:
@@ -221,11 +221,16 @@ class RedisLink:
             _log.warning("the session store at %s answers again", self.place)
         return answers
 
-    async def _pipelined(self, commands: Sequence[Command]) -> list[object]:
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            return cast("list[object]", await pipeline.execute(raise_on_error=False))
+    async def _exchange(self, commands: Sequence[Command]) -> list[object]:
+        """Once more on another connection where one turns out to be cut."""
+        for pause in RETRY_PAUSES_SECONDS:
+            try:
+                return await self._connections.exchange(commands)
+            except TimeoutError:
+                raise
+            except (RedisConnectionError, OSError):
+                await asyncio.sleep(pause * (1 + self._draw()) / 2)
+        return await self._connections.exchange(commands)
 
     def _failed(self, error: Exception) -> Unavailable:
         """Nobody answered. Many calls in flight may find the same: that is one failure."""
@@ -264,20 +269,16 @@ def place_of(url: str) -> str:
     return f"{host or 'localhost'}:{port or 6379}"
 
 
-def _client(url: str) -> Redis:
+def _maker(url: str) -> ConnectionPool:
+    """Only makes connections; who has them is no matter of its."""
     try:
         pool = ConnectionPool.from_url(
             url,
-            max_connections=CONNECTIONS_MAX,
-            # The call's own deadline ends a wait. With a timeout here the client sends through
-            # asyncio.wait_for, which on Python 3.11 may swallow that deadline.
+            # Our own deadlines end waits. With a timeout here the client sends through
+            # asyncio.wait_for, which on Python 3.11 may swallow a cancellation.
             socket_timeout=None,
-            socket_connect_timeout=CALL_SECONDS_MAX,
-            health_check_interval=HEALTH_CHECK_SECONDS,
-            retry=Retry(
-                ExponentialWithJitterBackoff(base=RETRY_PAUSE_SECONDS, cap=RETRY_PAUSE_SECONDS_MAX),
-                RETRIES,
-            ),
+            socket_connect_timeout=CONNECT_SECONDS_MAX,
+            retry=Retry(NoBackoff(), 0),
             # A new connection makes no trips but those that its URL asks for.
             protocol=2,
             driver_info=None,
@@ -287,7 +288,7 @@ def _client(url: str) -> Redis:
     pool.connection_kwargs["decode_responses"] = False
     if pool.connection_class is SSLConnection:
         _share_context(pool)
-    return Redis.from_pool(pool)
+    return pool
 
 
 def _share_context(pool: ConnectionPool) -> None:
@@ -330,9 +331,7 @@ def _reason_of(error: BaseException) -> str:
 
 
 def _info(answer: object) -> dict[str, str]:
-    """INFO, parsed by the client or not."""
-    if isinstance(answer, dict):
-        return {str(name): str(value) for name, value in answer.items()}
+    """INFO's lines."""
     text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else ""
     pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
     return {name: value for name, _, value in pairs}

@@ -165,14 +165,12 @@ class RedisList:
 
 
 def _places(answer: object) -> list[Place]:
-    """Of a sorted set's members with their scores: pairs, or in a row."""
-    rows = cast("list[object]", answer)
-    if rows and isinstance(rows[0], tuple | list):
-        pairs = cast("list[tuple[bytes, bytes | float]]", rows)
-    else:
-        flat = cast("list[bytes]", rows)
-        pairs = list(zip(flat[::2], flat[1::2], strict=True))
-    return [Place(float(score), member.decode("utf-8")) for member, score in pairs]
+    """Of a sorted set's members with their scores, in a row."""
+    row = cast("list[bytes]", answer)
+    return [
+        Place(float(score), member.decode("utf-8"))
+        for member, score in zip(row[::2], row[1::2], strict=True)
+    ]
 
 
 def _groups(heads: Sequence[_Head]) -> list[list[_Head]]:

@@ -283,7 +283,7 @@ class RedisStore:
     async def running(self) -> tuple[str, ...]:
         """Replies that run, as their conversations have it; others are taken off the index."""
         (answer,) = await self._run([("SMEMBERS", RUNNING_INDEX)])
-        listed = sorted(member.decode("utf-8") for member in cast("set[bytes]", answer))
+        listed = sorted(member.decode("utf-8") for member in cast("list[bytes]", answer))
         running: list[str] = []
         for first in range(0, len(listed), APPEND_TRIP_ENTRIES):
             part = listed[first : first + APPEND_TRIP_ENTRIES]
@@ -436,10 +436,6 @@ def _is_running(reply: str) -> Command:
 
 
 def _text_field(fields: object) -> str:
-    """Of a stream entry's fields, as a table or in a row."""
-    if isinstance(fields, dict):
-        table = cast("dict[bytes, bytes]", fields)
-    else:
-        row = cast("list[bytes]", fields)
-        table = dict(zip(row[::2], row[1::2], strict=True))
-    return table[b"t"].decode("utf-8")
+    """Of a stream entry's fields, in a row."""
+    row = cast("list[bytes]", fields)
+    return dict(zip(row[::2], row[1::2], strict=True))[b"t"].decode("utf-8")
