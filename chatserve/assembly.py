@@ -188,6 +188,7 @@ def assemble(
             text=loaded.text,
             workshop=workshop,
             meter=meter,
+            drafts=engine if settings.drafts and settings.prefix_cache else None,
             options=ConversationOptions(answers=AnswerOptions(patience=patience)),
         ),
     )

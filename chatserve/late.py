@@ -6,7 +6,7 @@ The routes exist from the first moment, and answer 503 with a Retry-After until 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from chatserve.api.chat_collaborators import ChatReply, Conversations, TurnAsk
+from chatserve.api.chat_collaborators import ChatReply, Conversations, TurnAsk, Typist
 from chatserve.chat.conversations.reply_events import ConversationChanged
 from chatserve.chat.store.conversation import Conversation, ReplyRecord, Turn
 from chatserve.chat.store.session_store import Page
@@ -53,6 +53,9 @@ class LateConversations:
 
     async def stop(self, owner: str, reply: str) -> None:
         await self._behind().stop(owner, reply)
+
+    def typist(self, owner: str) -> Typist | None:
+        return self._behind().typist(owner)
 
     def changes(self, owner: str) -> AbstractContextManager[AsyncIterator[ConversationChanged]]:
         return self._behind().changes(owner)

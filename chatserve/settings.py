@@ -56,6 +56,7 @@ class Settings:
     chat_grace: float
     history: str
     context_reserve: int | None
+    drafts: bool
     log_level: str
 
     def __post_init__(self) -> None:
@@ -207,6 +208,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("context_reserve", _integer(1, 1 << 24), None, "tokens left for a chat's reply before "
            "its oldest turns are left out; default: an eighth of the context", "conversations",
            "TOKENS"),
+    Option("drafts", _switch, True, "compute what a user still types ahead, while there is nothing "
+           "else to do: on or off", "conversations", "on|off"),
     Option("log_level", _one_of("debug", "info", "warning", "error"), "info",
            "debug, info, warning or error", "logging"),
 )  # fmt: skip

@@ -1,10 +1,11 @@
 """What the routes of conversations need of the chat floor, as protocols."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from chatserve.chat.conversations.draft_ask import DraftAsk
 from chatserve.chat.conversations.reply_events import ChatEvent, ConversationChanged
 from chatserve.chat.store.conversation import Conversation, ReplyCursor, ReplyRecord, Turn
 from chatserve.chat.store.session_store import Page
@@ -50,6 +51,19 @@ class ChatReply(Protocol):
         ...
 
 
+class Typist(Protocol):
+    """One socket's user, whose text is computed ahead of its turn."""
+
+    def take(self, ask: DraftAsk) -> None:
+        """Only what was taken last counts. Never waits."""
+        ...
+
+    async def run(self, failed: Callable[[Exception, str], None]) -> None:
+        """Act on what is taken, until cancelled. failed: is told of what cannot be (another's
+        conversation is NotFound), with the request of its ask."""
+        ...
+
+
 class Conversations(Protocol):
     """Floor 4's door for chats. Another owner's things are NotFound."""
 
@@ -88,6 +102,10 @@ class Conversations(Protocol):
 
     async def stop(self, owner: str, reply: str) -> None:
         """End a reply with what it has; an ended one stays as it is. Raises NotFound."""
+        ...
+
+    def typist(self, owner: str) -> Typist | None:
+        """None where drafts are off."""
         ...
 
     def changes(self, owner: str) -> AbstractContextManager[AsyncIterator[ConversationChanged]]:

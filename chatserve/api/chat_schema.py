@@ -20,6 +20,7 @@ from chatserve.api.fields import Positive, SamplingFields
 from chatserve.api.limits import Limits
 from chatserve.api.neutral import without_neutral
 from chatserve.api.schema import check_token_ids, convert, stop_strings, token_bias
+from chatserve.chat.conversations.draft_ask import DraftAsk
 from chatserve.chat.store.conversation import ReplyCursor
 from chatserve.errors import NotFound, RequestError
 
@@ -47,7 +48,7 @@ class NewConversation(Struct, kw_only=True, forbid_unknown_fields=True):
 class SocketFrame(Struct, kw_only=True, forbid_unknown_fields=True):
     """What a client's frame says apart from a turn's own fields."""
 
-    type: Literal["send", "stop", "attach", "ping"]
+    type: Literal["send", "stop", "attach", "focus", "draft", "ping"]
     request: str
     conversation: str | None = None
     reply: str | None = None
@@ -56,19 +57,31 @@ class SocketFrame(Struct, kw_only=True, forbid_unknown_fields=True):
 
 _SAMPLING_NAMES = frozenset(ChatSampling.__struct_fields__)
 _CHANGEABLE = frozenset({"title", "system", "settings", "leaf"})
-# What each type of frame needs, and what it may have; a `send` may have a turn's fields too.
+# What each type of frame needs, and what it may have; a `send` may have a turn's fields too, what
+# is typed its own.
 _FRAME_NEEDS: dict[str, tuple[str, ...]] = {
     "send": ("conversation",),
     "stop": ("reply",),
     "attach": ("reply",),
+    "focus": (),
+    "draft": (),
     "ping": (),
 }
-_FRAME_MAY: dict[str, tuple[str, ...]] = {"attach": ("after",)}
+_FRAME_MAY: dict[str, tuple[str, ...]] = {
+    "attach": ("after",),
+    "focus": ("conversation",),
+    "draft": ("conversation",),
+}
+_FRAME_FIELDS: dict[str, frozenset[str]] = {
+    "focus": frozenset({"system"}),
+    "draft": frozenset({"parent", "text", "system"}),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFrame:
-    """A frame of a socket. target: the conversation of a `send`, else the reply."""
+    """A frame of a socket. target: the conversation, or the reply of an `attach` or a `stop`. turn:
+    the fields of a turn, or of what is typed."""
 
     kind: str
     request: str
@@ -240,15 +253,34 @@ def client_frame(fields: dict[str, object], limits: Limits) -> ClientFrame:
             raise _bad(name, f"A frame of type {kind} needs this field.")
         if given and name not in needs and name not in may:
             raise _bad(name, f"A frame of type {kind} has no such field.")
-    if turn and body.type != "send":
-        raise _bad(min(turn)[:64], f"A frame of type {kind} has no such field.")
-    target = (body.conversation if body.type == "send" else body.reply) or ""
+    unknown = () if body.type == "send" else turn.keys() - _FRAME_FIELDS.get(body.type, ())
+    if unknown:
+        raise _bad(min(unknown)[:64], f"A frame of type {kind} has no such field.")
+    target = body.conversation or body.reply or ""
     return ClientFrame(
         kind=body.type,
         request=body.request,
-        target=known_name(target) if needs else "",
+        target=known_name(target) if needs or target else "",
         after=None if body.after is None else cursor(body.after),
         turn=turn,
+    )
+
+
+def draft_ask(frame: ClientFrame) -> DraftAsk:
+    """What a `focus` or a `draft` frame says. Without a conversation it is about a new one."""
+    text, system = frame.turn.get("text"), frame.turn.get("system")
+    if frame.kind == "draft" and not isinstance(text, str):
+        raise _bad("text", "A draft has a text.")
+    if system is not None and (frame.target or not isinstance(system, str)):
+        raise _bad("system", "The system prompt is a text, and a conversation has its own.")
+    parent = frame.turn.get("parent")
+    return DraftAsk(
+        request=frame.request,
+        conversation=frame.target or None,
+        text=text if isinstance(text, str) else "",
+        at_leaf="parent" not in frame.turn,
+        parent=None if parent is None else turn_name(parent, "parent"),
+        system=system,
     )
 
 

@@ -6,6 +6,8 @@ frame is `{"type", "request", …}`:
     send     conversation, and a turn's fields     accepted … the reply's events
     attach   reply, after?                         accepted … its events from the cursor on
     stop     reply                                 (the reply's final event)
+    focus    conversation?                         nothing: its history is computed ahead
+    draft    conversation?, parent?, text          nothing: so is what is typed there
     ping                                           pong
 
 Theory of operation: one reader always reads, so that pongs and closing are noticed whatever else
@@ -29,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatserve.api.access_log import log_failure
 from chatserve.api.answer import Desk
-from chatserve.api.chat_collaborators import ChatReply, Conversations
+from chatserve.api.chat_collaborators import ChatReply, Conversations, Typist
 from chatserve.api.chat_events import (
     changed_frame,
     ended_frame,
@@ -38,12 +40,13 @@ from chatserve.api.chat_events import (
     pong_frame,
     socket_frame,
 )
-from chatserve.api.chat_schema import ClientFrame, client_frame, request_of, turn_ask
+from chatserve.api.chat_schema import ClientFrame, client_frame, draft_ask, request_of, turn_ask
 from chatserve.api.gate import RequestGate
 from chatserve.api.keys import Holder
 from chatserve.api.outbox import Outbox
 from chatserve.api.problems import ApiError
 from chatserve.api.socket_connection import DRAIN
+from chatserve.chat.conversations.draft_ask import DraftAsk
 from chatserve.chat.conversations.reply_events import ReplyAccepted, ReplyFinal
 from chatserve.chat.store.conversation import ReplyCursor
 from chatserve.errors import Busy, ChatserveError, RequestError, Unavailable
@@ -71,8 +74,9 @@ class SocketEndpoint:
         health, limits = self._desk.health, self._desk.limits
         if (await receive())["type"] != "websocket.connect":
             return
-        if health.draining:
-            raise Unavailable("The server is stopping.", retry_after=health.retry_after)
+        if health.draining or not health.ready:
+            why = "The server is stopping." if health.draining else "The server is not ready."
+            raise Unavailable(why, retry_after=health.retry_after)
         if SUBPROTOCOL not in scope["subprotocols"]:
             raise RequestError(f"This socket speaks the subprotocol {SUBPROTOCOL} only.")
         holder: Holder = scope["state"]["holder"]
@@ -112,6 +116,7 @@ class Socket:
         self._stopping = 0  # `stop` frames being acted on
         self._looking = 0  # `send` and `attach` frames, each a viewing or about to be one
         self._looks: dict[str, Look] = {}  # by reply
+        self._typist: Typist | None = None  # once something was typed
         self._draining = False
 
     async def live(self, receive: Receive, send: Send) -> None:
@@ -192,11 +197,21 @@ class Socket:
                     raise Busy("This socket asks for too much at once.", retry_after=1.0)
                 self._stopping += 1
                 self._spawn(group, self._stop(frame))
+            case "focus" | "draft":
+                self._type(draft_ask(frame), group)
             case _:
                 if self._looking >= limits.socket_viewings_max:
                     raise Busy("This socket looks at too many replies.", retry_after=1.0)
                 self._looking += 1
                 self._spawn(group, self._look(frame, size))
+
+    def _type(self, ask: DraftAsk, group: asyncio.TaskGroup) -> None:
+        if self._typist is None:
+            self._typist = self._conversations.typist(self._holder.name)
+            if self._typist is not None:
+                self._spawn(group, self._typist.run(self._fail))
+        if self._typist is not None:
+            self._typist.take(ask)
 
     async def _stop(self, frame: ClientFrame) -> None:
         try:

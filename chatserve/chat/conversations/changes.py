@@ -6,7 +6,7 @@ that changed first are let go (a tab so far behind lists anew). Nothing waits on
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 
 from chatserve.chat.conversations.reply_events import ConversationChanged
@@ -52,6 +52,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._mailboxes: dict[str, set[_Mailbox]] = {}
+        self._listeners: dict[str, list[Callable[[str], None]]] = {}
 
     @contextmanager
     def subscribe(self, owner: str) -> Generator[AsyncIterator[ConversationChanged]]:
@@ -67,10 +68,24 @@ class Changes:
             if not mailboxes:
                 del self._mailboxes[owner]
 
+    @contextmanager
+    def listen(self, owner: str, heard: Callable[[str], None]) -> Generator[None]:
+        """Call back with each conversation of the owner as it changes. heard: never waits."""
+        self._listeners.setdefault(owner, []).append(heard)
+        try:
+            yield
+        finally:
+            listeners = self._listeners[owner]
+            listeners.remove(heard)
+            if not listeners:
+                del self._listeners[owner]
+
     def publish(self, owner: str, conversation: str, revision: int | None) -> None:
         """A conversation has a new revision; None = it was deleted. Never waits."""
         for mailbox in self._mailboxes.get(owner, ()):
             mailbox.put(ConversationChanged(conversation, revision))
+        for heard in self._listeners.get(owner, ()):
+            heard(conversation)
 
     @property
     def subscribers(self) -> int:

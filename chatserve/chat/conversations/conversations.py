@@ -25,6 +25,7 @@ from chatserve.chat.conversations.assignment import AnswerMeans, AnswerOptions
 from chatserve.chat.conversations.changes import Changes
 from chatserve.chat.conversations.chat_reply import ChatReply, KeptReply
 from chatserve.chat.conversations.chat_request import ChatRequest
+from chatserve.chat.conversations.drafts import DraftDoor, DraftMeans, Drafts, Typist
 from chatserve.chat.conversations.history import History
 from chatserve.chat.conversations.live_replies import LiveLimits, LiveReplies
 from chatserve.chat.conversations.recall import first_assignment
@@ -126,6 +127,7 @@ class Conversations(Generic[PreparedT]):
         text: TextFloor,
         workshop: Workshop,
         options: ConversationOptions | None = None,
+        drafts: DraftDoor[PreparedT] | None = None,
         meter: ReplyMeter | None = None,
         wall: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = draw_seed,
@@ -156,6 +158,16 @@ class Conversations(Generic[PreparedT]):
             options=self._options.answers,
         )
         self._live = LiveReplies(self._means, workshop.task_group, self._options.live)
+        self._drafts = None
+        if drafts is not None:
+            means = DraftMeans(
+                engine=drafts,
+                history=history,
+                store=store,
+                changes=self._changes,
+                executor=workshop.executor,
+            )
+            self._drafts = Drafts(means)
         self._asks: dict[_Ask, _Known] = {}
         self._writer: asyncio.Task[None] | None = None
         self._accepted_total = 0
@@ -258,6 +270,10 @@ class Conversations(Generic[PreparedT]):
     def changes(self, owner: str) -> AbstractContextManager[AsyncIterator[ConversationChanged]]:
         """The owner's conversations as they change, merged: the latest revision of each."""
         return self._changes.subscribe(owner)
+
+    def typist(self, owner: str) -> Typist[PreparedT] | None:
+        """Who types at one socket; None where drafts are off."""
+        return None if self._drafts is None else self._drafts.typist(owner)
 
     def _changed(self, conversation: Conversation) -> Conversation:
         self._changes.publish(conversation.owner, conversation.id, conversation.revision)

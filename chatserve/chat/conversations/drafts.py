@@ -1,0 +1,255 @@
+"""Drafts: what a user still types, computed ahead of the turn; a chat that is opened, likewise.
+
+It may not know sockets, frames or pages. A Typist is one socket's: whatever it hears last counts.
+
+    take ─▶ newest ─▶ its path (store, once a chat) ─▶ the engine is idle ─▶ ids ─▶ engine.draft
+             ▲ newer text takes its place at any of these arrows
+
+Theory of operation. Nothing is awaited of a draft, so everything may be left out: a store that is
+away, a text too long for the context, a template that refuses. What waits for the engine to be
+idle is the tokenization too, so that under load a typist costs a frame's parsing and no more. A
+draft whose parent is still being written is tried again when the conversation changes.
+
+Only the *settled* part of a text is computed: the ids of its prompt up to the last word's begin,
+as far as another word there leaves them as they are. A text without white space (a long link,
+Chinese) is settled but for its end. A rule that were wrong for some vocabulary would waste a page,
+no more: pages are named by the ids that they hold.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Generic, Protocol
+
+from chatserve.chat.conversations.changes import Changes
+from chatserve.chat.conversations.draft_ask import DraftAsk
+from chatserve.chat.conversations.history import History
+from chatserve.chat.service import PreparedT
+from chatserve.chat.store.conversation import ReplyState, Role, Turn
+from chatserve.chat.store.session_store import SessionStore, no_parent
+from chatserve.engine.values import Request
+from chatserve.errors import RequestError, Unavailable
+
+TEXTS_MAX = 16 << 20  # code points that all typists' texts have while they wait
+UNSETTLED_MAX = 32  # code points at a text's end that more typing may still change
+_PROBES = (" x", " 1")  # other words that a text might go on with
+_LAST_WORD = re.compile(r"\s+\S*\s*\Z")
+
+
+class DraftDoor(Protocol[PreparedT]):
+    """What drafts need of the engine floor."""
+
+    def prepare(self, request: Request) -> PreparedT:
+        """Pure, for any thread."""
+        ...
+
+    def draft(self, key: Hashable, prepared: PreparedT) -> bool:
+        """On the loop, never waits: in place of this key's draft before."""
+        ...
+
+    def withdraw(self, key: Hashable) -> None:
+        """On the loop. Harmless where there is none."""
+        ...
+
+    async def wait_idle(self) -> None:
+        """Until no request is there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftMeans(Generic[PreparedT]):
+    """What all typists share."""
+
+    engine: DraftDoor[PreparedT]
+    history: History
+    store: SessionStore
+    changes: Changes
+    executor: Executor
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """Where a text goes. turns None: the reply before it is not there yet."""
+
+    place: tuple[str | None, bool, str | None]
+    system: str | None
+    turns: tuple[Turn, ...] | None
+
+
+class Drafts(Generic[PreparedT]):
+    """All typists of a process; on the event loop. One text at a time is tokenized."""
+
+    def __init__(self, means: DraftMeans[PreparedT]) -> None:
+        self.means = means
+        self.places = asyncio.Semaphore(1)
+        self._held = 0
+
+    def typist(self, owner: str) -> "Typist[PreparedT]":
+        """For one socket."""
+        return Typist(self, owner)
+
+    def hold(self, text: str) -> bool:
+        """Whether there is room for one more text; then it counts until `let_go`."""
+        room = self._held + len(text) <= TEXTS_MAX
+        self._held += len(text) * room
+        return room
+
+    def let_go(self, text: str) -> None:
+        """A text waits no more."""
+        self._held -= len(text)
+
+
+class Typist(Generic[PreparedT]):
+    """One socket's user. `take` what is typed; `run` is the task that acts on it."""
+
+    def __init__(self, drafts: Drafts[PreparedT], owner: str) -> None:
+        self._drafts = drafts
+        self._means = drafts.means
+        self._owner = owner
+        self._newest: DraftAsk | None = None
+        self._arrived = asyncio.Event()
+        self._path: _Path | None = None
+        self._too_early = False
+
+    def take(self, ask: DraftAsk) -> None:
+        """This counts, and nothing before it. Never waits."""
+        self._forget(self._newest)
+        if self._drafts.hold(ask.text):
+            self._newest = ask
+            self._arrived.set()
+
+    async def run(self, failed: Callable[[Exception, str], None]) -> None:
+        """Until cancelled. failed: is told of what cannot be, with the request of its ask."""
+        try:
+            with self._means.changes.listen(self._owner, self._hear):
+                while True:
+                    await self._arrived.wait()
+                    self._arrived.clear()
+                    if self._newest is not None:
+                        await self._act(self._newest, failed)
+        finally:
+            self._forget(self._newest)
+            self._means.engine.withdraw(self)
+
+    async def _act(self, ask: DraftAsk, failed: Callable[[Exception, str], None]) -> None:
+        try:
+            self._too_early = not await self._compute(ask)
+        except Unavailable:
+            self._too_early = False
+        except Exception as error:
+            self._too_early = False
+            failed(error, ask.request)
+        if not self._too_early:
+            self._forget(ask)
+
+    async def _compute(self, ask: DraftAsk) -> bool:
+        """False where the turn before it is still being written."""
+        path = await self._find(ask)
+        if path.turns is None:
+            return False
+        await self._means.engine.wait_idle()
+        async with self._drafts.places:
+            if self._newest is ask:
+                prepared = await self._off_loop(path.system, path.turns, ask.text)
+                if prepared is not None:
+                    self._means.engine.draft(self, prepared)
+        return True
+
+    def _forget(self, ask: DraftAsk | None) -> None:
+        if ask is not None and self._newest is ask:
+            self._drafts.let_go(ask.text)
+            self._newest = None
+
+    def _hear(self, conversation: str) -> None:
+        """A conversation of this owner has changed."""
+        if self._path is not None and self._path.place[0] == conversation:
+            self._path = None
+            if self._too_early:
+                self._arrived.set()
+
+    # Where a text goes ---------------------------------------------------------------------
+
+    async def _find(self, ask: DraftAsk) -> _Path:
+        """Raises NotFound; asks the store once for each place, until its conversation changes."""
+        place = (ask.conversation, ask.at_leaf, ask.parent)
+        if ask.conversation is None:
+            return _Path(place, ask.system, ())
+        while self._path is None or self._path.place != place:
+            reading = self._path = _Path(place, None, None)  # forgotten if it changes meanwhile
+            try:
+                known, turns, replies = await self._means.store.tree(self._owner, ask.conversation)
+                running = {reply.id for reply in replies if reply.state is ReplyState.RUNNING}
+                parent = known.leaf if ask.at_leaf else ask.parent
+                path = _path_to(parent, {turn.id: turn for turn in turns}, running)
+            except BaseException:
+                self._path = None
+                raise
+            if self._path is reading:
+                self._path = _Path(place, known.system, path)
+        return self._path
+
+    def _off_loop(
+        self, system: str | None, turns: Sequence[Turn], text: str
+    ) -> "asyncio.Future[PreparedT | None]":
+        loop = asyncio.get_running_loop()
+        try:
+            return loop.run_in_executor(self._means.executor, self._prepare, system, turns, text)
+        except RuntimeError as error:  # the executor's way to say that it was shut down
+            raise Unavailable("The server is shutting down.") from error
+
+    def _prepare(self, system: str | None, turns: Sequence[Turn], text: str) -> PreparedT | None:
+        """In a thread. None: there is nothing to compute ahead."""
+        try:
+            tokens = settled_ids(self._means.history, system, turns, text)
+        except RequestError:
+            return None
+        if not tokens:
+            return None
+        request = Request(request_id="draft", tokens=tokens, max_tokens=0, tenant=self._owner)
+        return self._means.engine.prepare(request)
+
+
+def settled_ids(
+    history: History, system: str | None, turns: Sequence[Turn], text: str
+) -> tuple[int, ...]:
+    """The first ids of the prompt that a text behind these turns will have, whatever follows it.
+
+    Raises RequestError where there is no such prompt.
+    """
+    kept = _settled(text)
+    probes = [probe for probe in _PROBES if not text.startswith(probe, len(kept))]
+    said = text if text.strip() else kept + probes.pop()
+    ids = history.prompt(system, (*turns, _typed(said))).tokens
+    other = history.prompt(system, (*turns, _typed(kept + probes[0]))).tokens
+    pairs = enumerate(zip(ids, other, strict=False))
+    return ids[: next((at for at, (one, two) in pairs if one != two), min(len(ids), len(other)))]
+
+
+def _settled(text: str) -> str:
+    """A text without its last word, or without its end where that is a very long word."""
+    found = _LAST_WORD.search(text, max(0, len(text) - UNSETTLED_MAX))
+    return text[: max(0, len(text) - UNSETTLED_MAX) if found is None else found.start()]
+
+
+def _typed(text: str) -> Turn:
+    return Turn(id="draft", parent=None, role=Role.USER, text=text, created=0.0)
+
+
+def _path_to(
+    parent: str | None, turns: Mapping[str, Turn], running: Container[str]
+) -> tuple[Turn, ...] | None:
+    """From the first message to `parent`; None where that is a reply, or awaits one."""
+    path: list[Turn] = []
+    name = parent
+    if name is not None and name in running:
+        return None
+    while name is not None:
+        turn = turns.get(name)
+        if turn is None:
+            raise no_parent()
+        path.append(turn)
+        name = turn.parent
+    awaits = path and path[0].role is Role.USER
+    return None if awaits else tuple(reversed(path))
