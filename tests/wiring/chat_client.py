@@ -317,6 +317,8 @@ class ChatSocket:
         self._wire.sever()
 
     async def say(self, frame: Mapping[str, object]) -> None:
+        if self._protocol.close_rcvd is not None:
+            raise Severed(self._protocol.close_rcvd.code)
         self._protocol.send_text(json.dumps(frame).encode())
         await self._flush()
 

@@ -18,7 +18,6 @@ its tree must be what the chatter was told, word for word, and what an undisturb
 """
 
 import asyncio
-import json
 import random
 import time
 from collections import Counter
@@ -38,6 +37,15 @@ from tests.wiring.chat_client import (
     by_socket,
     resume_by_sse,
     send_by_sse,
+)
+from tests.wiring.chats_told import (
+    Answer,
+    Chat,
+    Line,
+    answer_of,
+    check_nothing_doubled,
+    check_promised,
+    check_told,
 )
 from tests.wiring.server import Revived
 
@@ -66,22 +74,6 @@ LATE: Mapping[Place, float] = {
 # How many of its moments pass at the most; of those there are enough while replies run.
 PASSES: Mapping[Place, int] = {Place.ACCEPT: 8, Place.STREAMING: 120, Place.ENDING: 8}
 
-
-@dataclass(frozen=True)
-class Line:
-    """One ask of a script. content None: the reply to the line before is made again."""
-
-    content: str | None
-    max_tokens: int = 64
-    ignore_eos: bool = False
-
-    def turn(self, parent: str | None) -> dict[str, object]:
-        body: dict[str, object] = {"max_tokens": self.max_tokens, "ignore_eos": self.ignore_eos}
-        if self.content is None:
-            return body | {"parent": parent}
-        return body | {"content": self.content}
-
-
 SYSTEM = "You are a patient guide to the museum of old machines."
 SETTINGS = {"temperature": 0, "repetition_penalty": 1.1}
 SCRIPTS: Sequence[Sequence[Line]] = (
@@ -92,24 +84,6 @@ SCRIPTS: Sequence[Sequence[Line]] = (
     (Line("A list of small birds, please.", 96, ignore_eos=True),),
     (Line("Hm."), Line("Hm?"), Line("Hm!", 32, ignore_eos=True)),
 )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an undisturbed server says to a line."""
-
-    text: str
-    finish_reason: str
-    tokens: tuple[int, int]
-
-
-@dataclass
-class Chat:
-    """One conversation, and what its client was told of it: asks in order, with their lines."""
-
-    conversation: str
-    script: int
-    asked: list[tuple[Line, ReplyView]] = field(default_factory=list)
 
 
 @dataclass
@@ -123,6 +97,7 @@ class Figures:
     taken_up: int = 0  # replies that were running at a kill
     snapshots: int = 0
     severed: int = 0
+    closed: Counter[int | None] = field(default_factory=Counter)  # sockets, by the server's code
     refused: Counter[str] = field(default_factory=Counter)
     checked: int = 0  # acknowledged turns that were looked for after a restart
     look_seconds: list[float] = field(default_factory=list)
@@ -155,6 +130,7 @@ class CrashDrive:
         self._dice = dice
         self._chatters = chatters
         self._answers: list[list[Answer]] = []
+        self._redis = 0
         self._talking: dict[str, Chat] = {}
         self._over = False
         self._began = time.monotonic()
@@ -178,7 +154,7 @@ class CrashDrive:
             for chat in chats:
                 group.create_task(self._plainly(chat))
         for chat in chats:
-            answers = [_answer(view) for _, view in chat.asked]
+            answers = [answer_of(view) for _, view in chat.asked]
             self._answers.append(answers)
             assert any(answer.text for answer in answers)
             await self._check_settled(chat)
@@ -190,6 +166,7 @@ class CrashDrive:
 
     async def run(self, places: Sequence[Place]) -> None:
         """Load, killed at these places, and its end."""
+        self._over = False
         async with asyncio.TaskGroup() as group:
             for _ in range(self._chatters):
                 group.create_task(self._chatter())
@@ -217,9 +194,8 @@ class CrashDrive:
         revived.kill()
         print(f"{time.monotonic() - self._began:7.1f} s  {place.value}")
         self.figures.kills[place.value] += 1
-        redis = revived.redis_pid()
+        self._redis = revived.redis_pid()
         revived.spawn()
-        self._redis = redis
 
     async def _while_starting(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -249,7 +225,7 @@ class CrashDrive:
             assert self._revived.redis_pid() == self._redis, "the living Redis was not adopted"
         began = time.monotonic()
         promised = [
-            (chat, line, view)
+            (chat, line, view, view.ended)  # as of now: the load goes on
             for chat in self._talking.values()
             for line, view in chat.asked
             if view.reply is not None
@@ -259,10 +235,10 @@ class CrashDrive:
         async def look(chat: Chat) -> None:
             async with places:
                 whole = await self._ask_http("GET", f"/api/conversations/{chat.conversation}")
-            for of, line, view in promised:
+            for of, line, view, ended in promised:
                 if of is chat:
                     self.figures.checked += 1
-                    check_promised(whole, line, view)
+                    check_promised(whole, line, view, ended=ended)
             check_nothing_doubled(whole, chat)
 
         async with asyncio.TaskGroup() as group:
@@ -273,7 +249,8 @@ class CrashDrive:
     # The chatters ----------------------------------------------------------------------------
 
     async def _chatter(self) -> None:
-        while not self._over:
+        """One conversation at the least."""
+        while True:
             chat = await self._begin(self._dice.randrange(len(SCRIPTS)))
             self._talking[chat.conversation] = chat
             for line in SCRIPTS[chat.script]:
@@ -281,6 +258,8 @@ class CrashDrive:
                 await self._to_the_end(view, turn)
             await self._check_settled(chat)
             del self._talking[chat.conversation]
+            if self._over:
+                return
 
     async def _begin(self, script: int) -> Chat:
         body = {"system": SYSTEM, "settings": SETTINGS}
@@ -305,8 +284,9 @@ class CrashDrive:
             view.put_off = False
             try:
                 await self._attempt(view, turn)
-            except Severed:
+            except Severed as severed:
                 self.figures.severed += 1
+                self.figures.closed[severed.code] += severed.code is not None
             except Refused as refused:
                 self._count(refused)
             await self._while_away()
@@ -356,7 +336,7 @@ class CrashDrive:
         whole = await self._ask_http("GET", f"/api/conversations/{chat.conversation}")
         check_told(whole, chat)
         for (_, view), answer in zip(chat.asked, self._answers[chat.script], strict=True):
-            assert _answer(view) == answer, f"{_answer(view)}\n{answer}"
+            assert answer_of(view) == answer, f"{answer_of(view)}\n{answer}"
             self.figures.replies += 1
             self.figures.taken_up += max(view.epochs) > 1
             self.figures.snapshots += view.snapshots
@@ -375,51 +355,3 @@ class CrashDrive:
                 break
             after = f"&after={page['next']}"
         assert {chat.conversation for chat in self.chats} <= listed
-
-
-def _answer(view: ReplyView) -> Answer:
-    assert view.kind == "done", view.final
-    assert view.final is not None
-    usage = view.final["usage"]
-    tokens = (usage["prompt_tokens"], usage["completion_tokens"])
-    return Answer(view.text, view.final["finish_reason"], tokens)
-
-
-def check_promised(whole: Mapping[str, Any], line: Line, view: ReplyView) -> None:
-    """An acknowledged turn is there once, and its reply: ended, or running."""
-    turns = [turn for turn in whole["turns"] if turn["id"] == view.turn]
-    assert [turn["role"] for turn in turns] == ["user"], f"turn {view.turn} is lost or doubled"
-    if line.content is not None:
-        assert view.turn == view.ask
-        assert turns[0]["content"] == line.content
-    ended = [turn for turn in whole["turns"] if turn["id"] == view.reply]
-    running = [each for each in whole["replies"] if each["id"] == view.reply]
-    assert [each["state"] for each in running] == ["running"] * len(running), running
-    assert len(ended) + len(running) == 1, f"reply {view.reply}: {ended} {running}"
-    assert not view.ended or ended, "a final event was told, and the reply runs"
-
-
-def check_nothing_doubled(whole: Mapping[str, Any], chat: Chat) -> None:
-    """No turn that was not asked for, and no more replies than asks."""
-    asks = {view.ask for line, view in chat.asked if line.content is not None}
-    users = [turn["id"] for turn in whole["turns"] if turn["role"] == "user"]
-    assert len(set(users)) == len(users)
-    assert set(users) <= asks
-    replies = [turn["id"] for turn in whole["turns"] if turn["role"] == "assistant"]
-    replies += [each["id"] for each in whole["replies"]]
-    assert len(set(replies)) == len(replies)
-    assert len(replies) <= len(chat.asked), "a retry has made a second reply"
-
-
-def check_told(whole: Mapping[str, Any], chat: Chat) -> None:
-    """The tree of a chat whose replies have all ended."""
-    assert whole["replies"] == [], json.dumps(whole["replies"])
-    told: list[tuple[object, ...]] = []
-    for line, view in chat.asked:
-        if line.content is not None:
-            told.append((view.ask, "user", line.content, None))
-        told.append((view.reply, "assistant", view.text, view.final))
-    kept = [
-        (turn["id"], turn["role"], turn["content"], turn.get("final")) for turn in whole["turns"]
-    ]
-    assert sorted(kept, key=str) == sorted(told, key=str)

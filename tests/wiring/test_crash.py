@@ -30,6 +30,7 @@ async def kill_and_check(folder: Path, places: list[Place], *, seed: int, chatte
         assert sum(figures.kills.values()) == len(places)
         assert figures.checked > 0
         assert figures.taken_up > 0
+        assert not +figures.closed, "a server that is killed says nothing, and one that loads 503"
         assert "Traceback" not in revived.logs()
 
 
