@@ -47,12 +47,15 @@ class Chat:
         self._listed: list[Conversation] = []
         self._next_line = ""  # what the next prompt begins with
         self._edited: Turn | None = None
+        self._drafted = ""  # what the server was told last of the line
 
     def typing(self, text: str) -> None:
         """What is in the line now: the server may begin to read it."""
-        if self._conversation is not None and text and not text.startswith("/"):
+        drafted = "" if text.startswith("/") else text
+        if self._conversation is not None and drafted != self._drafted:
+            self._drafted = drafted
             parent = self._leaf if self._edited is None else self._edited.parent
-            self._client.draft(self._conversation, parent, text)
+            self._client.draft(self._conversation, parent, drafted)
 
     async def run(self) -> None:
         """Until the end of the lines, or /quit."""
@@ -148,6 +151,7 @@ class Chat:
         if self._conversation is None:
             made = await self._client.create(title=self._title, system=self._system)
             self._conversation, self._title = made, None
+        self._drafted = ""  # what was typed is a message now
         await self._follow(self._client.send(self._conversation, text, parent=parent))
 
     async def _follow(self, reply: Reply) -> None:

@@ -224,7 +224,9 @@ async def test_what_is_typed_is_a_draft_where_the_message_will_be(served: Site) 
         chat.typing("/title not a message")
         chat.typing("")
         chat.typing("he")
-    assert drafts == [(next(iter(served.conversations.replies)), "he")]
+        chat.typing("")
+    leaf = next(iter(served.conversations.replies))
+    assert drafts == [(leaf, "he"), (leaf, "")]
 
 
 def test_lines_are_messages_and_commands() -> None:
