@@ -7,8 +7,6 @@ loops may come and go. What tests do to the server goes past the proxy, over its
 
 import asyncio
 import datetime
-import ipaddress
-import os
 import re
 import signal
 import ssl
@@ -42,10 +40,11 @@ KEYS = {"ada": "key-of-ada", "bob": "key-of-bob", "operator": "key-of-operator"}
 
 
 class GivenRedis:
-    """The process. Its folder survives it."""
+    """The process. Its folder survives it. options: of this one besides."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir()
+        self._options = options
         self.path = folder / "redis.sock"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -56,6 +55,7 @@ class GivenRedis:
         options = ["--port", "0", "--unixsocket", str(self.path), "--databases", str(DATABASE + 1)]
         options += ["--appendonly", "yes", "--appendfsync", "always", "--dir", str(self._folder)]
         options += ["--user", USER, "on", f">{PASSWORD}", *RIGHTS.split()]
+        options += self._options
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen([binary, *options], stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS_MAX
@@ -84,15 +84,15 @@ class GivenRedis:
             return client.execute_command(*words)
 
 
-class TlsWay(SlowWay):
-    """The proxy, on a TCP port."""
+class TcpWay(SlowWay):
+    """The proxy, on a TCP port. context: of its TLS."""
 
-    def __init__(self, target: Path, context: ssl.SSLContext) -> None:
+    def __init__(self, target: Path, context: ssl.SSLContext | None) -> None:
         super().__init__(Path(), target)
         self.port = free_port()
         self._context = context
 
-    async def __aenter__(self) -> "TlsWay":
+    async def __aenter__(self) -> "TcpWay":
         self._server = await asyncio.start_server(
             self._carry, "127.0.0.1", self.port, ssl=self._context
         )
@@ -105,7 +105,7 @@ class GivenSite:
 
     server: Server
     redis: GivenRedis
-    way: TlsWay
+    way: TcpWay
     portal: BlockingPortal
 
     def client(self, name: str) -> ChatClient:
@@ -126,11 +126,9 @@ class GivenSite:
 @contextmanager
 def given_site(folder: Path) -> Generator[GivenSite]:
     """The chatserve is started before its Redis."""
-    certificate, key = make_certificate(folder)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    certificate, context = make_certificate(folder)
     redis = GivenRedis(folder / "redis")
-    way = TlsWay(redis.path, context)
+    way = TcpWay(redis.path, context)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(way):
         try:
             url = f"rediss://{USER}:{PASSWORD}@localhost:{way.port}/{DATABASE}"
@@ -176,12 +174,11 @@ def _is_ready(address: str) -> bool:
         return False
 
 
-def make_certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
-    """A certificate that signs itself, and its key."""
+def make_certificate(folder: Path, name: str = "localhost") -> tuple[Path, ssl.SSLContext]:
+    """A certificate that signs itself, and a server's context with it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.2"))]
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -190,7 +187,7 @@ def make_certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -203,5 +200,6 @@ def make_certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]
             serialization.NoEncryption(),
         )
     )
-    os.chmod(paths[1], 0o600)
-    return paths
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*paths)
+    return paths[0], context

@@ -60,8 +60,6 @@ LOGGED_EVERY_SECONDS = 10.0  # of the same refusal
 VERSION_MIN = (6, 2)
 WRONG_TYPE = "WRONGTYPE"  # of a key, as the server says it
 
-_NO_TLS = frozenset(("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
@@ -317,8 +315,6 @@ def _lasting_fault(error: BaseException | None) -> str | None:
             return "refuses the name or password."
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"has a certificate that is not trusted: {error.verify_message}."
-        if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
-            return "does not speak TLS."
         if isinstance(error, ResponseError):
             return f"answers: {text}"
         error = error.__cause__ or error.__context__
