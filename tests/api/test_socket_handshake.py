@@ -136,8 +136,11 @@ async def test_sockets_of_one_key_have_a_limit() -> None:
             assert (await page.ask("ping"))["event"] == "pong"
 
 
-async def test_a_server_that_is_stopping_takes_no_sockets(served: Site) -> None:
-    served.health.draining = True
+@pytest.mark.parametrize(("state", "value"), [("draining", True), ("ready", False)])
+async def test_a_server_that_is_stopping_or_loads_takes_no_sockets(
+    served: Site, state: str, value: bool
+) -> None:
+    setattr(served.health, state, value)
     with pytest.raises(InvalidStatus) as refused:
         async with tab(served):
             pass
