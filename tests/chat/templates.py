@@ -115,5 +115,19 @@ FORGETFUL = (
     "{%- endfor -%}"
 )
 
+# The last reply ends in another way than the old ones.
+RESTLESS = (
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['content'] }}"
+    "{{ '<|im_end|>' if loop.last else '<|eot_id|>' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>' }}{%- endif -%}"
+)
+
 # Forms that are tried with histories only.
-HISTORIES = {"thinks_first": THINKS_FIRST, "moving": MOVING, "forgetful": FORGETFUL}
+HISTORIES = {
+    "thinks_first": THINKS_FIRST,
+    "moving": MOVING,
+    "forgetful": FORGETFUL,
+    "restless": RESTLESS,
+}

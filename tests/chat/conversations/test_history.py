@@ -288,7 +288,8 @@ def test_a_branch_shares_the_ids_before_it():
     root = list(chat.path)
     for reply in ("Paris", "the dog"):
         chat.path = list(root)
-        assert chat.history.prompt(chat.system, chat.path).tokens == first
+        again = chat.history.prompt(chat.system, chat.path)
+        assert (again.tokens, again.turn_ids) == (first, root[-1].token_ids)
         ids = chat.answer(Spoken((), floor.tokenizer.encode_rendered(reply, ()), reply, ""))
         assert chat.ask("and?")[: len(first + ids)] == first + ids
 
@@ -311,6 +312,23 @@ def test_an_end_of_turn_that_the_model_emitted_is_not_repeated():
             end,
             *floor.tokenizer.encode_rendered("\n", ()),
         )
+
+
+def test_an_end_of_turn_is_left_out_where_the_template_writes_another_one():
+    floor = text_floor("byte_level", "restless")
+    chat = Chat(History(floor, context_length=1 << 20, reserve=16), None)
+    said, end = floor.tokenizer.encode_rendered("Paris", ()), floor.template.turn_end()
+    assert end == floor.tokenizer.control.ids["<|im_end|>"]
+    first = chat.ask("hello")
+    kept = chat.answer(Spoken((), (*said, end), "Paris", "end_of_turn"))
+    assert kept == (*said, end)
+    behind = (
+        floor.tokenizer.control.ids["<|eot_id|>"],
+        floor.tokenizer.control.ids["<|im_start|>"],
+    )
+    assert chat.ask("and?")[len(first) :][: len(said) + 2] == (*said, *behind)
+    # The question keeps the end that its reply was computed behind.
+    assert chat.history.prompt(None, chat.path).tokens[: len(first)] == first
 
 
 def test_ids_that_cannot_say_a_text_are_none():
