@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import orjson
 import psutil
@@ -222,6 +223,7 @@ async def test_a_slow_reader_gets_the_whole_text_in_few_frames_of_bounded_size()
 
 async def test_a_slow_socket_holds_a_frame_for_each_viewing_and_no_more() -> None:
     """Bytes in the process while 30 replies talk to a socket that reads none of it."""
+    older = outboxes()  # of sockets that have gone, and that some traceback still holds
     async with site(PATIENT) as running:
         names = [await conversation(running) for _ in range(30)]
         async with peer(running, stalled=True) as client:
@@ -230,7 +232,7 @@ async def test_a_slow_socket_holds_a_frame_for_each_viewing_and_no_more() -> Non
             replies = [await reply_in(running, name, "t") for name in names]
             connection = connection_to(running, client)
             await fill(connection, replies[0])
-            held = outbox()
+            (held,) = (each for each in outboxes() if each not in older)
             for _ in range(200):
                 for reply in replies:
                     reply.say("é" * 1_000)
@@ -252,11 +254,8 @@ async def test_a_slow_socket_holds_a_frame_for_each_viewing_and_no_more() -> Non
             assert [texts[name] for name in names] == [reply.text for reply in replies]
 
 
-def outbox() -> Outbox:
-    """The only one there is, once those of sockets that have gone are swept up."""
-    gc.collect()
-    (found,) = (each for each in gc.get_objects() if type(each) is Outbox)
-    return found
+def outboxes() -> list[Outbox]:
+    return [each for each in gc.get_objects() if type(each) is Outbox]
 
 
 # -- a reader that always reads
@@ -331,3 +330,39 @@ async def test_a_client_that_sends_much_while_it_is_sent_much_loses_nothing() ->
                         case other:
                             assert other in ("accepted", "changed")
             assert said == reply.text
+
+
+# -- the outbox
+
+
+async def test_a_limit_on_answers_sends_away_who_reads_none_of_them() -> None:
+    outbox = Outbox(2)
+    written: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        written.append(message)
+
+    for said in "abc":
+        outbox.post(said)
+    assert outbox.finished
+    outbox.post("d")
+    await outbox.write(send)
+    assert [message.get("text") for message in written] == ["a", "b", None]
+    assert written[-1]["code"] == 1008
+
+
+async def test_a_frame_whose_source_has_gone_is_not_written() -> None:
+    outbox = Outbox(2)
+    written: list[str | None] = []
+
+    async def send(message: Any) -> None:
+        written.append(message.get("text"))
+
+    source = asyncio.create_task(outbox.put("withdrawn"))
+    await asyncio.sleep(0)
+    outbox.post("kept")
+    source.cancel()
+    await asyncio.gather(source, return_exceptions=True)
+    outbox.finish(1000, "")
+    await outbox.write(send)
+    assert written == ["kept", None]
