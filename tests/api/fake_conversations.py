@@ -292,6 +292,9 @@ class FakeConversations:
         finally:
             self._listeners.remove(entry)
 
+    def typist(self, owner: str) -> None:
+        """Nothing is computed ahead here."""
+
     @property
     def listeners(self) -> int:
         return len(self._listeners)
