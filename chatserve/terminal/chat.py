@@ -72,7 +72,7 @@ class Chat:
                 self._edited = None
                 continue
             try:
-                if not await self._do(line):
+                if not await self._interruptible(line):
                     return
             except CommandError as error:
                 self._screen.trouble(str(error))
@@ -88,6 +88,26 @@ class Chat:
         running = [reply for reply in tree.replies if reply.running]
         if running:
             await self._follow(self._client.attach(tree.conversation, running[-1].id))
+
+    async def _interruptible(self, line: str) -> bool:
+        """As `_do`; Ctrl-C ends what waits, apart from replies, which it stops."""
+        task = asyncio.current_task()
+        assert task is not None, "in a task"
+        interrupted = False
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            if not interrupted:
+                interrupted = task.cancel()
+
+        try:
+            with self._lines.while_waiting(interrupt):
+                return await self._do(line)
+        except asyncio.CancelledError:
+            if not interrupted or task.uncancel():
+                raise
+            self._screen.note("(interrupted)")
+            return True
 
     async def _do(self, line: str) -> bool:
         """False: that was all."""

@@ -11,6 +11,7 @@ being typed (`on_typing`, for drafts).
 Theory of operation: `line` gives the next line, or raises EOFError (Ctrl-D), LineDropped (Ctrl-C).
 `while_replying` is a `with` block during which Ctrl-C calls `on_stop`, and so does a line "/stop";
 on a terminal nothing is echoed there, and what else was typed is the beginning of the next line.
+`while_waiting` is one for everything else that waits.
 """
 
 import asyncio
@@ -51,6 +52,10 @@ class LineSource(Protocol):
 
     def while_replying(self, on_stop: Callable[[], None]) -> AbstractContextManager[None]:
         """A block during which a reply can be stopped."""
+        ...
+
+    def while_waiting(self, on_interrupt: Callable[[], None]) -> AbstractContextManager[None]:
+        """A block that Ctrl-C ends."""
         ...
 
 
@@ -141,6 +146,10 @@ class TypedLines:
             finally:
                 loop.remove_reader(file)
 
+    def while_waiting(self, on_interrupt: Callable[[], None]) -> AbstractContextManager[None]:
+        """Ctrl-C alone is looked at."""
+        return self._interrupts.doing(on_interrupt)
+
 
 def _ignore(text: str) -> None:
     """Nobody wants to know."""
@@ -224,6 +233,10 @@ class FileLines:
         """Nothing is read meanwhile."""
         with self._interrupts.doing(on_stop):
             yield
+
+    def while_waiting(self, on_interrupt: Callable[[], None]) -> AbstractContextManager[None]:
+        """Ctrl-C alone is looked at."""
+        return self._interrupts.doing(on_interrupt)
 
 
 def line_source(interrupts: Interrupts, history: Path | None) -> LineSource:

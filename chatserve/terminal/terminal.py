@@ -12,6 +12,7 @@ from chatserve.terminal.screen import Screen, screen_for
 
 EXIT_FAILED = 1  # something that was said was not answered
 EXIT_CANNOT_START = 2
+EXIT_INTERRUPTED = 130  # as a shell says it
 
 
 def run_chat(options: ChatOptions) -> int:
@@ -25,6 +26,8 @@ def run_chat(options: ChatOptions) -> int:
     except ValueError as error:  # a URL or a key that is none
         screen.trouble(str(error))
         return EXIT_CANNOT_START
+    except KeyboardInterrupt:  # before there was anything to talk to
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read us has gone
         sys.stdout = None
         return EXIT_FAILED
@@ -33,9 +36,9 @@ def run_chat(options: ChatOptions) -> int:
 async def _run(options: ChatOptions, screen: Screen) -> int:
     interrupts = Interrupts()
     async with ChatClient(options.url, key=options.key) as client:
+        if not await _welcome(client, options, screen):
+            return EXIT_CANNOT_START
         with interrupts.installed():
-            if not await _welcome(client, options, screen):
-                return EXIT_CANNOT_START
             lines = line_source(interrupts, options.history)
             chat = Chat(client, screen, lines)
             if options.draft:

@@ -1,5 +1,6 @@
 """Every command of the chat against the real app, on a real socket; lines and screen are lists."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -7,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from chatserve.client import ChatClient, ReplyEvent, TextDelta
+from chatserve.client import ChatClient, Conversation, ReplyEvent, TextDelta
 from chatserve.errors import Busy, Conflict
 from chatserve.terminal.chat import Chat
 from chatserve.terminal.commands import HELP, Command, CommandError, Message, count, parsed
 from tests.api.fake_conversations import FakeChatReply
-from tests.api.harness import Site, site
+from tests.api.harness import Site, site, soon
 
 
 class Lines:
@@ -21,6 +22,7 @@ class Lines:
     def __init__(self, *lines: str) -> None:
         self.lines = list(lines)
         self.defaults: list[str] = []
+        self.interrupt: Callable[[], None] = lambda: None
         self.on_typing: Callable[[str], None] = lambda text: None
 
     async def line(self, prompt: str, default: str = "") -> str:
@@ -31,6 +33,11 @@ class Lines:
 
     @contextlib.contextmanager
     def while_replying(self, on_stop: Callable[[], None]) -> Generator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def while_waiting(self, on_interrupt: Callable[[], None]) -> Generator[None]:
+        self.interrupt = on_interrupt
         yield
 
 
@@ -207,6 +214,26 @@ async def test_a_refused_message_can_be_sent_again(
         await chat.run()
     assert paper.troubles == [words]
     assert paper.replies == ["", "answer 1"]
+
+
+async def test_ctrl_c_in_a_command_leaves_the_chat_going_on(served: Site) -> None:
+    paper, lines = Paper(), Lines("/list", "/help")
+    waiting = asyncio.Event()
+
+    class Slow(ChatClient):
+        async def conversations(self, *, search: str | None = None) -> AsyncGenerator[Conversation]:
+            waiting.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+            yield  # pyright: ignore[reportUnreachable]
+
+    async with Slow(served.url) as client, asyncio.TaskGroup() as group:
+        running = group.create_task(Chat(client, paper, lines).run())
+        await soon(waiting)
+        lines.interrupt()
+        lines.interrupt()
+        await running
+    assert paper.notes == ["(interrupted)", HELP]
 
 
 async def test_what_is_typed_is_a_draft_where_the_message_will_be(served: Site) -> None:
