@@ -115,6 +115,14 @@ FORGETFUL = (
     "{%- endfor -%}"
 )
 
+# A reply is written twice: which of the two was computed?
+REPEATING = (
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}"
+    "{%- if message['role'] == 'assistant' -%}{{ message['content'] }}{%- endif -%}"
+    "{%- endfor -%}"
+)
+
 # The last reply ends in another way than the old ones.
 RESTLESS = (
     "{%- for message in messages -%}"
@@ -129,5 +137,6 @@ HISTORIES = {
     "thinks_first": THINKS_FIRST,
     "moving": MOVING,
     "forgetful": FORGETFUL,
+    "repeating": REPEATING,
     "restless": RESTLESS,
 }

@@ -274,9 +274,11 @@ def test_a_template_that_moves_the_system_prompt_costs_encoding_and_nothing_else
         chat.answer(Spoken((), floor.tokenizer.encode_rendered("Paris", ()), "Paris", ""))
 
 
-def test_a_template_that_loses_replies_gets_whole_prompts():
-    floor = text_floor("byte_level", "forgetful")
-    chat = Chat(History(floor, context_length=1 << 20, reserve=16), None, [])
+@pytest.mark.parametrize("form", ["forgetful", "repeating"])
+@pytest.mark.parametrize("mode", ["as_computed", "template"])
+def test_a_template_that_loses_or_repeats_replies_gets_whole_prompts(form, mode):
+    floor = text_floor("byte_level", form)
+    chat = Chat(History(floor, context_length=1 << 20, reserve=16, mode=mode), None, [])
     chat.ask("the question")
     chat.answer(Spoken((), floor.tokenizer.encode_rendered("Paris", ()), "Paris", ""))
     assert chat.ask("another") == plainly(floor, chat)
