@@ -12,8 +12,8 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from redis import Redis
 from redis.exceptions import RedisError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from chatserve.redis_binary import find_binaries
 from tests.chat.store.redis_process import SlowWay
@@ -111,6 +113,15 @@ class GivenSite:
     def client(self, name: str) -> ChatClient:
         """As one of KEYS."""
         return ChatClient(self.server.url, KEYS[name])
+
+    @asynccontextmanager
+    async def socket(self, name: str) -> AsyncGenerator[ClientConnection]:
+        """A WebSocket, as one of KEYS."""
+        address = self.server.url.replace("http://", "ws://") + "/api/socket"
+        headers = {"Authorization": f"Bearer {KEYS[name]}"}
+        protocols = [Subprotocol("chatserve.v1")]
+        async with connect(address, additional_headers=headers, subprotocols=protocols) as socket:
+            yield socket
 
     def reset(self) -> None:
         """Cut all connections to Redis."""

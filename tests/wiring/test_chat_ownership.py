@@ -9,14 +9,13 @@ from typing import Any, cast
 import httpx
 import pytest
 from starlette.routing import Route
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.typing import Subprotocol
+from websockets.asyncio.client import ClientConnection
 
 from chatserve.api.answer import Desk
 from chatserve.api.chat_collaborators import Conversations
 from chatserve.api.chat_routes import chat_routes
 from tests.wiring.chat_streams import ChatClient, Json, Watched
-from tests.wiring.given_redis import KEYS, GivenSite
+from tests.wiring.given_redis import GivenSite
 
 STRANGERS = ("bob", "operator")
 LONG = {"max_tokens": 3_500, "ignore_eos": True}
@@ -154,7 +153,7 @@ async def test_a_socket_gives_nothing_of_anothers(site: GivenSite) -> None:
         site.client("ada") as ada,
         site.client("bob") as bob,
         belongings(ada) as hers,
-        _socket(site, "bob") as socket,
+        site.socket("bob") as socket,
     ):
         frames: list[Json] = [
             {"type": "send", "conversation": hers.conversation, "id": "new", "content": "Hello!"},
@@ -185,15 +184,6 @@ async def test_a_socket_gives_nothing_of_anothers(site: GivenSite) -> None:
         assert (changed["event"], changed["conversation"]) == ("changed", own)
         await hers.live.until_longer(1)
         assert hers.live.final is None
-
-
-@asynccontextmanager
-async def _socket(site: GivenSite, name: str) -> AsyncGenerator[ClientConnection]:
-    address = site.server.url.replace("http://", "ws://") + "/api/socket"
-    headers = {"Authorization": f"Bearer {KEYS[name]}"}
-    protocols = [Subprotocol("chatserve.v1")]
-    async with connect(address, additional_headers=headers, subprotocols=protocols) as socket:
-        yield socket
 
 
 async def _answered(socket: ClientConnection, frame: Json) -> Json:

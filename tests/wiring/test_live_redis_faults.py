@@ -6,6 +6,7 @@ calls alone do under the same faults is in `tests/chat/store/test_redis_faults.p
 """
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.wiring.chat_streams import WAIT_SECONDS_MAX, ChatClient, Refusal, Watched
+from tests.wiring.chat_streams import WAIT_SECONDS_MAX, ChatClient, Json, Refusal, Watched
 from tests.wiring.given_redis import GivenSite
 
 REFUSAL_SECONDS_MAX = 1.0  # asked for, and the calls' own deadline; a busy machine gets three
@@ -207,6 +208,63 @@ async def _sent_again_all_are_there_once(
             seen = await client.send(conversation, "new", max_tokens=4)
         assert seen.kind == "done"
         await has_turn_once(client, conversation, "new", seen.text)
+
+
+async def test_a_socket_lives_through_a_hung_redis(site: GivenSite) -> None:
+    """What is live is seen, attached to and stopped without Redis; what needs it is refused."""
+    async with site.client("ada") as client, site.socket("ada") as socket:
+        first, second = await client.new(), await client.new()
+        heard: list[Json] = []
+
+        async def hear(event: str, **fields: object) -> Json:
+            """The next such frame; others are kept."""
+            async with asyncio.timeout(WAIT_SECONDS_MAX):
+                while True:
+                    frame: Json = json.loads(await socket.recv())
+                    heard.append(frame)
+                    if frame["event"] == event and fields.items() <= frame.items():
+                        return frame
+
+        async def say(kind: str, request: str, **fields: object) -> None:
+            await socket.send(json.dumps({"type": kind, "request": request} | fields))
+
+        long = {"content": "Tell a long story."} | LONG
+        await say("send", "1", conversation=first, id="live", **long)
+        reply = (await hear("accepted", request="1"))["reply"]
+        await hear("delta", reply=reply)
+        site.redis.signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            await say("send", "2", conversation=second, id="new", content="Hello!", max_tokens=4)
+            refused = await hear("failed", request="2")
+            seconds = time.monotonic() - began
+            assert refused["code"] == "unavailable"
+            assert refused["retry_after"]
+            assert seconds < SLACK * REFUSAL_SECONDS_MAX
+            await hear("delta", reply=reply)
+            await say("attach", "3", reply=reply)
+            await hear("accepted", request="3")
+            again = await hear("delta", reply=reply)
+            assert len(again["text"]) == again["seq"], "from the beginning"
+            await say("ping", "4")
+            await hear("pong", request="4")
+        finally:
+            site.redis.signal(signal.SIGCONT)
+        await say("stop", "5", reply=reply)
+        assert (await hear("done", reply=reply))["finish_reason"] == "abort"
+        print(f"socket: refused in {seconds:.3f} s")
+        seen = await client.send(second, "new", max_tokens=4)
+        while isinstance(seen, Refusal):
+            seen = await client.send(second, "new", max_tokens=4)
+        await has_turn_once(client, second, "new", seen.text)
+        seqs = [frame["seq"] for frame in heard if frame["event"] == "delta"]
+        text = "".join(
+            frame["text"]
+            for frame in heard[heard.index(again) :]
+            if frame.get("reply") == reply and frame["event"] == "delta"
+        )
+        assert len(text) == max(seqs)
+        await has_turn_once(client, first, "live", text)
 
 
 async def test_flushed_conversations_are_gone_and_new_ones_work(site: GivenSite) -> None:
