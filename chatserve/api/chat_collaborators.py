@@ -63,6 +63,10 @@ class Typist(Protocol):
         conversation is NotFound), with the request of its ask."""
         ...
 
+    def close(self) -> None:
+        """After `run` was cancelled: nothing of it is left. Synchronous, idempotent."""
+        ...
+
 
 class Conversations(Protocol):
     """Floor 4's door for chats. Another owner's things are NotFound."""

@@ -129,6 +129,8 @@ class Socket:
             finally:
                 for task in self._tasks:
                     task.cancel()
+                if self._typist is not None:
+                    self._typist.close()
 
     def _spawn(
         self, group: asyncio.TaskGroup, work: Coroutine[object, object, None]

@@ -34,7 +34,6 @@ from chatserve.errors import RequestError, Unavailable
 
 TEXTS_MAX = 16 << 20  # code points that all typists' texts have while they wait
 UNSETTLED_MAX = 32  # code points at a text's end that more typing may still change
-_PROBES = (" x", " 1")  # other words that a text might go on with
 _LAST_WORD = re.compile(r"\s+\S*\s*\Z")
 
 
@@ -122,16 +121,17 @@ class Typist(Generic[PreparedT]):
 
     async def run(self, failed: Callable[[Exception, str], None]) -> None:
         """Until cancelled. failed: is told of what cannot be, with the request of its ask."""
-        try:
-            with self._means.changes.listen(self._owner, self._hear):
-                while True:
-                    await self._arrived.wait()
-                    self._arrived.clear()
-                    if self._newest is not None:
-                        await self._act(self._newest, failed)
-        finally:
-            self._forget(self._newest)
-            self._means.engine.withdraw(self)
+        with self._means.changes.listen(self._owner, self._hear):
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                if self._newest is not None:
+                    await self._act(self._newest, failed)
+
+    def close(self) -> None:
+        """The socket is gone, and `run` cancelled. Synchronous, idempotent."""
+        self._forget(self._newest)
+        self._means.engine.withdraw(self)
 
     async def _act(self, ask: DraftAsk, failed: Callable[[Exception, str], None]) -> None:
         try:
@@ -219,12 +219,15 @@ def settled_ids(
     Raises RequestError where there is no such prompt.
     """
     kept = _settled(text)
-    probes = [probe for probe in _PROBES if not text.startswith(probe, len(kept))]
-    said = text if text.strip() else kept + probes.pop()
-    ids = history.prompt(system, (*turns, _typed(said))).tokens
-    other = history.prompt(system, (*turns, _typed(kept + probes[0]))).tokens
-    pairs = enumerate(zip(ids, other, strict=False))
-    return ids[: next((at for at, (one, two) in pairs if one != two), min(len(ids), len(other)))]
+    rest = text[len(kept) :] if text.strip() else "x"
+    # Another word behind other white space, so that nothing of it is alike.
+    other = "\n" if rest.startswith(" ") else " "
+    other += "x" if rest.lstrip().startswith("1") else "1"
+    ids = history.prompt(system, (*turns, _typed(kept + rest))).tokens
+    others = history.prompt(system, (*turns, _typed(kept + other))).tokens
+    pairs = enumerate(zip(ids, others, strict=False))
+    same = next((at for at, (one, two) in pairs if one != two), min(len(ids), len(others)))
+    return ids[: max(0, same - 1)]  # a lone space may be alike, and join with what follows
 
 
 def _settled(text: str) -> str:

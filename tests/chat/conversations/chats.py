@@ -134,6 +134,7 @@ async def process(
     engine=None,
     patience: Patience = PATIENCE,
     log=None,
+    drafts=None,
     real_time: bool = False,
 ) -> AsyncIterator[Process]:
     """A process's life. Its task group must end by itself, unless it was killed."""
@@ -143,7 +144,9 @@ async def process(
     async def lifespan() -> None:
         with ThreadPoolExecutor(2) as executor:
             async with asyncio.TaskGroup() as group:
-                made = _build(faulty, engine, group, executor, patience, log, real_time)
+                made = _build(
+                    faulty, engine, group, executor, patience, log, real_time, drafts=drafts
+                )
                 made.chats.start()
                 ready.set_result(made)
                 await made.over.wait()
@@ -169,7 +172,7 @@ async def process(
         assert found.chats.statistics().running == 0
 
 
-def _build(store, engine, group, executor, patience, log, real_time) -> Process:
+def _build(store, engine, group, executor, patience, log, real_time, *, drafts) -> Process:
     time = ManualTime()
     loop = asyncio.get_running_loop()
     clock = Clock(loop.time, loop.call_later) if real_time else Clock(time.now, time.call_later)
@@ -186,6 +189,7 @@ def _build(store, engine, group, executor, patience, log, real_time) -> Process:
         text=text,
         workshop=workshop,
         options=options,
+        drafts=drafts,
         wall=lambda: 1_000.0 + time.seconds,
     )
     return Process(store, engine, chats, ChatService(engine, text, workshop), time)
