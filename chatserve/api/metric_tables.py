@@ -41,6 +41,13 @@ ENGINE_METRICS = (
         "counter",
         "Times a running sequence had to give its pages back.",
     ),
+    Metric("drafts", "chatserve_drafts", "gauge", "Drafts that are not all computed yet."),
+    Metric(
+        "draft_tokens_total",
+        "chatserve_draft_tokens_total",
+        "counter",
+        "Tokens computed ahead of any request.",
+    ),
     Metric("failed_steps_total", "chatserve_failed_steps_total", "counter", "Steps that raised."),
     Metric(
         "recoveries_total",
@@ -97,6 +104,18 @@ CACHE_METRICS = (
         "Cached pages given up.",
         label="reason",
         parts=(("evicted_for_space_total", "space"), ("evicted_by_flush_total", "flush")),
+    ),
+    Metric(
+        "draft_pages",
+        "chatserve_draft_pages",
+        "gauge",
+        "Pages computed ahead that no request has taken yet.",
+    ),
+    Metric(
+        "draft_adopted_total",
+        "chatserve_draft_pages_adopted_total",
+        "counter",
+        "Pages computed ahead that a request took.",
     ),
     Metric(
         "claims",
