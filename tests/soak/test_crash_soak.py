@@ -18,7 +18,8 @@ KILLS = {
     Place.STREAMING: 20,
     Place.ENDING: 18,
     Place.RESUMING: 14,
-    Place.STARTING: 32,
+    Place.STARTING: 28,
+    Place.MACHINE: 6,
 }
 CHATTERS = 20
 SEED = "CHATSERVE_SOAK_SEED"  # in the environment: repeats a run's plan of kills

@@ -12,17 +12,20 @@ was told is in its `Chat`. Beside them one task kills the server and starts it a
     ENDING      up to 10 ms after some final event arrived (replies end by the dozen)
     RESUMING    up to 0.3 s after the server was ready, while it takes up what was running
     STARTING    before the server was ready
+    MACHINE     as STREAMING, and its Redis is killed too: all that a machine's end leaves is files
 
 Once the server is back every turn that was acknowledged must be there, once. When a chat has ended
 its tree must be what the chatter was told, word for word, and what an undisturbed server says.
 """
 
 import asyncio
+import os
 import random
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
@@ -62,6 +65,7 @@ class Place(Enum):
     ENDING = "ending"
     RESUMING = "resuming"
     STARTING = "starting"
+    MACHINE = "machine"
 
 
 # Seconds after its moment that a kill falls at the latest.
@@ -70,9 +74,20 @@ LATE: Mapping[Place, float] = {
     Place.STREAMING: 0.03,
     Place.ENDING: 0.01,
     Place.RESUMING: 0.3,
+    Place.MACHINE: 0.03,
 }
 # How many of its moments pass at the most; of those there are enough while replies run.
-PASSES: Mapping[Place, int] = {Place.ACCEPT: 8, Place.STREAMING: 120, Place.ENDING: 8}
+PASSES: Mapping[Place, int] = {
+    Place.ACCEPT: 8,
+    Place.STREAMING: 120,
+    Place.ENDING: 8,
+    Place.MACHINE: 120,
+}
+# The event of a reply whose arrival is such a moment.
+EVENTS: Mapping[str, Sequence[Place]] = {
+    "delta": (Place.STREAMING, Place.MACHINE),
+    "done": (Place.ENDING,),
+}
 
 SYSTEM = "You are a patient guide to the museum of old machines."
 SETTINGS = {"temperature": 0, "repetition_penalty": 1.1}
@@ -138,16 +153,20 @@ class CrashDrive:
         self._passes = 0
         self._moment = asyncio.Event()
         self._there = asyncio.Event()
-        self._http = httpx.AsyncClient(base_url=revived.server.url, timeout=60)
 
-    async def __aenter__(self) -> "CrashDrive":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+    @asynccontextmanager
+    async def _client(self) -> AsyncGenerator[None]:
+        """What asks for all but replies. Closed at the end: nothing of ours is held open then."""
+        url = self._revived.server.url
+        async with httpx.AsyncClient(base_url=url, timeout=60) as self._http:
+            yield
 
     async def undisturbed(self) -> None:
         """All scripts, side by side, without a cut: the answers that are right."""
+        async with self._client():
+            await self._undisturbed()
+
+    async def _undisturbed(self) -> None:
         await self._back()
         chats = [await self._begin(number) for number in range(len(SCRIPTS))]
         async with asyncio.TaskGroup() as group:
@@ -166,6 +185,10 @@ class CrashDrive:
 
     async def run(self, places: Sequence[Place]) -> None:
         """Load, killed at these places, and its end."""
+        async with self._client():
+            await self._run(places)
+
+    async def _run(self, places: Sequence[Place]) -> None:
         self._over = False
         async with asyncio.TaskGroup() as group:
             for _ in range(self._chatters):
@@ -195,6 +218,9 @@ class CrashDrive:
         print(f"{time.monotonic() - self._began:7.1f} s  {place.value}")
         self.figures.kills[place.value] += 1
         self._redis = revived.redis_pid()
+        if place is Place.MACHINE:
+            os.kill(self._redis, signal.SIGKILL)
+            self._redis = 0
         revived.spawn()
 
     async def _while_starting(self, seconds: float) -> None:
@@ -221,7 +247,7 @@ class CrashDrive:
         if not self._there.is_set():
             self._there.set()
             self.figures.start_seconds.append(round(seconds, 2))
-        if self._revived.starts > 1:
+        if self._redis:
             assert self._revived.redis_pid() == self._redis, "the living Redis was not adopted"
         began = time.monotonic()
         promised = [
@@ -276,8 +302,8 @@ class CrashDrive:
         return view, line.turn(before)
 
     def _watch(self, event: str) -> None:
-        if event in ("delta", "done"):
-            self._pass(Place.STREAMING if event == "delta" else Place.ENDING)
+        for place in EVENTS.get(event, ()):
+            self._pass(place)
 
     async def _to_the_end(self, view: ReplyView, turn: Mapping[str, object]) -> None:
         while not view.ended:
