@@ -7,7 +7,9 @@
 Theory of operation. With two steps in flight the runner is never idle: step n+1 is planned and
 handed over while step n runs, and its unknown tokens are named by (step, row). When n's result
 arrives it is committed, n+2 is planned and dispatched, and only then are n's tokens delivered.
-With one step in flight the same code plans after each commit.
+With one step in flight the same code plans after each commit. Tokens are delivered a few streams
+at a turn of the loop: a step's thousands of consumers would else be woken in one turn, and all
+that waits for the loop would wait for all of them.
 
 All scheduling state lives on the event loop. `prepare` is the one method for other threads.
 An exception of our own in planning or committing starts the cache anew and queues everything
@@ -34,6 +36,7 @@ from prefix_store.names import PageNamer, RootFields, token_bytes
 
 _log = logging.getLogger(__name__)
 
+DELIVERIES_A_TURN = 64  # a few milliseconds of consumers' work
 CLOSE_TIMEOUT_SECONDS = 30.0  # a step on a slow CPU with a long slice
 
 
@@ -198,7 +201,9 @@ class Engine:
             self._recover()
         if self._scheduler.idle:
             self._idle.set()
-        self._deliver()
+        self._deliver(DELIVERIES_A_TURN)
+        if self._outcomes:
+            self._signal.set()
 
     def _dispatch(self) -> None:
         assert self._thread is not None
@@ -231,8 +236,8 @@ class Engine:
                 )
         self._signal.set()
 
-    def _deliver(self) -> None:
-        while self._outcomes:
+    def _deliver(self, most: int | None = None) -> None:
+        for _ in range(len(self._outcomes) if most is None else min(most, len(self._outcomes))):
             outcome = self._outcomes.popleft()
             stream = self._streams.get(outcome.group)
             if stream is None:
