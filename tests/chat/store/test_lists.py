@@ -177,7 +177,11 @@ async def test_parts_of_a_list_stay_right_while_conversations_change(store: Sess
     assert len(seen) == len(set(seen)), "none twice"
     assert {f"c{number:02}" for number in range(30)} - set(seen) <= moved, "none left out"
     still = [name for name in seen if name not in moved]
-    assert still == sorted(still, key=lambda name: (int(name[1:]) // 4, name), reverse=True)
+
+    def place(name: str) -> tuple[int, str]:
+        return int(name[1:]) // 4, name
+
+    assert still == sorted(still, key=place, reverse=True)
 
 
 async def test_many_conversations_of_one_moment_are_all_listed(store: SessionStore) -> None:
