@@ -333,6 +333,28 @@ def test_an_end_of_turn_is_left_out_where_the_template_writes_another_one():
     assert chat.history.prompt(None, chat.path).tokens[: len(first)] == first
 
 
+def test_a_word_that_stands_for_replies_may_be_a_users():
+    floor, chat = start("byte_level", "chatml", random.Random(5))
+    first = chat.ask("rsentinel0r")
+    said = tuple(floor.tokenizer.encode_rendered(each, ())[0] for each in "the")
+    assert said != floor.tokenizer.encode_rendered("the", ())
+    chat.answer(Spoken((), said, "the", "length"))
+    assert chat.ask("rsentinel1r")[: len(first + said)] == first + said
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "prepending", "unigram"])
+def test_a_lone_space_stands_only_behind_its_prompt(kind):
+    floor, chat = start(kind, "reasoning", random.Random(5))
+    space = floor.tokenizer.encode_rendered("  ", ())[:1]
+    first = chat.ask("hello")
+    kept = chat.answer(Spoken((), space, "", "length"))
+    assert kept == space
+    assert chat.ask("and?")[: len(first + space)] == first + space
+    chat.path[0] = replace(chat.path[0], token_ids=None)
+    chat.path[2] = replace(chat.path[2], token_ids=None)
+    assert chat.history.prompt(chat.system, chat.path).tokens == plainly(floor, chat)
+
+
 def test_ids_that_cannot_say_a_text_are_none():
     floor, chat = start("byte_level", "chatml", random.Random(5))
     assert chat.history.reply_ids((), "\ufffd") is not None

@@ -11,7 +11,7 @@ from chatserve.chat.text.text_floor import TextFloor
 from chatserve.chat.values import ChatPrompt, Message
 from chatserve.engine.values import FinishReason
 from tests.chat.conftest import Floor, ask
-from tests.chat.conversations.spoken import Spoken, plain_ids, speak, text_floor, user_text
+from tests.chat.conversations.spoken import Spoken, counted, plain_ids, speak, text_floor, user_text
 
 KINDS = ("byte_level", "metaspace", "prepending", "unigram")
 FORMS = ("chatml", "llama3", "gemma", "mistral")
@@ -89,6 +89,19 @@ def test_a_chat_that_is_sent_whole_begins_with_the_ids_of_all_before(kind: str, 
             before = prompt.tokens + kept
         asked, found = chat.known.statistics().asked, chat.known.statistics().found
         assert asked == found == 6  # 0 + 1 + 2 + 3
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
+def test_what_is_known_is_not_encoded_again(kind: str):
+    floor = text_floor(kind, "chatml")
+    assert floor.template is not None
+    tokenizer, encoded = counted(floor.tokenizer)
+    chat = Client(KnownIds(PromptIds(tokenizer, floor.template)), floor)
+    for _ in range(3):
+        chat.hear(chat.ask("the question " * 50), letters(floor, "the capital"))
+        encoded()
+    chat.ask("the question " * 20)
+    assert 0 < encoded() < 400
 
 
 def test_two_clients_of_one_tenant_share_what_is_known():
@@ -214,11 +227,13 @@ def tamper(source: random.Random, messages: list[Message]) -> None:
 def test_the_first_of_two_replies_with_one_text_stays():
     one = client()
     prompt, told = exchange(one, "hello", "the capital")
+    size = one.known.statistics().bytes
     again = client_after(one, 0)
     plain = ids_of(one.floor, "the capital")
     again.hear(again.ask("hello"), Spoken(plain, plain, "the capital", "length"))
     assert one.ask("and?").tokens[: len(prompt.tokens + told)] == prompt.tokens + told
     assert one.known.statistics().links == 1
+    assert one.known.statistics().bytes == size
 
 
 def client_after(one: Client, count: int) -> Client:
