@@ -146,8 +146,7 @@ class Planner:
             blocks.adopt(sequence.table, sequence.names[:matched], tokens)
             if self._promised(sequence) + promised > blocks.available:
                 blocks.release(sequence.table, step=0)
-                holders = roster.running or roster.retired or blocks.coming
-                assert holders, "admission let in what can never fit"
+                assert roster.running or roster.coming, "admission let in what can never fit"
                 break
             seats -= _seats(sequence)
             roster.start(sequence, matched)
@@ -240,7 +239,7 @@ class Planner:
             copies = blocks.reserve(sequence.table, start, end, step=outline.number)
             if copies is not None:
                 return copies
-            if blocks.shortage(sequence.table, start, end) <= blocks.coming:
+            if blocks.shortage(sequence.table, start, end) <= self._roster.coming:
                 return None  # they come when the step in flight commits
             if outline.preempted >= self._limits.preemptions_max:
                 return None

@@ -12,6 +12,7 @@ it are ordinary queued requests again. The roster decides nothing: the scheduler
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from chatserve.cache.block_manager import BlockManager
@@ -46,6 +47,15 @@ class Roster:
     def seats_taken(self) -> int:
         """Sequences that run, or will when running prompts have forked their samples."""
         return sum(len(sequence.unforked) + 1 for sequence in self.running)
+
+    @property
+    def coming(self) -> int:
+        """Pages that will be available when the steps in flight have committed: those that are
+        leaving already, and those that only the retired own."""
+        owners = Counter(page for item in self.retired.values() for page in item.table.pages)
+        references = self.blocks.pool.references
+        retiring = sum(1 for page, count in owners.items() if references(page) == count)
+        return self.blocks.coming + retiring
 
     def group(self, group: int) -> dict[int, Sequence]:
         """Living sequences of a request by sample; before the fork all samples name one."""
@@ -216,10 +226,12 @@ class Roster:
         self.waiting = WaitingQueue(aging_seconds=self._aging_seconds)
         self.running.clear()
         self.held.clear()
-        for number in self.retired:
-            del self._sequences[number]
         self.retired.clear()
-        for sequence in self._sequences.values():
+        for sequence in tuple(self._sequences.values()):
+            if self.group(sequence.group).get(sequence.sample) is not sequence:
+                sequence.life = Life.ENDED  # retired, or just on its way out: nobody wants it
+                del self._sequences[sequence.id]
+                continue
             sequence.incarnation += 1
             sequence.table = PageTable()
             del sequence.tokens[len(sequence.request.tokens) + sequence.emitted :]

@@ -8,6 +8,7 @@ It trusts nothing of the scheduler but who owns which table. For each plan:
     nobody writes a page that a step still in flight uses for another request
     slices name whole tables that cover what they read, and go on where the last one ended
     a draft's page is computed alone, is one page, and no sequence holds anything meanwhile
+    nobody is robbed for pages that are free or cached once the steps in flight have committed
 """
 
 from array import array
@@ -16,6 +17,7 @@ from chatserve.cache.page_pool import PageState
 from chatserve.engine.drafts import NO_SEQUENCE
 from chatserve.engine.plan import Slice, StepPlan
 from chatserve.engine.scheduler import Scheduler
+from chatserve.engine.sequence import Sequence
 
 
 class Auditor:
@@ -35,6 +37,14 @@ class Auditor:
         self.plans += 1
         try:
             self._audit(plan)
+        except AssertionError as error:
+            self.faults.append(error)
+            raise
+
+    def robbing(self, sequence: Sequence, start: int, end: int) -> None:
+        """Somebody is about to be preempted, so that `sequence` has pages for these positions."""
+        try:
+            self._audit_robbery(sequence, start, end)
         except AssertionError as error:
             self.faults.append(error)
             raise
@@ -96,6 +106,16 @@ class Auditor:
         assert table.snapshot() == page.pages
         assert not page.orders
         assert not plan.copies
+
+    def _audit_robbery(self, sequence: Sequence, start: int, end: int) -> None:
+        pool, size = self._scheduler.blocks.pool, self._page_size
+        kept = [page for item in self._scheduler.roster.running for page in item.table.pages]
+        later = pool.total - len(set(kept))  # when the steps in flight have committed
+        table = sequence.table.pages
+        pages = -(-end // size)
+        copied = sum(1 for page in table[start // size : pages] if kept.count(page) > 1)
+        wanted = max(0, pages - len(table)) + copied
+        assert wanted > later, f"robbed for {wanted} pages, though {later} are on their way"
 
     def _audit_slice(self, item: Slice) -> None:
         life = (item.sequence, item.incarnation)

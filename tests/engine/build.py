@@ -137,6 +137,7 @@ def build(setup: Setup) -> House:
     )
     auditor = Auditor(scheduler, setup.page_size)
     _audit_plans(scheduler, auditor)
+    _audit_robberies(scheduler, auditor)
     house = House(setup, clock, namer, runner, scheduler, engine, auditor)
     engine.on_step = house.check
     return house
@@ -166,6 +167,27 @@ def _audit_plans(scheduler: Scheduler, auditor: Auditor) -> None:
         audited_commit,
         audited_recover,
     )
+
+
+def _audit_robberies(scheduler: Scheduler, auditor: Auditor) -> None:
+    """Ask the auditor before somebody is preempted for another one's pages."""
+    planner, roster = scheduler._planner, scheduler.roster
+    find_pages, preempt = planner._find_pages, roster.preempt
+    wanted = []
+
+    def audited_find_pages(outline, sequence, start, end):
+        wanted.append((sequence, start, end))
+        try:
+            return find_pages(outline, sequence, start, end)
+        finally:
+            wanted.pop()
+
+    def audited_preempt(sequence, *, hold=False):
+        if wanted:
+            auditor.robbing(*wanted[-1])
+        preempt(sequence, hold=hold)
+
+    planner._find_pages, roster.preempt = audited_find_pages, audited_preempt
 
 
 @asynccontextmanager

@@ -117,6 +117,16 @@ class Stepper:
         self._results.clear()
         self._hear(self.scheduler.recover())
 
+    def survive(self, action: Callable[[], None]) -> bool:
+        """Do it; after a fault of our own begin again, as the engine does. Returns whether it was
+        done: who left, or found a stop string, does so again."""
+        try:
+            action()
+        except InjectedFault:
+            self.recover()
+            return False
+        return True
+
     def run_all(self, *, check: bool = True) -> None:
         """Until everybody has had a final emission."""
         for _ in range(STEPS_MAX):

@@ -238,13 +238,82 @@ async def test_a_request_is_refused_by_nobody_before_the_engine_runs() -> None:
     assert heard.finish is FinishReason.LENGTH
 
 
-def test_who_is_queued_behind_pages_of_the_retired_waits_for_them() -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("queued_before", [True, False])
+def test_who_is_queued_behind_pages_of_the_retired_waits_for_them(
+    steps: int, queued_before: bool
+) -> None:
     stepper = Stepper(Setup(pages=8, page_size=4, budget_min=32, budget_max=32))
+    behind = ask(prompt(24, seed=2), 4)
     leaving = stepper.ask(ask(prompt(20), 8))
-    stepper.plan()
+    asked = stepper.ask(behind) if queued_before else None
+    for _ in range(steps):
+        assert stepper.plan() is not None
     stepper.abort(leaving)
-    asked = stepper.ask(ask(prompt(24, seed=2), 4))
+    asked = asked or stepper.ask(behind)
     assert stepper.plan() is None
+    assert stepper.lives(asked) == {Life.QUEUED}
     stepper.run_all()
     stepper.assert_right(asked)
     stepper.house.assert_baseline()
+
+
+def test_every_step_that_was_in_flight_when_the_asker_left_is_still_named() -> None:
+    stepper = Stepper(SETUP)
+    asked = stepper.ask(ask(prompt(24), 4))
+    stepper.plan()
+    stepper.plan()
+    stepper.abort(asked)
+    names = stepper.house.prepare(asked.request).names
+    resident = stepper.house.blocks._index.holds
+    for pages in (2, 4):  # a step is 8 tokens
+        stepper.commit()
+        assert [resident(name) for name in names] == [number < pages for number in range(6)]
+    stepper.house.assert_baseline()
+
+
+def crowded(stepper: Stepper) -> list[Asked]:
+    """Three that run and have taken every page; the first is about to need another one."""
+    asked = [stepper.ask(ask(prompt(7, seed), 20, priority=seed)) for seed in range(3)]
+    stepper.until(lambda: stepper.house.blocks.available == 0)
+    stepper.plan()
+    stepper.plan()
+    assert [stepper.lives(one) for one in asked] == [{Life.RUNNING}] * 3
+    return asked
+
+
+@pytest.mark.parametrize("way", ["left", "finished"])
+def test_nobody_is_robbed_for_pages_that_come_with_the_next_commit(way: str) -> None:
+    stepper = Stepper(Setup(pages=9, page_size=4, budget_min=64, budget_max=64))
+    first, second, last = crowded(stepper)
+    preempted = stepper.scheduler.counts.preemptions
+    if way == "left":
+        stepper.abort(second)
+    else:
+        stepper.cut(second, 0, 1)
+    for _ in range(3):  # the pages come with the second of these
+        stepper.commit()
+        stepper.plan()
+        assert stepper.lives(last) == {Life.RUNNING}
+    assert stepper.scheduler.counts.preemptions == preempted
+    stepper.run_all()
+    stepper.assert_right(first, last)
+    stepper.house.assert_baseline()
+
+
+def test_of_the_pages_of_the_retired_only_those_that_nobody_shares_are_coming() -> None:
+    stepper = Stepper(Setup(pages=32, page_size=4, budget_min=64, budget_max=64))
+    stays = stepper.ask(ask(prompt(16), 20))
+    stepper.until(lambda: bool(stays.heard[0].tokens))
+    leaving = stepper.ask(ask((*prompt(16), *prompt(6, seed=2)), 20, samples=2, temperature=1.0))
+    stepper.until(lambda: bool(leaving.heard[0].tokens))
+    while stepper.plan() is not None:
+        pass
+    stepper.abort(leaving)
+    coming, available = stepper.scheduler.roster.coming, stepper.house.blocks.available
+    assert coming > 0
+    while stepper.scheduler.roster.retired:
+        stepper.commit()
+    assert stepper.house.blocks.available == available + coming
+    stepper.run_all()
+    stepper.assert_right(stays)

@@ -3,63 +3,22 @@ cache, whoever goes on says what the model says, and everybody has exactly one f
 
 import asyncio
 import random
-from collections.abc import Callable
 
 import pytest
 
-from chatserve.cache.block_manager import BlockManager
 from chatserve.engine.engine import Engine
 from chatserve.engine.values import FinishReason
 from chatserve.errors import EngineError, Unavailable
 from tests.engine.build import House, Setup, ask, build, quiet, random_tokens, running
+from tests.engine.faulty_blocks import METHODS, Plot, Trap, faulty_maker, once
 from tests.engine.oracle import Heard, assert_prefix, assert_right, listen
 from tests.engine.stepper import InjectedFault, Stepper
 
-METHODS = ["match", "adopt", "reserve", "fork", "seal", "truncate", "release", "settle", "claim"]
 
-
-class FaultyBlocks(BlockManager):
-    """A block manager whose `plot` says, call by call, where it raises: before or after."""
-
-    plot: Callable[[str], str | None]
-
-    def __getattribute__(self, name: str):
-        found = super().__getattribute__(name)
-        if name not in METHODS:
-            return found
-        fate = super().__getattribute__("plot")(name)
-
-        def faulty(*arguments, **options):
-            if fate == "before":
-                raise InjectedFault(f"before {name}")
-            result = found(*arguments, **options)
-            if fate == "after":
-                raise InjectedFault(f"after {name}")
-            return result
-
-        return faulty if fate else found
-
-
-def faulty_setup(plot: Callable[[str], str | None], **sizes: int) -> Setup:
-    def make(setup: Setup) -> BlockManager:
-        blocks = FaultyBlocks(pages=setup.pages, page_size=setup.page_size)
-        blocks.plot = plot
-        return blocks
-
-    FaultyBlocks.plot = staticmethod(lambda _name: None)  # while one is being made
-    return Setup(**{"pages": 40, "page_size": 4, "budget_max": 24, **sizes}, make_blocks=make)
-
-
-def once(method: str, call: int, when: str) -> Callable[[str], str | None]:
-    """Raise at one call of one method."""
-    seen = 0
-
-    def plot(name: str) -> str | None:
-        nonlocal seen
-        seen += name == method
-        return when if name == method and seen == call else None
-
-    return plot
+def faulty_setup(plot: Plot, **sizes: int) -> Setup:
+    return Setup(
+        **{"pages": 40, "page_size": 4, "budget_max": 24, **sizes}, make_blocks=faulty_maker(plot)
+    )
 
 
 def requests(seed: int, count: int = 8) -> list:
@@ -184,6 +143,41 @@ def test_who_is_at_hand_at_two_exceptions_ends_and_the_others_go_on() -> None:
     assert drive(stepper) == 2
     assert all(map(lost, asked[2].heard))
     stepper.assert_right(*asked[:2], *asked[3:])
+    stepper.house.assert_baseline()
+
+
+def test_who_left_and_is_at_hand_at_a_second_exception_is_nobodys() -> None:
+    stepper = Stepper(Setup(pages=32, page_size=4, budget_min=8, budget_max=8))
+    seal, stays = stepper.scheduler._seal, requests(3)[0]
+    leaving = stepper.ask(ask(random_tokens(random.Random(1), 30), 8))
+
+    def faulty_seal(_sequence: object) -> None:
+        raise InjectedFault("in commit")
+
+    stepper.scheduler._seal = faulty_seal
+    assert not stepper.survive(stepper.step)
+    asked = stepper.ask(stays)
+    stepper.plan()
+    stepper.abort(leaving)
+    assert not stepper.survive(stepper.step)
+    stepper.scheduler._seal = seal
+    assert stepper.scheduler.counts.finished[FinishReason.ERROR] == 0
+    stepper.run_all()
+    stepper.assert_right(asked)
+    stepper.house.assert_baseline()
+
+
+def test_who_was_on_its_way_out_at_an_exception_does_not_come_back() -> None:
+    trap = Trap()
+    stepper = Stepper(faulty_setup(trap))
+    leaving, stays = (stepper.ask(ask(random_tokens(random.Random(1), 30), 8)) for _ in range(2))
+    stepper.plan()
+    stepper.abort(leaving)
+    trap.set("release", 1, "before")  # what it was ended with
+    assert not stepper.survive(stepper.step)
+    assert len(stepper.scheduler.roster) == 1
+    stepper.run_all()
+    stepper.assert_right(stays)
     stepper.house.assert_baseline()
 
 
