@@ -75,9 +75,11 @@ async def test_ctrl_c_stops_the_reply_and_ctrl_d_leaves(
     await shown.shows("so far")
     shown.type("\x03")
     place = await shown.shows("stop_requested")
+    await shown.asks()
     assert reply.final is not None
     shown.type("half a line\x03")
     place = await shown.shows("(Ctrl-D or /quit leaves)", after=place)
+    await shown.asks()
     shown.type("/quit\r")
     assert await shown.ends() == 0
     assert len(served.conversations.sent) == 1
@@ -171,6 +173,7 @@ async def test_an_edit_begins_with_the_old_text_and_shows_its_place(
     served.conversations.on_send = answer
     shown.type("hello\r")
     place = await shown.shows(RECEIPT)
+    await shown.asks()
     shown.type("/edit\r")
     place = await shown.shows("edit> hello", after=place)
     shown.type(" there\r")
@@ -192,7 +195,7 @@ async def test_a_models_escape_sequences_do_not_reach_the_terminal(
 
     served.conversations.on_send = answer
     before = len(shown.raw)
-    shown.type(f"/title nothing\r{PASTE_BEGINS}hello{PASTE_ENDS}\r")
+    shown.type("hello\r")
     await shown.shows(RECEIPT)
     drawn = shown.raw[before:]
     assert b"\x1b]" not in drawn, "an operating system command"
