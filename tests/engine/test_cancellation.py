@@ -273,12 +273,16 @@ def test_every_step_that_was_in_flight_when_the_asker_left_is_still_named() -> N
 
 
 def crowded(stepper: Stepper) -> list[Asked]:
-    """Three that run and have taken every page; the first is about to need another one."""
-    asked = [stepper.ask(ask(prompt(7, seed), 20, priority=seed)) for seed in range(3)]
-    stepper.until(lambda: stepper.house.blocks.available == 0)
-    stepper.plan()
-    stepper.plan()
-    assert [stepper.lives(one) for one in asked] == [{Life.RUNNING}] * 3
+    """Three that run, have filled every page with two steps in flight, and need more next."""
+    asked = [stepper.ask(ask(prompt(7, seed), 20)) for seed in range(3)]
+    running = stepper.scheduler.roster.running
+    while not running or running[0].planned < 12:
+        if stepper.plan() is None:
+            stepper.commit()
+    while stepper.scheduler.in_flight < 2:
+        stepper.plan()
+    assert [one.planned for one in running] == [12] * 3
+    assert stepper.house.blocks.available == 0
     return asked
 
 
@@ -291,10 +295,12 @@ def test_nobody_is_robbed_for_pages_that_come_with_the_next_commit(way: str) -> 
         stepper.abort(second)
     else:
         stepper.cut(second, 0, 1)
-    for _ in range(3):  # the pages come with the second of these
-        stepper.commit()
-        stepper.plan()
-        assert stepper.lives(last) == {Life.RUNNING}
+    stepper.commit()
+    assert stepper.house.blocks.available == 0
+    assert stepper.plan() is None
+    assert stepper.lives(first) == stepper.lives(last) == {Life.RUNNING}
+    stepper.commit()
+    assert stepper.plan() is not None
     assert stepper.scheduler.counts.preemptions == preempted
     stepper.run_all()
     stepper.assert_right(first, last)
