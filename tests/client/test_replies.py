@@ -208,6 +208,7 @@ async def test_random_cuts_leave_no_gap_and_no_doubled_text(served: Site) -> Non
         assert "".join(given) == text == reply.text
         assert reply.final is not None
         assert reply.final.usage.completion_tokens == 2
+        print(proxy.cuts, "cuts,", proxy.connections, "connections")
         assert proxy.cuts >= 100
         assert len(served.conversations.replies) == 1, "a retry must not be a second turn"
 
