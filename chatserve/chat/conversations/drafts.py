@@ -78,7 +78,8 @@ class _Path:
 
 
 class Drafts(Generic[PreparedT]):
-    """All typists of a process; on the event loop. One text at a time is tokenized."""
+    """All typists of a process; on the event loop. One text at a time is tokenized, and only the
+    typist whose turn that is waits for the engine to be idle: a pause lets one in, not a crowd."""
 
     def __init__(self, means: DraftMeans[PreparedT]) -> None:
         self.means = means
@@ -149,8 +150,8 @@ class Typist(Generic[PreparedT]):
         path = await self._find(ask)
         if path.turns is None:
             return False
-        await self._means.engine.wait_idle()
         async with self._drafts.places:
+            await self._means.engine.wait_idle()
             if self._newest is ask:
                 prepared = await self._off_loop(path.system, path.turns, ask.text)
                 if prepared is not None:
