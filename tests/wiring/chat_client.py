@@ -28,6 +28,7 @@ from websockets.uri import parse_uri
 
 SUBPROTOCOL = "chatserve.v1"
 SILENCE_SECONDS_MAX = 120.0  # without a byte; pings come more often than that
+STATUS = {"unavailable": 503, "busy": 429}  # what HTTP says for a code of a socket's refusal
 _PIECE = 64 * 1024
 
 Data = dict[str, Any]
@@ -352,7 +353,8 @@ class ChatSocket:
             view.take(name, cursor, {**frame, "reply": reply})
             return
         if name == "failed" and cursor is None:
-            raise Refused(0, {}, frame)
+            later = {"retry-after": str(frame["retry_after"])}
+            raise Refused(STATUS.get(frame["code"], 400), later, frame)
         (view,) = (each for each in views if each.reply == reply)
         assert frame.pop("conversation") == view.conversation
         view.take(name, cursor, frame)
@@ -389,8 +391,7 @@ async def by_socket(
     bytes_max: int | None = None,
     on_sent: Callable[[], None] = lambda: None,
 ) -> None:
-    """One socket for several replies: attach to those that are known, send the others' turns (by
-    ask), and read until all have ended."""
+    """One socket for several replies: attach to the known ones, send the others' turns (by ask)."""
     with await ChatSocket.open(port, bytes_max) as opened:
         for view in views:
             if view.reply is None:

@@ -339,7 +339,7 @@ class CrashDrive:
     def _count(self, refused: Refused) -> None:
         self.figures.refused[str(refused.status)] += 1
         assert refused.status == 503, refused
-        assert int(refused.headers["retry-after"]) >= 1
+        assert float(refused.headers["retry-after"]) >= 1
 
     async def _ask_http(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """Asked until it is answered."""

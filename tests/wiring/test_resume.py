@@ -91,7 +91,7 @@ class Reader:
 def check_come_back_later(refused: Refused) -> None:
     """What a server says that is loading or going away."""
     assert refused.status == 503, refused
-    assert int(refused.headers["retry-after"]) >= 1
+    assert float(refused.headers["retry-after"]) >= 1
 
 
 async def new_view(client: httpx.AsyncClient, ask: str) -> ReplyView:
