@@ -257,10 +257,12 @@ def quiet_client(server: ServerProcess) -> httpx.AsyncClient:
 
 
 def simulated(rate: float) -> Any:
-    """A server whose steps take as long as one token of each reply."""
-    return server_process(
-        [*OPTIONS, "--step-seconds", str(1 / rate)], program=("benchmarks.simulated_server",)
-    )
+    """A server whose steps take as long as one token of each reply.
+
+    Its prompts are short and many: a target above that time lets a step begin many of them.
+    """
+    timing = ["--step-seconds", str(1 / rate), "--step-target", str(2 / rate)]
+    return server_process([*OPTIONS, *timing], program=("benchmarks.simulated_server",))
 
 
 def show(figures: dict[str, object]) -> None:

@@ -141,7 +141,7 @@ class Conversations(Generic[PreparedT]):
         self._wall = wall
         self._draw_seed = draw_seed
         self._crowd = workshop.crowd
-        self._changes = Changes()
+        self._changes = Changes(workshop.clock)
         self._log = ReplyLog(store, workshop.clock, self._options.log)
         self._means = AnswerMeans(
             engine=engine,

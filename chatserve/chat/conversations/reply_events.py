@@ -62,7 +62,10 @@ ChatEvent = ReplyAccepted | ReplyProgress | ReplyDelta | ReplySnapshot | ReplyFi
 
 @dataclass(frozen=True, slots=True)
 class ConversationChanged:
-    """For an owner's other tabs: this conversation has a new revision; None = it was deleted."""
+    """For an owner's other tabs: this conversation has a new revision; None = it was deleted.
 
-    conversation: str
+    A conversation of None: anything may have changed, list them anew.
+    """
+
+    conversation: str | None
     revision: int | None

@@ -269,9 +269,11 @@ async def test_other_tabs_hear_the_latest_revision_of_what_changed(life: Process
         await answered(life, conversation)
         other = await life.conversation()
         kept, _, _ = await life.chats.get(OWNER, conversation)
+        await tick(life)
         assert await anext(changes) == ConversationChanged(conversation, kept.revision)
         assert await anext(changes) == ConversationChanged(other, 1)
         await life.chats.delete(OWNER, other)
+        await tick(life)
         assert await anext(changes) == ConversationChanged(other, None)
         assert life.chats.statistics().subscribers == 1
     assert life.chats.statistics().subscribers == 0

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from chatserve.chat.audience import Clock
 from chatserve.chat.conversations import drafts as drafts_module
 from chatserve.chat.conversations.changes import Changes
 from chatserve.chat.conversations.draft_ask import DraftAsk
@@ -21,7 +22,7 @@ from chatserve.errors import ChatserveError, NotFound
 from tests.chat.conftest import text_floor
 from tests.chat.conversations import spoken
 from tests.chat.conversations.chats import FaultyStore, answered, begun, process, until
-from tests.chat.engine import ScriptedEngine
+from tests.chat.engine import ManualTime, ScriptedEngine
 
 CONTEXT = 400
 WORDS = (
@@ -74,7 +75,8 @@ class Desk:
     def __init__(self, executor: ThreadPoolExecutor) -> None:
         self.store = FaultyStore(MemoryStore())
         self.engine = DraftEngine(context_length=CONTEXT)
-        self.changes = Changes()
+        time = ManualTime()
+        self.changes = Changes(Clock(time.now, time.call_later))
         self.history = History(text_floor(), context_length=CONTEXT, reserve=32)
         self.drafts = Drafts(
             DraftMeans(
