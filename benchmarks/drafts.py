@@ -5,8 +5,9 @@
     large      the same with a random model of about 0.45 billion parameters in bfloat16. What such
                a model costs a page is told too: on a small CPU it may need longer than the typing,
                so the message is sent when the drafts are done, and how long that took is told
-    beside     the demonstration model under load: users who chat without a pause, and their time
-               between two tokens, in rounds with and without others who type
+    beside     users who chat without a pause, and their time between two tokens, in rounds with
+               and without others who type: the server around a simulated model of a fixed time a
+               step, and the demonstration model, whose steps any other process disturbs
 
 With and without are measured in turn on the same server, so that a machine that drifts is the same
 to both. All speak through the socket; without drafts the same frames are simply not sent.
@@ -47,6 +48,7 @@ LARGE_OPTIONS = ("--dtype", "bfloat16", "--kv-memory", "1GiB", "--context-length
 DRAFTS_SECONDS_MAX = 600.0
 CHATTING, TYPING = 4, 4
 ROUND_SECONDS, PAIRS = 3.0, 20
+STEP_SECONDS = 0.02
 WORDS = (
     *("the", "lamp", "door", "room", "garden", "table", "river", "stone", "bread", "paper"),
     *("carries", "opens", "closes", "finds", "brings", "takes", "leaves", "holds", "green", "old"),
@@ -236,8 +238,9 @@ def make_large_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-async def beside(server: ServerProcess) -> dict[str, float]:
+async def beside(server: ServerProcess, model: str) -> dict[str, float]:
     """Users who chat, in turn with and without others who type."""
+    await one_round(server, itertools.count(), typists=0)  # the first steps warm torch up
     gaps: dict[bool, list[float]] = {False: [], True: []}
     ratios: list[float] = []
     seeds = itertools.count(1_000)
@@ -256,7 +259,7 @@ async def beside(server: ServerProcess) -> dict[str, float]:
         "beside_tokens": float(len(gaps[True])),
     }
     print(
-        f"beside: {CHATTING} chat, {TYPING} type: between two tokens p99 "
+        f"beside, {model} model: {CHATTING} chat, {TYPING} type: between two tokens p99 "
         f"{1000 * figures['beside_p99_seconds_without']:.1f} ms without, "
         f"{1000 * figures['beside_p99_seconds_with']:.1f} ms with: "
         f"{figures['beside_p99_ratio']:.3f} x over all "
@@ -265,7 +268,7 @@ async def beside(server: ServerProcess) -> dict[str, float]:
         f"p50 {figures['beside_p50_ratio']:.3f} x",
         flush=True,
     )
-    return figures
+    return {f"{model}_{name}": value for name, value in figures.items()}
 
 
 async def one_round(
@@ -330,10 +333,13 @@ async def measure(parts: Sequence[str]) -> dict[str, float]:
             await asyncio.to_thread(wait_until_ready, server)
             figures |= await typed(server)
     if "beside" in parts:
+        timing = ["--step-seconds", str(STEP_SECONDS)]
+        with server_process(timing, program=("benchmarks.simulated_server",)) as server:
+            await asyncio.to_thread(wait_until_ready, server)
+            figures |= await beside(server, "simulated")
         with server_process() as server:
             await asyncio.to_thread(wait_until_ready, server)
-            await one_round(server, itertools.count(), typists=0)  # the first steps warm torch up
-            figures |= await beside(server)
+            figures |= await beside(server, "demonstration")
     if "large" in parts:
         figures |= await large()
     return figures
