@@ -3,7 +3,12 @@
 import subprocess
 import sys
 
-MODULES = ("benchmarks.step_host_time", "benchmarks.serving", "benchmarks.overload")
+MODULES = (
+    "benchmarks.step_host_time",
+    "benchmarks.serving",
+    "benchmarks.overload",
+    "benchmarks.drafts",
+)
 
 
 def main() -> int:
