@@ -148,7 +148,12 @@ class Engine:
         if self._stopped or self._recovering:
             return False
         self._signal.set()
-        return self._scheduler.draft(key, prepared)
+        try:
+            return self._scheduler.draft(key, prepared)
+        except Exception:
+            _log.exception("the engine starts again on an empty cache")
+            self._recovering = True
+            return False
 
     def withdraw(self, key: Hashable) -> None:
         """Nobody wants this key's draft any more. Harmless if there is none."""

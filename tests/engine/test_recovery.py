@@ -212,3 +212,27 @@ async def test_a_consumer_that_leaves_while_the_engine_begins_again_is_forgotten
         assert last.finish is FinishReason.STOP
         await quiet(house)
     house.assert_baseline()
+
+
+async def test_a_draft_that_meets_a_fault_of_ours_is_not_taken_and_the_engine_begins_again() -> (
+    None
+):
+    house = build(Setup(pages=40, page_size=4))
+    put, drafts = house.scheduler._drafts.put, house.scheduler._drafts
+
+    def faulty_put(_key: object, _prepared: object) -> bool:
+        raise InjectedFault("in draft")
+
+    async with running(house, recoveries=1) as engine:
+        prepared = house.prepare(ask((1, 2, 3, 4, 5), 0))
+        drafts.put = faulty_put
+        assert not engine.draft("typist", prepared)
+        drafts.put = put
+        assert not engine.draft("typist", prepared), "taken by a cache that is given up"
+        stays = ask((1, 2, 3), 8)
+        with engine.open(house.prepare(stays)) as stream:
+            assert_right(stays, await listen(stream), house.setup.vocabulary)
+        await quiet(house)
+        assert engine.draft("typist", prepared)
+        await quiet(house)
+    house.assert_baseline()

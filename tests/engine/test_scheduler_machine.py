@@ -2,7 +2,8 @@
 
 The dumb model beside it is the page-free oracle (`oracle.py`) plus the runner's own pages: after
 every rule all invariants hold, every named page holds exactly the tokens that it is named by, and
-whatever any consumer has heard is the beginning of what the model says.
+whatever any consumer has heard is the beginning of what the model says. Without a fault of our own
+nobody is ever robbed for pages that are on their way (`auditor.py`), and nothing begins again.
 """
 
 from dataclasses import replace
@@ -16,12 +17,13 @@ from chatserve.engine.scheduler import RECOVERIES_MAX
 from chatserve.engine.values import FinishReason
 from chatserve.errors import Busy, ChatserveError, Quarantined, RequestError, StepFault
 from tests.engine.build import Setup, ask
+from tests.engine.faulty_blocks import METHODS, Trap, faulty_maker
 from tests.engine.stepper import Asked, InjectedFault, Stepper
 
 VOCABULARY = 5  # few ids: equal prefixes, twins and stop ids come by themselves
 SETUPS = st.builds(
     Setup,
-    pages=st.integers(10, 24),
+    pages=st.integers(6, 24),  # the fewest hold one request, and no second beside it
     page_size=st.sampled_from([1, 2, 4]),
     caching=st.sampled_from([True, True, True, False]),
     budget_min=st.just(1),
@@ -46,11 +48,17 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(setup=SETUPS)
     def open_house(self, setup: Setup) -> None:
-        self.setup = replace(setup, context_length=min(24, setup.pages * setup.page_size))
+        self.trap = Trap()
+        self.setup = replace(
+            setup,
+            context_length=min(24, setup.pages * setup.page_size),
+            make_blocks=faulty_maker(self.trap),
+        )
         self.stepper = Stepper(self.setup)
         self.errors_may_come = False
         self.failing_rules = 0
         self.recoveries = 0
+        self.traps = 0
 
     @rule(
         shared=st.integers(0, len(TRUNK)),
@@ -88,20 +96,27 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def draft(self, key: int, shared: int, tail: list[int], tenant: str) -> None:
         tokens = (*TRUNK[:shared], *tail)
-        taken = self.stepper.draft(key, tokens, tenant=tenant)
+        taken = False
+
+        def draft() -> None:
+            nonlocal taken
+            taken = self.stepper.draft(key, tokens, tenant=tenant)
+
+        done = self.stepper.survive(draft)
         scheduler = self.stepper.scheduler
-        if not taken and scheduler.broken is None:
+        if done and not taken and scheduler.broken is None:
             whole = self.setup.page_size <= len(tokens) <= self.setup.context_length
             full = scheduler.statistics().drafts == self.setup.drafts.lines_max
             assert full or not whole or not self.setup.caching
 
     @rule(key=st.integers(0, 3))
     def withdraw(self, key: int) -> None:
-        self.stepper.scheduler.withdraw(key)
+        while not self.stepper.survive(lambda: self.stepper.scheduler.withdraw(key)):
+            pass
 
     @rule()
     def plan(self) -> None:
-        self.stepper.plan()
+        self.stepper.survive(self.stepper.plan)
 
     @rule()
     def run(self) -> None:
@@ -109,17 +124,32 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def commit(self) -> None:
-        self.stepper.commit()
+        self.stepper.survive(self.stepper.commit)
 
     @rule(steps=st.integers(1, 12))
     def steps(self, steps: int) -> None:
         for _ in range(steps):
-            self.stepper.step()
+            self.stepper.survive(self.stepper.step)
 
     @precondition(lambda self: any(not one.over for one in self.stepper.asked.values()))
     @rule(choice=st.randoms(use_true_random=False))
     def abort(self, choice) -> None:
-        self.stepper.abort(choice.choice(self._under_way()))
+        asked = choice.choice(self._under_way())
+        while not self.stepper.survive(lambda: self.stepper.abort(asked)):
+            pass
+
+    @precondition(lambda self: any(not one.over for one in self.stepper.asked.values()))
+    @rule(choice=st.randoms(use_true_random=False), commits=st.integers(0, 2))
+    def abort_in_flight(self, choice, commits: int) -> None:
+        """Who leaves is computed by every step in flight, and the next plans know it."""
+        for _ in range(self.setup.steps_in_flight):
+            self.stepper.survive(self.stepper.plan)
+        if self._under_way():
+            self.abort(choice)
+        for _ in range(commits):
+            self.stepper.survive(self.stepper.plan)
+            self.stepper.survive(self.stepper.commit)
+        self.stepper.survive(self.stepper.plan)
 
     @precondition(lambda self: any(not one.over for one in self.stepper.asked.values()))
     @rule(choice=st.randoms(use_true_random=False), drop=st.integers(0, 3))
@@ -128,7 +158,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         heard = [(index, one) for index, one in enumerate(asked.heard) if one.tokens]
         if heard:
             sample, one = choice.choice(heard)
-            self.stepper.cut(asked, sample, max(0, len(one.tokens) - drop))
+            kept = max(0, len(one.tokens) - drop)
+            while not self.stepper.survive(lambda: self.stepper.cut(asked, sample, kept)):
+                pass
 
     @rule(seconds=st.floats(-100_000.0, 100_000.0))
     def time_passes(self, seconds: float) -> None:
@@ -153,11 +185,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.failing_rules += 1
         self.stepper.house.runner.before_step = fail
 
-    @precondition(lambda self: self.recoveries < RECOVERIES_MAX)
+    @precondition(lambda self: self.traps + self.recoveries < RECOVERIES_MAX)
     @rule()
     def begin_again(self) -> None:
         self.recoveries += 1
+        self.trap.clear()
         self.stepper.recover()
+
+    @precondition(lambda self: self.traps + self.recoveries < RECOVERIES_MAX)
+    @rule(
+        method=st.sampled_from([name for name in METHODS if name != "settle"]),
+        call=st.integers(1, 3),
+        when=st.sampled_from(["before", "after"]),
+    )
+    def fault_of_our_own(self, method: str, call: int, when: str) -> None:
+        self.traps += 1
+        self.trap.set(method, call, when)
 
     @invariant()
     def everything_holds(self) -> None:
@@ -171,15 +214,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "stepper"):
             return
+        self.trap.clear()
         self.stepper.run_all()
         self.stepper.house.assert_baseline()
         self.stepper.assert_right_so_far()
+        recoveries = self.stepper.scheduler.counts.recoveries
+        assert self.recoveries <= recoveries <= self.recoveries + self.traps
         for asked in self.stepper.asked.values():
             assert asked.over, "no final emission"
             faults = [one for one in asked.heard if one.finish is FinishReason.ERROR]
             assert all(isinstance(one.error, StepFault) for one in faults)
             if faults:
-                assert self.errors_may_come
+                assert self.errors_may_come or self.traps > 1
             elif not asked.aborted and not asked.cut:
                 self.stepper.assert_right(asked)
 
