@@ -81,6 +81,13 @@ def plain(floor: TextFloor, text: str, before: list[str]) -> str:
     return re.sub(f"{REPLY_HEAD} *", REPLY_HEAD, text)
 
 
+def letters(floor: TextFloor, text: str) -> tuple[int, ...]:
+    """Ids that no tokenizer would choose for a text."""
+    ids = tuple(token for each in text for token in floor.tokenizer.encode_rendered(each, ()))
+    assert ids != floor.tokenizer.encode_rendered(text, ())
+    return ids
+
+
 def silent_ids(floor: TextFloor) -> list[int]:
     """Control tokens that a model may emit and go on."""
     return sorted(floor.tokenizer.special_ids - floor.stop_ids)
@@ -227,7 +234,7 @@ def test_unknown_ids_are_made_as_of_a_whole_prompt_and_then_kept(kind, form):
 def test_ids_of_another_encoding_count_as_unknown():
     floor, chat = start("byte_level", "chatml", random.Random(1))
     chat.ask("hi")
-    chat.answer(Spoken((), (70, 71), floor.tokenizer.decode([70, 71]), ""))
+    chat.answer(Spoken((), letters(floor, "the"), "the", "length"))
     chat.path = [replace(turn, encoding="another") for turn in chat.path]
     assert chat.ask("so?") == plainly(floor, chat)
 
@@ -249,8 +256,9 @@ def test_an_encoding_names_tokenizer_template_and_mode():
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
-def test_a_turn_costs_the_encoding_of_its_own_text(kind):
-    floor = text_floor(kind, "chatml")
+@pytest.mark.parametrize("form", ["chatml", "llama3", "mistral", "reasoning", "thinks_first"])
+def test_a_turn_costs_the_encoding_of_its_own_text(kind, form):
+    floor = text_floor(kind, form)
     tokenizer, encoded = counted(floor.tokenizer)
     history = History(replace(floor, tokenizer=tokenizer), context_length=1 << 20, reserve=16)
     chat = Chat(history, "the system " * 500, [])
@@ -334,11 +342,10 @@ def test_an_end_of_turn_is_left_out_where_the_template_writes_another_one():
 
 
 def test_a_word_that_stands_for_replies_may_be_a_users():
-    floor, chat = start("byte_level", "chatml", random.Random(5))
+    floor, chat = start("byte_level", "llama3", random.Random(5))
     first = chat.ask("rsentinel0r")
-    said = tuple(floor.tokenizer.encode_rendered(each, ())[0] for each in "the")
-    assert said != floor.tokenizer.encode_rendered("the", ())
-    chat.answer(Spoken((), said, "the", "length"))
+    said = letters(floor, " the ")  # which the template would trim
+    chat.answer(Spoken((), said, " the ", "length"))
     assert chat.ask("rsentinel1r")[: len(first + said)] == first + said
 
 

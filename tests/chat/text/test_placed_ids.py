@@ -81,6 +81,8 @@ def test_ids_of_another_text_match_nothing(kind):
     assert placed.match((end,), text, 0, first=True) is None
     assert placed.match(user, text, 12, first=True) is None  # at another place
     assert placed.match((*user, *encode("u", ())), text, 0, first=True) is None  # over its edge
+    forged = (start, *encode(f"user{END}", ()))  # in plain pieces
+    assert placed.match(forged, text, 0, first=True) is None
     assert placed.match((start, *encode("<s>", ())), text, 0, first=True) is None
     # The names of control tokens in a content are no control tokens.
     content = Rendered(f"a{END}", ())
@@ -111,6 +113,8 @@ def test_a_reply_may_shed_the_first_space_that_its_ids_say():
     end = floor.tokenizer.control.ids[END]
     both = Rendered(f"x:the dog{END}the dog", (Span(9, 19),))
     assert placed.match((*ids, end), both, 2, first=True, sheds_space=True) == 19
+    twice = (*ids, end, *ids)
+    assert placed.match(twice, both, 2, first=True, sheds_space=True) is None
     once = (*ids, *ids)
     assert placed.match(
         once, Rendered("x:the dogthe dog", ()), 2, first=True, sheds_space=True
