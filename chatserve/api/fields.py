@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 _INT31 = 2**31 - 1
+# Waiting ages a request by one step of priority every 10 s (`engine/waiting.py`), so that the least
+# urgent passes the most urgent newcomers after 210 s: no tenant can starve another one.
+PRIORITY_MAX = 10
 
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
@@ -79,7 +82,7 @@ class GenerationFields(SamplingFields, kw_only=True):
     stream_options: StreamOptions | None = None
     # vLLM's extras
     cache_salt: str = ""
-    priority: Annotated[int, Meta(ge=-_INT31, le=_INT31)] = 0
+    priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
     return_token_ids: bool = False
 
 

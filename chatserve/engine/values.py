@@ -60,7 +60,8 @@ class Request:
     emitted, so that a chat can keep it). min_tokens: stop ids are banned before that many.
     answered: how many of the last tokens were generated before, when the same request was cut
     off: penalties and min_tokens count those as generated, max_tokens does not.
-    priority: smaller is earlier (vLLM's meaning). cache_salt narrows sharing within the tenant.
+    priority: smaller is earlier (vLLM's meaning); whoever takes requests in bounds it, since
+    waiting makes up for so much per second only. cache_salt narrows sharing within the tenant.
     """
 
     request_id: str

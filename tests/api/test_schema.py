@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from chatserve.api.body import decode_object
+from chatserve.api.fields import PRIORITY_MAX
 from chatserve.api.schema import Asker, Job, chat_job, completion_job
 from chatserve.chat.values import ChatPrompt, Message, TextPrompt, TokenPrompt
 from chatserve.errors import NotFound, RequestError, UnsupportedField
@@ -149,6 +150,8 @@ def test_an_unsupported_field_is_named(fields: dict[str, Any], param: str) -> No
         ({"cache_salt": "x" * 257}, "cache_salt"),
         ({"cache_salt": 1}, "cache_salt"),
         ({"priority": "high"}, "priority"),
+        ({"priority": PRIORITY_MAX + 1}, "priority"),
+        ({"priority": -PRIORITY_MAX - 1}, "priority"),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "user", "content": ""}] * 4_097}, "messages"),

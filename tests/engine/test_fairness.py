@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from chatserve.api.fields import PRIORITY_MAX
 from chatserve.engine.sequence import Life
 from chatserve.errors import Busy
 from tests.engine.build import Setup, ask, random_tokens
@@ -93,6 +94,33 @@ def test_waiting_ages_priority_so_nobody_waits_for_ever() -> None:
     assert len(stepper.scheduler.roster.waiting) > 50
     assert old.over, "it waited for all who came later"
     stepper.run_all()
+
+
+@pytest.mark.parametrize("pages", [64, 16])
+def test_a_flood_of_the_most_urgent_starves_nobody(pages: int) -> None:
+    """For as long as ageing takes from the least urgent to the most urgent that are accepted."""
+    setup = Setup(pages=pages, page_size=4, sequences_max=4, queued_max=20, aging_seconds=10.0)
+    stepper = Stepper(setup)
+    began = stepper.house.clock.now
+    flood = [stepper.ask(ask(prompt(8), 20, tenant="flood", priority=-PRIORITY_MAX))]
+    quiet = stepper.ask(ask(prompt(8), 20, tenant="quiet", priority=PRIORITY_MAX))
+    served = 0
+    while not quiet.heard[0].tokens:
+        served += sum(one.over for one in flood)
+        flood = [one for one in flood if not one.over]
+        while len(flood) < 8:  # twice as many as have seats
+            urgent = ask(prompt(8), 20, tenant="flood", priority=-PRIORITY_MAX)
+            flood.append(stepper.ask(urgent))
+        stepper.house.clock.now += 0.5
+        assert stepper.step()
+        assert stepper.house.clock.now - began < 300.0, "it waits for ever"
+    assert served > 40, "a flood that nobody felt"
+    while not quiet.over:
+        stepper.house.clock.now += 0.5
+        stepper.step()
+    assert stepper.house.clock.now - began < 400.0
+    stepper.run_all()
+    stepper.assert_right()
 
 
 @pytest.mark.parametrize("jump", [86_400.0, -86_400.0, 1e12, -1e12])

@@ -34,7 +34,7 @@ EDGES = {
     "stop": ["", " ", "e", ["a", "b"]],
     "stop_token_ids": [[0], [2047], [2048], [-1]],
     "ignore_eos": [True, False],
-    "priority": [-(2**31), 2**31 - 1],
+    "priority": [-11, -10, 10, 2**31 - 1],
     "logprobs": [True, 0, 5, 20],
     "stream": [True, False],
 }
