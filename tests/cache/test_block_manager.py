@@ -184,6 +184,47 @@ def test_a_chain_dies_from_its_end_and_the_least_recently_used_one_first() -> No
     assert found == [(1, 2), (0, 2), (0, 1), (0, 0)]
 
 
+def test_who_was_used_again_goes_last_and_its_old_place_counts_no_more() -> None:
+    blocks = BlockManager(pages=6, page_size=SIZE)
+    first, second, third = [list(range(start, start + 8)) for start in (0, 20, 40)]
+    for tokens in (first, second, third):
+        blocks.release(filled(blocks, tokens), step=0)
+    for tokens in (second, first):
+        table = PageTable()
+        assert blocks.adopt(table, names_of(tokens), token_bytes(tokens)) == 2
+        blocks.release(table, step=0)
+    left: list[list[int]] = []
+    while blocks._evict_one():
+        blocks.check()
+        left.append([pages(blocks, tokens) for tokens in (third, second, first)])
+    assert left == [[1, 2, 2], [0, 2, 2], [0, 1, 2], [0, 0, 2], [0, 0, 1], [0, 0, 0]]
+
+
+def test_pages_die_in_the_order_of_their_last_use_not_of_their_numbers() -> None:
+    # The pool gives its lowest page first: here the highest page is the oldest.
+    blocks = BlockManager(pages=3, page_size=SIZE)
+    tables = [filled(blocks, [start] * SIZE) for start in range(3)]
+    assert [table.pages[0] for table in tables] == [0, 1, 2]
+    for table in reversed(tables):
+        blocks.release(table, step=0)
+    for alive in ([True, True, False], [True, False, False], [False] * 3):
+        assert blocks._evict_one()
+        assert [pages(blocks, [start] * SIZE) == 1 for start in range(3)] == alive
+
+
+def test_what_is_flushed_is_booked_as_flushed_and_not_as_evicted_for_space() -> None:
+    blocks = BlockManager(pages=4, page_size=SIZE)
+    blocks.release(filled(blocks, list(range(8))), step=0)
+    blocks.release(filled(blocks, [9] * 16), step=0)
+    assert blocks.statistics().evicted_for_space_total == 2
+    held = filled(blocks, [9] * 4)
+    assert blocks.flush() == 3
+    assert blocks.flush() == 0
+    counted = blocks.statistics()
+    assert (counted.evicted_by_flush_total, counted.evicted_for_space_total) == (3, 2)
+    assert counted.named_pages == len(held) == 1
+
+
 def test_a_page_in_flight_is_found_again_but_not_reused() -> None:
     blocks = BlockManager(pages=2, page_size=SIZE)
     tokens = list(range(8))

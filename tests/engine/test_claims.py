@@ -131,16 +131,19 @@ def test_another_tenant_neither_waits_nor_hits() -> None:
 def test_a_leader_inherits_its_followers_highest_priority() -> None:
     stepper = Stepper(SETUP)
     low = stepper.ask(ask(PREFIX, 1, priority=5))
+    stepper.step()
     other = stepper.ask(ask(random_tokens(random.Random(1), 600), 1, priority=1))
     stepper.step()
-    high = stepper.ask(ask(PREFIX, 1, priority=-3))
-    stepper.step()
     (leader,) = stepper.sequences(low)
-    if leader.life is Life.RUNNING and stepper.lives(high) == {Life.FOLLOWING}:
-        assert leader.priority == -3
-        assert stepper.scheduler.roster.running[0] is leader
+    running = stepper.scheduler.roster.running
+    assert running[-1] is leader
+    followers = [stepper.ask(ask(PREFIX, 1, priority=priority)) for priority in (-3, 4)]
+    stepper.until(lambda: all(stepper.lives(one) == {Life.FOLLOWING} for one in followers))
+    assert leader.life is Life.RUNNING
+    assert leader.priority == -3
+    assert running[0] is leader
     stepper.run_all()
-    stepper.assert_right(low, other, high)
+    stepper.assert_right(low, other, *followers)
 
 
 def test_a_preempted_leader_gives_its_inheritance_back() -> None:
