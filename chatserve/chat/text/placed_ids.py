@@ -11,8 +11,11 @@ has *there*, which is not what it would have by itself:
     therefore  with the control token before it, whose       behind an anchor: a character whose
                id is dropped again                           ids stay apart from what follows
 
-How a tokenizer treats the beginning of a section (none, one or another space before it) is found
-out by trying; one that fits no rule matches nothing, so that texts are encoded anew.
+How a tokenizer treats the beginning of a section (none, one or another space before it) and a '▁'
+that a user writes is found out by trying; one that fits no rule matches nothing, so that texts are
+encoded anew. So does one that rewrites what it reads (NFKC), wherever it did: its ids do not say
+the text. Ids that say nothing (a lone space of a section's beginning) stand nowhere, but where a
+reply to the ids before them would.
 """
 
 from bisect import bisect_left

@@ -36,8 +36,8 @@ from chatserve.errors import RequestError
 
 HistoryMode = Literal["template", "as_computed"]
 
-# A reply's last told tokens that may say more than its text does (stop ids with a text): one, and
-# some to spare for characters in pieces.
+# A reply's last told tokens that may say something else than its text does: bytes of a run that is
+# no character, which a stop string cut off from the rest of their run.
 _UNTOLD_MAX = 8
 _RULES = b"1"  # the number of this module's rules; ids of another number are not taken
 _MESSAGE_TOKENS = 8  # what a template writes around a message, where a probe is refused

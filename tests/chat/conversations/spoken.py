@@ -22,10 +22,10 @@ from chatserve.chat.conversations.history import History
 from chatserve.chat.store.conversation import Role, Turn
 from chatserve.chat.text.control import Span
 from chatserve.chat.text.sample import SampleText
-from chatserve.chat.text.template import read_template
+from chatserve.chat.text.template import Rendered, read_template
 from chatserve.chat.text.text_floor import TextFloor
 from chatserve.chat.text.tokenizer import Tokenizer
-from chatserve.chat.values import Generation, Message, SamplingDefaults
+from chatserve.chat.values import ChatPrompt, Generation, Message, SamplingDefaults
 from chatserve.engine.values import Emission, FinishReason
 from tests.chat.templates import ALL, HISTORIES
 from tests.chat.vocabularies import CONTROLS, PLAIN_ADDED, pretrained
@@ -125,6 +125,12 @@ def plain_ids(kind: str) -> tuple[int, ...]:
     tokenizer = text_floor(kind, "chatml").tokenizer
     size = len(pretrained(kind))
     return tuple(each for each in range(size) if not tokenizer.is_silent(each))
+
+
+def seeded(kind: str, form: str, seed: int) -> random.Random:
+    """A source of chance whose seed is shown where a test fails."""
+    print(f"seed {kind} {form} {seed}")
+    return random.Random(f"{kind} {form} {seed}")
 
 
 def user_text(source: random.Random) -> str:
@@ -251,3 +257,15 @@ def counted(tokenizer: Tokenizer) -> tuple[Tokenizer, Callable[[], int]]:
         return total
 
     return Counted(), encoded
+
+
+def truth(floor: TextFloor, chat: Chat) -> Rendered:
+    """What the template makes of a chat."""
+    assert floor.template is not None
+    return floor.template.render(ChatPrompt(messages=chat.messages()))
+
+
+def plainly(floor: TextFloor, chat: Chat) -> tuple[int, ...]:
+    """The ids that a chat gets when nothing is known."""
+    rendered = truth(floor, chat)
+    return floor.tokenizer.encode_rendered(rendered.text, rendered.spans)

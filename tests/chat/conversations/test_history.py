@@ -10,8 +10,7 @@ from chatserve.chat.conversations.history import History
 from chatserve.chat.store.conversation import Role, Turn
 from chatserve.chat.text.template import Rendered
 from chatserve.chat.text.text_floor import TextFloor
-from chatserve.chat.values import ChatPrompt
-from chatserve.errors import ContextLengthExceeded, NoChatTemplate, RequestError
+from chatserve.errors import NoChatTemplate, RequestError
 from tests.chat.conversations.spoken import (
     SYSTEMS,
     Chat,
@@ -19,8 +18,11 @@ from tests.chat.conversations.spoken import (
     counted,
     kept_count,
     plain_ids,
+    plainly,
+    seeded,
     speak,
     text_floor,
+    truth,
     user_text,
 )
 from tests.chat.vocabularies import PLAIN_ADDED
@@ -35,11 +37,6 @@ def start(kind: str, form: str, source: random.Random, **options) -> tuple[TextF
     floor = text_floor(kind, form)
     history = History(floor, context_length=1 << 20, reserve=16, **options)
     return floor, Chat(history, None if form == "gemma" else source.choice(SYSTEMS), [])
-
-
-def seeded(kind: str, form: str, seed: int) -> random.Random:
-    print(f"seed {kind} {form} {seed}")
-    return random.Random(f"{kind} {form} {seed}")
 
 
 def sections(floor: TextFloor, ids: tuple[int, ...]) -> list[str]:
@@ -93,11 +90,6 @@ def silent_ids(floor: TextFloor) -> list[int]:
     return sorted(floor.tokenizer.special_ids - floor.stop_ids)
 
 
-def truth(floor: TextFloor, chat: Chat) -> Rendered:
-    assert floor.template is not None
-    return floor.template.render(ChatPrompt(messages=chat.messages()))
-
-
 def said_plainly(floor: TextFloor, spoken: Spoken, *, begin: tuple[int, ...] = ()) -> bool:
     """Whether a reply's text has no spaces at its edges, nor do its ids. Templates trim, and the
     first space of a text is dropped: such replies are kept as they were computed. begin: what the
@@ -114,12 +106,6 @@ def speak_whole(source: random.Random, floor: TextFloor, kind: str, **options) -
         spoken = speak(source, floor, plain_ids(kind), **options)
         if kind == "byte_level" or "\ufffd" not in spoken.text[:1] + spoken.text[-1:]:
             return spoken
-
-
-def plainly(floor: TextFloor, chat: Chat) -> tuple[int, ...]:
-    """The ids that a chat gets when nothing is known."""
-    rendered = truth(floor, chat)
-    return floor.tokenizer.encode_rendered(rendered.text, rendered.spans)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -385,59 +371,3 @@ def test_what_the_template_refuses_is_refused():
     turn = Turn(id="1", parent=None, role=Role.USER, text="hi", created=0.0)
     with pytest.raises(RequestError):
         history.prompt("a system prompt", [turn])
-
-
-# The cut ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ["chatml", "llama3", "gemma", "mistral", "reasoning"])
-def test_a_cut_lets_most_turns_append(kind, form):
-    turns, context, reserve = 50, 800, 150
-    source = seeded(kind, form, 0)
-    floor = text_floor(kind, form)
-    chat = Chat(History(floor, context_length=context, reserve=reserve), None, [])
-    if form != "gemma":
-        chat.system = "You are a fox. " * 3
-    before: tuple[int, ...] = ()
-    cuts: list[int] = [0]
-    for _ in range(turns):
-        prompt = chat.ask("the question " + user_text(source))
-        again = chat.history.prompt(chat.system, chat.path)
-        assert again.tokens == prompt
-        assert len(prompt) < context - reserve // 2
-        assert again.left_out % 2 == 0
-        if again.left_out == cuts[-1]:
-            assert prompt[: len(before)] == before
-        else:
-            assert again.left_out > cuts[-1]
-            assert len(prompt) <= context // 2 + 20
-            cuts.append(again.left_out)
-        ids = chat.answer(speak(source, floor, plain_ids(kind), thinks=form == "reasoning"))
-        before = prompt if form == "reasoning" else prompt + ids
-    print("cuts", cuts)
-    assert 2 < len(cuts) < turns // 4
-
-
-def test_a_cut_leaves_the_system_prompt_and_whole_exchanges():
-    floor = text_floor("byte_level", "chatml")
-    chat = Chat(History(floor, context_length=400, reserve=50), "You are a fox.", [])
-    left_out = 0
-    while not left_out:
-        chat.ask(f"question {len(chat.path)} " * 5)
-        left_out = chat.history.prompt(chat.system, chat.path).left_out
-        kept = list(chat.path)
-        chat.answer(Spoken((), floor.tokenizer.encode_rendered("Paris", ()), "Paris", ""))
-    chat.path = kept[left_out:]
-    assert kept[left_out].role is Role.USER
-    assert chat.history.prompt(chat.system, kept).tokens == plainly(floor, chat)
-
-
-def test_one_message_that_does_not_fit_is_refused_and_one_that_just_fits_is_not():
-    floor = text_floor("byte_level", "chatml")
-    turn = Turn(id="1", parent=None, role=Role.USER, text="the dog " * 30, created=0.0)
-    wide = History(floor, context_length=10_000, reserve=10)
-    size = len(wide.prompt(None, [turn]).tokens)
-    assert len(History(floor, context_length=size + 1, reserve=50).prompt(None, [turn]).tokens)
-    with pytest.raises(ContextLengthExceeded):
-        History(floor, context_length=size, reserve=50).prompt(None, [turn])
