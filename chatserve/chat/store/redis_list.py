@@ -3,7 +3,8 @@
 The index is a sorted set beside the conversations, in another slot, so it is no part of their
 atomic calls. What holds of it: every conversation is in it (it is written before the conversation),
 and no score is above its conversation's time of update (it is written after). So what is listed
-and not there is taken out, and a score that lags is raised, when a listing comes by.
+and not there is taken out, and a score that lags is raised, when a listing has come by: not before,
+for what is raised stands in front of the place where the next part begins.
 """
 
 import asyncio
@@ -45,8 +46,10 @@ class _Head:
 
 @dataclass(slots=True)
 class _Gathered:
-    """What a call has found, and how far it has looked."""
+    """What a call has found, and how far it has looked. lagging: it has passed these, whose
+    scores are to be raised."""
 
+    lagging: list[Conversation] = field(default_factory=list[Conversation])
     found: list[Conversation] = field(default_factory=list[Conversation])
     last: Place | None = None
     bytes_left: int = SEARCH_BYTES_MAX
@@ -65,6 +68,19 @@ class RedisList:
         """The part behind a place."""
         assert limit > 0
         gathered = _Gathered()
+        page = await self._gathered(owner, gathered, after=after, limit=limit, search=search)
+        await self._raise(owner, gathered.lagging)
+        return page
+
+    async def _gathered(
+        self,
+        owner: str,
+        gathered: _Gathered,
+        *,
+        after: Place | None,
+        limit: int,
+        search: str | None,
+    ) -> Page:
         deadline = self._clock() + SEARCH_SECONDS_MAX
         async for heads in self._batches(owner, after, min(limit + 1, BATCH_MAX)):
             for group in _groups(heads) if search else [heads]:
@@ -78,6 +94,8 @@ class RedisList:
                         assert gathered.last is not None
                         return Page(tuple(gathered.found), gathered.last.written())
                     gathered.last = head.place
+                    if head.conversation.updated > head.place.updated:
+                        gathered.lagging.append(head.conversation)
                     if head.place.id in kept:
                         gathered.found.append(head.conversation)
                 if gathered.bytes_left < 0 or self._clock() > deadline:
@@ -109,7 +127,6 @@ class RedisList:
         commands = [("HMGET", meta_key(place.id), *SEARCHED_FIELDS) for place in places]
         answers = await self._link.run(commands, excused=(WRONG_TYPE,))
         heads: list[_Head] = []
-        chores: list[Command] = []
         gone: list[Place] = []
         for place, answer in zip(places, answers, strict=True):
             if isinstance(answer, Exception):
@@ -124,15 +141,19 @@ class RedisList:
                 continue
             if conversation.owner != owner:
                 continue
-            if conversation.updated > place.updated:
-                score = repr(conversation.updated)
-                chores.append(("ZADD", OWNER_INDEX + owner, "XX", "GT", score, place.id))
             heads.append(_Head(place, conversation, int(values[-1] or 0)))
-        if chores:
-            await self._link.run(chores, optional=len(chores))
         if gone:
             await self._take_out(owner, gone)
         return heads
+
+    async def _raise(self, owner: str, lagging: Sequence[Conversation]) -> None:
+        index = OWNER_INDEX + owner
+        chores: list[Command] = [
+            ("ZADD", index, "XX", "GT", repr(each.updated), each.id) for each in lagging
+        ]
+        for first in range(0, len(chores), BATCH_MAX):
+            some = chores[first : first + BATCH_MAX]
+            await self._link.run(some, optional=len(some))
 
     async def _take_out(self, owner: str, places: Sequence[Place]) -> None:
         """One that was being made comes back: its maker had written here before."""

@@ -1,6 +1,7 @@
 """What a damaged conversation does to others: nothing."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import pytest
 
@@ -81,3 +82,27 @@ async def test_an_index_of_a_wrong_type_is_no_conversations_fault(
     with pytest.raises(Unavailable) as refusal:
         await store.accept(new_turn("z", of="c", at_leaf=False, parent=None))
     assert not isinstance(refusal.value, Unreadable), "it may have been accepted: look for it"
+
+
+@pytest.mark.parametrize("search", [None, "word"])
+async def test_scores_that_lag_leave_nobody_out_of_the_next_part(
+    process: RedisProcess, store: RedisStore, search: str | None
+) -> None:
+    """As after a crash: what is looked at ahead of the next part is not moved before it."""
+    await process.command("FLUSHALL")
+    names = [f"n{number}" for number in range(7)]
+    for number, name in enumerate(names):
+        await store.create(replace(conversation(name, updated=100.0 + number), title="word"))
+        await process.command("ZADD", f"cs:owner:{OWNER}", str(number), name)
+    for wanted in (1, 2, 3):
+        listed: list[str] = []
+        after = None
+        while True:
+            page = await store.list(OWNER, after=after, limit=wanted, search=search)
+            listed += [each.id for each in page.conversations]
+            after = page.next
+            if after is None:
+                break
+        assert sorted(listed) == names
+        for number, name in enumerate(names):
+            await process.command("ZADD", f"cs:owner:{OWNER}", str(number), name)
