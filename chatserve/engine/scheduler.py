@@ -318,7 +318,7 @@ class Scheduler:
             finish = FinishReason.LENGTH
         if finish is not None:
             return self._final(sequence, finish, (token,), logprobs)
-        return Outcome(sequence.group, self._emission(sequence, (token,), logprobs))
+        return Outcome(sequence.group, sequence.emit((token,), logprobs))
 
     def _seal(self, sequence: Sequence) -> None:
         """Name the pages that are full up to `computed`."""
@@ -348,29 +348,8 @@ class Scheduler:
         # Booked as emitted only when nothing can go wrong any more.
         self.roster.end(sequence)
         self.counts.finished[finish] += 1
-        emission = self._emission(sequence, tokens, logprobs, finish=finish, error=error)
+        emission = sequence.emit(tokens, logprobs, finish=finish, error=error)
         return Outcome(sequence.group, emission)
-
-    def _emission(
-        self,
-        sequence: Sequence,
-        tokens: tuple[int, ...],
-        logprobs: TokenLogprobs | None,
-        *,
-        finish: FinishReason | None = None,
-        error: ChatserveError | None = None,
-    ) -> Emission:
-        receipt = None if sequence.receipt_sent else sequence.receipt
-        sequence.receipt_sent = True
-        sequence.emitted += len(tokens)
-        return Emission(
-            sample=sequence.sample,
-            tokens=tokens,
-            logprobs=() if logprobs is None else (logprobs,),
-            finish=finish,
-            error=error,
-            receipt=receipt,
-        )
 
     # Faults --------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from chatserve.cache.page_table import PageTable
-from chatserve.engine.values import Receipt, Request
+from chatserve.engine.values import Emission, FinishReason, Receipt, Request, TokenLogprobs
+from chatserve.errors import ChatserveError
 from prefix_store.names import PageName, Root
 
 
@@ -90,3 +91,24 @@ class Sequence:
     def ordered_enough(self) -> bool:
         """Whether all tokens it may generate are generated or on their way."""
         return self.known - len(self.request.tokens) >= self.request.max_tokens
+
+    def emit(
+        self,
+        tokens: tuple[int, ...],
+        logprobs: TokenLogprobs | None,
+        *,
+        finish: FinishReason | None = None,
+        error: ChatserveError | None = None,
+    ) -> Emission:
+        """What the consumer gets now, booked as emitted; the first time with the receipt."""
+        receipt = None if self.receipt_sent else self.receipt
+        self.receipt_sent = True
+        self.emitted += len(tokens)
+        return Emission(
+            sample=self.sample,
+            tokens=tokens,
+            logprobs=() if logprobs is None else (logprobs,),
+            finish=finish,
+            error=error,
+            receipt=receipt,
+        )
