@@ -49,6 +49,23 @@ class Roster:
         return sum(len(sequence.unforked) + 1 for sequence in self.running)
 
     @property
+    def waiting_length(self) -> int:
+        """Sequences that wait: queued, held, or following."""
+        return len(self.waiting) + len(self.held) + self.blocks.claims.waiting
+
+    def seated(self, seats: int) -> tuple[int, int]:
+        """How many of those who wait find a seat for each sample among so many free ones, in the
+        order in which they came, and how many seats are left. Nobody overtakes for a seat."""
+        seated = 0
+        for sequence in self._sequences.values():
+            if sequence.life in (Life.QUEUED, Life.FOLLOWING):
+                seats -= len(sequence.unforked) + 1
+                if seats < 0:
+                    return seated, 0
+                seated += 1
+        return seated, seats
+
+    @property
     def coming(self) -> int:
         """Pages that will be available when the steps in flight have committed: those that are
         leaving already, and those that only the retired own."""

@@ -117,7 +117,7 @@ class Scheduler:
         input that broke a step before, Busy for a full queue, Unavailable for a broken device.
         """
         request, limits = prepared.request, self.limits
-        self.check_room()
+        self.check_room(samples=min(request.samples, limits.sequences_max))
         assert request.tokens, "a request has at least one token"
         assert request.max_tokens > 0, "a request asks for at least one token"
         assert 0 <= request.answered < len(request.tokens), "there was a prompt before the answer"
@@ -134,18 +134,25 @@ class Scheduler:
             raise Quarantined("The same request broke this server before; it is not run again.")
         return self.roster.submit(prepared).group
 
-    def check_room(self, preparing: int = 0) -> None:
+    def check_room(self, preparing: int = 0, *, samples: int = 1) -> None:
         """Raise Busy for a full queue, Unavailable for a broken device; else return.
 
         Those for whom there is a seat are not waiting for one, only for the next plan.
-        `preparing` requests were let in before and will be submitted: each has its place.
+        `preparing` requests were let in before and will be submitted: of each, one sample has its
+        place (how many it wants is not known yet: `submit` looks again).
         """
         if self.broken is not None:
             raise Unavailable("The device failed; the server must be restarted.")
-        seats = max(0, self.limits.sequences_max - self.roster.seats_taken)
-        waiting = len(self.roster.waiting) + self.blocks.claims.waiting + preparing
-        if waiting >= self.limits.queued_max + seats:
-            raise Busy("Too many requests are waiting.", retry_after=self._refusals.refuse())
+        places, roster = self.limits.queued_max, self.roster
+        waiting = roster.waiting_length + preparing
+        if waiting < places:
+            return
+        seats = max(0, self.limits.sequences_max - roster.seats_taken)
+        if waiting < places + seats:
+            seated, seats = roster.seated(seats)
+            if seats >= preparing + samples or max(0, waiting - seated - seats) < places:
+                return
+        raise Busy("Too many requests are waiting.", retry_after=self._refusals.refuse())
 
     def draft(self, key: Hashable, prepared: PreparedRequest) -> bool:
         """Compute a prompt's full pages while there are no requests, in place of what this key

@@ -1,14 +1,16 @@
 """Who is served when: tenants, priorities, ageing, overload, clocks."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from chatserve.api.fields import PRIORITY_MAX
 from chatserve.engine.sequence import Life
-from chatserve.errors import Busy
+from chatserve.errors import Busy, RequestError
 from tests.engine.build import Setup, ask, random_tokens
 from tests.engine.stepper import Asked, Stepper
+from tests.engine.test_claims import fail_once
 
 SOURCE = random.Random(11)
 FEW = Setup(pages=200, page_size=4, sequences_max=2, budget_min=32, budget_max=32)
@@ -180,6 +182,101 @@ def test_only_those_without_a_seat_count_as_waiting(queued_max: int) -> None:
         stepper.ask(ask(prompt(9), 4))
     with pytest.raises(Busy):
         stepper.ask(ask(prompt(9), 4))
+    stepper.run_all()
+    stepper.assert_right()
+
+
+def let_in(stepper: Stepper) -> int:
+    """How many requests of one sample would be let in now, before any of them is submitted."""
+    preparing = 0
+    while True:
+        try:
+            stepper.scheduler.check_room(preparing)
+        except Busy:
+            return preparing
+        preparing += 1
+        assert preparing < 100, "there is room without end"
+
+
+SEATED = Setup(pages=400, page_size=4, sequences_max=8, queued_max=2)
+
+
+@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("samples", [(), (1,), (3,), (8,), (3, 5), (3, 4), (5, 5), (8, 1), (8, 8)])
+def test_as_many_as_are_let_in_are_taken_and_one_more_is_refused(
+    samples: tuple[int, ...], planned: bool
+) -> None:
+    stepper = Stepper(SEATED)
+    for count in samples:
+        stepper.ask(ask(prompt(9), 4, samples=count, temperature=1.0))
+    seats, without = SEATED.sequences_max, 0
+    for count in samples:
+        without += without > 0 or count > seats
+        seats = 0 if without else seats - count
+    room = let_in(stepper)
+    assert room == seats + SEATED.queued_max - without
+    if planned:
+        stepper.step()
+    for _ in range(room):
+        stepper.ask(ask(prompt(9), 4))
+    with pytest.raises(Busy):
+        stepper.ask(ask(prompt(9), 4))
+    stepper.run_all()
+    stepper.assert_right()
+
+
+def test_samples_need_seats_of_their_own_and_a_request_one_place() -> None:
+    stepper = Stepper(SEATED)
+    for _ in range(1 + SEATED.queued_max):  # the first has all the seats
+        stepper.ask(ask(prompt(9), 4, samples=8, temperature=1.0))
+    with pytest.raises(Busy):
+        stepper.ask(ask(prompt(9), 4, samples=8, temperature=1.0))
+    stepper.run_all()
+    stepper.assert_right()
+
+
+def test_without_places_a_request_is_taken_only_if_all_its_samples_have_seats() -> None:
+    stepper = Stepper(Setup(pages=400, page_size=4, sequences_max=8, queued_max=0))
+    stepper.ask(ask(prompt(9), 4, samples=6, temperature=1.0))
+    with pytest.raises(Busy):
+        stepper.ask(ask(prompt(9), 4, samples=3, temperature=1.0))
+    stepper.ask(ask(prompt(9), 4, samples=2, temperature=1.0))
+    with pytest.raises(Busy):
+        stepper.ask(ask(prompt(9), 4))
+    with pytest.raises(Busy):
+        stepper.ask(ask(prompt(9), 4, samples=9))
+    stepper.run_all()
+    with pytest.raises(RequestError, match="n=9"):
+        stepper.ask(ask(prompt(9), 4, samples=9))
+    stepper.assert_right()
+
+
+def test_who_follows_waits_too() -> None:
+    stepper = Stepper(SEATED)
+    tokens = prompt(200)
+    asked = [stepper.ask(ask(tokens, 4))]
+    stepper.step()
+    assert let_in(stepper) == 7 + SEATED.queued_max
+    asked += [stepper.ask(ask(tokens, 4, samples=3, temperature=1.0)) for _ in range(2)]
+    stepper.step()
+    assert all(stepper.lives(one) == {Life.FOLLOWING} for one in asked[1:])
+    assert let_in(stepper) == 1 + SEATED.queued_max
+    stepper.ask(ask(tokens, 4, samples=3, temperature=1.0))
+    stepper.step()
+    assert let_in(stepper) == SEATED.queued_max - 1
+    stepper.run_all()
+    stepper.assert_right()
+
+
+def test_who_is_held_as_a_suspect_waits_too() -> None:
+    stepper = Stepper(replace(SEATED, budget_min=16, budget_max=16))
+    for _ in range(2):
+        stepper.ask(ask(prompt(60), 4, samples=3, temperature=1.0))
+    assert let_in(stepper) == 2 + SEATED.queued_max
+    stepper.house.runner.before_step = fail_once()
+    stepper.step()
+    assert stepper.scheduler.roster.held
+    assert let_in(stepper) == 2 + SEATED.queued_max
     stepper.run_all()
     stepper.assert_right()
 
