@@ -5,6 +5,8 @@
                Retry-After says
     storm      ten times as many requests a second as the peak answered, at random times (Poisson),
                whatever the answers are
+    elsewhere  the peak's clients, beside a storm that another process refuses: clients and server
+               share the cores, so this much of the storm's cost is its senders'
 
 They take turns on one server, so that a machine that slows down slows all. Printed: output tokens
 a second of each in the median and the ratios, the time to a refusal (as the clients see it), and
@@ -15,7 +17,9 @@ import asyncio
 import itertools
 import random
 import re
+import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Generator
@@ -106,7 +110,13 @@ async def crowd(url: str, clients: int, tally: Tally) -> None:
 
 
 async def storm(url: str, per_second: float, tally: Tally, source: random.Random) -> None:
-    """A phase of requests at random times; connections are used again."""
+    """A phase of requests at random times."""
+    with tally.phase():
+        await send_storm(url, per_second, tally, source)
+
+
+async def send_storm(url: str, per_second: float, tally: Tally, source: random.Random) -> None:
+    """Connections are used again."""
     idle: list[LightClient] = []
 
     async def one(number: int, stack: AsyncExitStack) -> None:
@@ -115,16 +125,29 @@ async def storm(url: str, per_second: float, tally: Tally, source: random.Random
         idle.append(client)
 
     async with AsyncExitStack() as stack:
-        with tally.phase():
-            due = time.monotonic()
-            until = due + SECONDS
-            async with asyncio.TaskGroup() as tasks:
-                for number in itertools.count():
-                    due += source.expovariate(per_second)
-                    if due > until:
-                        break
-                    await asyncio.sleep(max(0.0, due - time.monotonic()))
-                    tasks.create_task(one(number, stack))
+        due = time.monotonic()
+        until = due + SECONDS
+        async with asyncio.TaskGroup() as tasks:
+            for number in itertools.count():
+                due += source.expovariate(per_second)
+                if due > until:
+                    break
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                tasks.create_task(one(number, stack))
+
+
+@contextmanager
+def refuser() -> Generator[str]:
+    """A process that refuses everything; its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.refuser", str(port)])
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def lag_quantile(metrics: str, quantile: float) -> str:
@@ -137,19 +160,33 @@ def lag_quantile(metrics: str, quantile: float) -> str:
 async def measure() -> dict[str, object]:
     """All phases on one server."""
     source = random.Random(SEED)
-    peak, crowded, stormy = Tally(), Tally(), Tally()
-    with server_process(OPTIONS) as server:
+    peak, crowded, stormy, elsewhere = Tally(), Tally(), Tally(), Tally()
+    with server_process(OPTIONS) as server, refuser() as other:
         await asyncio.to_thread(wait_until_ready, server)
         await crowd(server.url, 2, Tally())
         for _ in range(ROUNDS):
             await crowd(server.url, CLIENTS, peak)
             await crowd(server.url, FACTOR * CLIENTS, crowded)
-            await storm(server.url, FACTOR * peak.answers_per_second[-1], stormy, source)
+            rate = FACTOR * peak.answers_per_second[-1]
+            await storm(server.url, rate, stormy, source)
+            await asyncio.gather(
+                crowd(server.url, CLIENTS, elsewhere), send_storm(other, rate, Tally(), source)
+            )
         async with httpx.AsyncClient(base_url=server.url) as client:
             metrics = (await client.get("/metrics")).text
     figures: dict[str, object] = {"peak_tokens_per_second": peak.tokens_per_second}
     best = statistics.median(peak.tokens_per_second)
     print(f"peak    {CLIENTS} clients: {best:.0f} tokens/s in the median of {ROUNDS} rounds")
+    beside = statistics.median(elsewhere.tokens_per_second)
+    storms = statistics.median(stormy.tokens_per_second)
+    figures["elsewhere"] = {
+        "tokens_per_second": elsewhere.tokens_per_second,
+        "ratio_of_medians": beside / best,
+        "storm_against_it": storms / beside,
+    }
+    print(
+        f"elsewhere {beside:.0f} tokens/s, {beside / best:.2f} x; storm {storms / beside:.2f} of it"
+    )
     for name, tally in (("crowd", crowded), ("storm", stormy)):
         rate, late = statistics.median(tally.tokens_per_second), tally.refusals()
         figures[name] = {
