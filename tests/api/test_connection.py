@@ -213,6 +213,26 @@ async def test_a_chunked_body_over_the_limit_is_413_and_not_kept() -> None:
         assert max(held) <= LIMITS.body_bytes_max
 
 
+@pytest.mark.parametrize("piece", [65_536, LIMITS.body_bytes_max])
+async def test_a_chunked_body_may_have_as_many_bytes_as_a_declared_one_and_not_one_more(
+    piece: int,
+) -> None:
+    whole = orjson.dumps(CHAT).ljust(LIMITS.body_bytes_max)
+
+    async def pieces(body: bytes):
+        for start in range(0, len(body), piece):
+            yield body[start : start + piece]
+
+    async with site() as running, running.client() as client:
+        for body, status in ((whole, 200), (whole + b" ", 413)):
+            answer = await client.post(
+                "/v1/chat/completions",
+                content=pieces(body),
+                headers={"Content-Type": "application/json"},
+            )
+            assert answer.status_code == status
+
+
 async def test_a_chunked_body_is_read_and_ends_its_connection() -> None:
     body = orjson.dumps(CHAT)
     chunks = b"".join(b"1;ext=x\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"

@@ -2,7 +2,11 @@
 
 import asyncio
 
+import pytest
+
 from chatserve.engine.engine import DELIVERIES_A_TURN
+from chatserve.engine.plan import StepPlan
+from chatserve.engine.runner import RunnerThread
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Emission
 from tests.engine.build import Setup, ask, build, running
@@ -45,6 +49,35 @@ async def test_a_turn_of_the_loop_delivers_to_a_few_streams_only() -> None:
     assert len(delivered) == 6 * STREAMS
     per_turn = [delivered.count(each) for each in set(delivered)]
     assert max(per_turn) <= DELIVERIES_A_TURN
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+async def test_the_next_step_is_handed_over_before_a_steps_tokens_are_delivered(
+    in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(Setup(steps_in_flight=in_flight))
+    handed_over = 0
+    ahead: list[int] = []  # steps handed over after the one whose token is delivered
+    submit = RunnerThread.submit
+
+    def noting_submit(thread: RunnerThread, plan: StepPlan) -> None:
+        nonlocal handed_over
+        handed_over = plan.number
+        submit(thread, plan)
+
+    monkeypatch.setattr(RunnerThread, "submit", noting_submit)
+    stream = house.engine.open(house.prepare(ask((1, 2, 3), 10)))
+    put = stream.put
+
+    def noting_put(emission: Emission) -> None:
+        ahead.append(handed_over - len(ahead) - 1)  # the n-th step gives the n-th token
+        put(emission)
+
+    stream.put = noting_put
+    async with running(house):
+        assert len(await _tokens(stream)) == 10
+    left = [10 - number for number in range(1, 11)]
+    assert all(seen >= min(in_flight, most) for seen, most in zip(ahead, left, strict=True))
 
 
 async def _tokens(stream: Stream) -> list[int]:

@@ -10,7 +10,7 @@ from chatserve.engine.runner import DeviceLost, OutOfMemory, StepRunner
 from chatserve.engine.values import FinishReason
 from chatserve.errors import NumericalFault, Quarantined, StepFault, Unavailable
 from tests.engine.build import Setup, ask, build, quiet, random_tokens, running
-from tests.engine.oracle import Heard, assert_right, listen
+from tests.engine.oracle import Heard, assert_right, expected, listen
 from tests.engine.stepper import Asked, InjectedFault, Stepper
 
 SETUP = Setup(pages=64, page_size=4, budget_min=16, budget_max=16)
@@ -209,6 +209,27 @@ def test_a_row_that_is_not_finite_ends_its_sample_alone_and_leaves_no_page() -> 
         (*bad.request.tokens, *bad.heard[1].tokens),
     )
     assert not stepper.house.blocks._index.holds(names[-1]), "a page of the bad row was kept"
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_row_that_is_not_finite_names_nothing_of_who_has_left(steps: int) -> None:
+    stepper = Stepper(SETUP)
+    tokens = prompt(14)
+    bad = stepper.ask(ask(tokens, 12))
+    whole = (*tokens, *expected(bad.request, 0, stepper.house.setup.vocabulary).tokens)
+    names = stepper.house.namer.names(stepper.house.prepare(bad.request).root, whole)
+    resident = stepper.house.blocks._index.holds
+    stepper.until(lambda: len(bad.heard[0].tokens) == 5)
+    assert resident(names[3])
+    stepper.house.runner.after_row = lambda order: False
+    for _ in range(steps):
+        stepper.plan()
+    stepper.abort(bad)
+    assert stepper.lives(bad) == set()
+    while stepper.commit():
+        pass
+    assert not any(map(resident, names)), "what is not a number may be in its pages"
+    stepper.house.assert_baseline()
 
 
 async def test_an_engine_loses_its_device_and_every_stream_ends() -> None:

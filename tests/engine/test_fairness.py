@@ -49,6 +49,17 @@ def test_two_tenants_that_both_flood_are_served_alike() -> None:
     assert abs(sum(item.over for item in one) - sum(item.over for item in other)) <= 4
 
 
+def test_generated_tokens_count_as_served_twice_what_a_prompts_do() -> None:
+    stepper = Stepper(replace(FEW, sequences_max=1))
+    talkers = [stepper.ask(ask(prompt(8), 28, tenant="talker")) for _ in range(30)]
+    readers = [stepper.ask(ask(prompt(8), 4, tenant="reader")) for _ in range(60)]
+    stepper.until(lambda: sum(one.over for one in talkers) == 10)
+    # A talker's request costs 8 + 2 * 28, a reader's 8 + 2 * 4: four of these for one of those.
+    assert 36 <= sum(one.over for one in readers) <= 44
+    stepper.run_all()
+    stepper.assert_right()
+
+
 def test_idleness_is_neither_saved_up_nor_owed() -> None:
     stepper = Stepper(FEW)
     waiting = stepper.scheduler.roster.waiting

@@ -52,6 +52,7 @@ def expected_probabilities(logits: Tensor, row: SampleRow) -> dict[int, float]:
         SampleRow(top_p=0.8),
         SampleRow(top_p=0.01),
         SampleRow(min_p=0.1),
+        SampleRow(min_p=1.0),
         SampleRow(temperature=1.5, top_k=7, top_p=0.7, min_p=0.05),
         SampleRow(top_k=1),
         SampleRow(top_k=1000, top_p=1.0),
