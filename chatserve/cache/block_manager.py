@@ -70,6 +70,22 @@ class CacheStatistics:
     draft_adopted_total: int = 0
 
 
+@dataclass(slots=True)
+class _Counts:
+    """The running sums behind the statistics."""
+
+    query_tokens: int = 0
+    hit_tokens: int = 0
+    sealed: int = 0
+    twins: int = 0
+    copies: int = 0
+    evicted: int = 0
+    flushed: int = 0
+    truncated: int = 0
+    draft_sealed: int = 0
+    draft_adopted: int = 0
+
+
 class BlockManager:
     """Pages of one device under names of one page size. Owned by the event loop."""
 
@@ -80,16 +96,7 @@ class BlockManager:
         self.claims = Claims()
         self._caching = caching
         self._index = PrefixIndex()
-        self._query_tokens = 0
-        self._hit_tokens = 0
-        self._sealed = 0
-        self._twins = 0
-        self._copies = 0
-        self._evicted = 0
-        self._flushed = 0
-        self._truncated = 0
-        self._draft_sealed = 0
-        self._draft_adopted = 0
+        self._counts = _Counts()
 
     # What there is -------------------------------------------------------------------------
 
@@ -141,15 +148,20 @@ class BlockManager:
                 break
             self._retain(page)
             if not drafting:
-                self._draft_adopted += self._index.keep(page)
+                self._counts.draft_adopted += self._index.keep(page)
             table.pages.append(page)
             table.names.append(name)
         return len(table.pages)
 
+    def count_on(self, before: "BlockManager") -> None:
+        """Take the place of another one, whose pages are lost: what it counted goes on."""
+        self._counts = before._counts
+        self.claims.count_on(before.claims)
+
     def count_query(self, prompt_tokens: int, hit_tokens: int) -> None:
         """Book one request's look-up, in tokens."""
-        self._query_tokens += prompt_tokens
-        self._hit_tokens += hit_tokens
+        self._counts.query_tokens += prompt_tokens
+        self._counts.hit_tokens += hit_tokens
 
     def shortage(self, table: PageTable, start: int, end: int) -> int:
         """How many pages too few there are for `reserve` with these positions; 0 or less: none."""
@@ -177,7 +189,7 @@ class BlockManager:
             copies.append(PageCopy(source, target))
         for _ in range(new):
             table.pages.append(self.pool.allocate())
-        self._copies += len(copies)
+        self._counts.copies += len(copies)
         return tuple(copies)
 
     def extend(self, table: PageTable, *, drafts_max: int) -> bool:
@@ -230,18 +242,18 @@ class BlockManager:
         elif twin is not None:
             self._retain(twin)
             if not drafting:
-                self._draft_adopted += self._index.keep(twin)
+                self._counts.draft_adopted += self._index.keep(twin)
             table.pages[index] = twin
             self._release_page(page, step)
-            self._twins += 1
+            self._counts.twins += 1
         elif self._index.holds(name):
             return []  # a name with other tokens: the newcomer, and what follows, stay nameless
         else:
             self.pool.seal(page)
             parent = table.names[-1] if table.names else None
             self._index.add(page, name, parent, tokens, drafted=drafting)
-            self._sealed += 1
-            self._draft_sealed += drafting
+            self._counts.sealed += 1
+            self._counts.draft_sealed += drafting
         table.names.append(name)
         return self.claims.sealed(name)
 
@@ -257,7 +269,7 @@ class BlockManager:
             if self.pool.references(page) == 1 and not self._index.has_children(page):
                 self._index.remove(page)
                 self.pool.truncate(page)
-                self._truncated += 1
+                self._counts.truncated += 1
 
     def release(self, table: PageTable, *, step: int) -> None:
         """Give all pages back. step: the last step in flight that may touch them (0: none)."""
@@ -276,8 +288,8 @@ class BlockManager:
         count = 0
         while self._evict_one():
             count += 1
-        self._evicted -= count
-        self._flushed += count
+        self._counts.evicted -= count
+        self._counts.flushed += count
         return count
 
     # Looking at it -------------------------------------------------------------------------
@@ -292,17 +304,17 @@ class BlockManager:
             named_pages=len(self._index),
             logical_pages=pages.references,
             physical_pages=pages.open + pages.loading + pages.sealed,
-            query_tokens=self._query_tokens,
-            hit_tokens=self._hit_tokens,
-            sealed_total=self._sealed,
-            twins_total=self._twins,
-            copies_total=self._copies,
-            evicted_for_space_total=self._evicted,
-            evicted_by_flush_total=self._flushed,
-            truncated_total=self._truncated,
+            query_tokens=self._counts.query_tokens,
+            hit_tokens=self._counts.hit_tokens,
+            sealed_total=self._counts.sealed,
+            twins_total=self._counts.twins,
+            copies_total=self._counts.copies,
+            evicted_for_space_total=self._counts.evicted,
+            evicted_by_flush_total=self._counts.flushed,
+            truncated_total=self._counts.truncated,
             draft_pages=self._index.drafted,
-            draft_sealed_total=self._draft_sealed,
-            draft_adopted_total=self._draft_adopted,
+            draft_sealed_total=self._counts.draft_sealed,
+            draft_adopted_total=self._counts.draft_adopted,
         )
 
     def check(self) -> None:
@@ -355,5 +367,5 @@ class BlockManager:
             return False
         self._index.remove(page)
         self.pool.evict(page)
-        self._evicted += 1
+        self._counts.evicted += 1
         return True

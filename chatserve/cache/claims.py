@@ -41,6 +41,10 @@ class Claims:
         """Followers that wait now."""
         return len(self._waits_for)
 
+    def count_on(self, before: "Claims") -> None:
+        """Go on from what another one counted."""
+        self._waited = before._waited
+
     def leader(self, name: PageName) -> Holder | None:
         """The sequence that computes this name now."""
         return self._leader.get(name)

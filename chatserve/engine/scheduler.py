@@ -429,6 +429,7 @@ class Scheduler:
         self._committed = self._number
         self._suspects.clear()
         blocks = self._make_blocks()
+        blocks.count_on(self.blocks)
         blocks.settle(self._committed)
         self.roster.restart(blocks)
         self._drafts.restart()

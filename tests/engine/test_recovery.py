@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from chatserve.cache.block_manager import CacheStatistics
 from chatserve.engine.engine import Engine
 from chatserve.engine.values import FinishReason
 from chatserve.errors import EngineError, Unavailable
@@ -179,6 +180,30 @@ def test_who_was_on_its_way_out_at_an_exception_does_not_come_back() -> None:
     stepper.run_all()
     stepper.assert_right(stays)
     stepper.house.assert_baseline()
+
+
+def test_what_the_cache_has_counted_goes_on_when_it_is_begun_anew() -> None:
+    stepper = Stepper(Setup(pages=12, page_size=4, budget_max=24))
+    for _ in range(2):
+        for request in requests(3):
+            stepper.ask(request)
+    stepper.run_all()
+    stepper.house.blocks.flush()
+    for key in range(2):
+        stepper.draft(key, random_tokens(random.Random(1), 8))
+    stepper.run_all()
+    before = stepper.house.blocks.statistics()
+    stepper.recover()
+    after = stepper.house.blocks.statistics()
+    assert before.draft_pages > after.draft_pages == after.named_pages == 0
+    totals = [name for name in CacheStatistics.__slots__ if name.endswith(("_total", "_tokens"))]
+    assert len(totals) >= 10
+    for name in totals:
+        assert getattr(after, name) == getattr(before, name), name
+    counted = {name for name in totals if getattr(before, name)}
+    assert counted >= {"query_tokens", "hit_tokens", "sealed_total", "evicted_for_space_total"}
+    assert counted >= {"copies_total", "evicted_by_flush_total", "draft_sealed_total"}
+    assert before.claims.waited == after.claims.waited > 0
 
 
 def test_an_engine_that_cannot_recover_says_so_and_ends_everything() -> None:
