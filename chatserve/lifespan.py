@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import functools
 import gc
-import json
 import logging
 import os
 import socket
@@ -38,6 +37,7 @@ from chatserve.chat.meter import ReplyMeter
 from chatserve.chat.store.session_store import SessionStore
 from chatserve.chat.values import Ask
 from chatserve.data_folder import FolderLock
+from chatserve.early_checks import check_files, stated_context
 from chatserve.errors import SettingsError, StartError, Unavailable
 from chatserve.late import LateConversations
 from chatserve.loop_watch import LoopWatch
@@ -124,6 +124,7 @@ class Serving:
         self._began = time.monotonic()
         self._port = port
         self._folder = model_folder(settings.model)
+        check_files(self._folder, settings.chat_template)
         self._name = settings.served_model_name or served_name(settings.model, self._folder)
         self._lock = FolderLock(settings.data_dir)
         self._secret = open_secret(settings.data_dir)
@@ -365,21 +366,6 @@ def served_name(model: str | None, folder: Path) -> str:
     if model is None:
         return DEMONSTRATION_NAME
     return folder.resolve().name if folder.exists() else model
-
-
-def stated_context(folder: Path) -> int:
-    """The context length that a config.json states, for limits that are needed before loading."""
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return 8_192
-    if not isinstance(config, dict):
-        return 8_192
-    inner = config.get("text_config") or config
-    if not isinstance(inner, dict):
-        return 8_192
-    stated = [inner.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
-    return next((value for value in stated if isinstance(value, int) and value > 0), 8_192)
 
 
 def open_secret(folder: Path) -> MasterSecret:

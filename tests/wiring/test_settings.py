@@ -131,3 +131,40 @@ def test_the_process_ends_with_one_line_and_status_2(
     assert done.returncode == 2
     assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{folder}"], "has no config.json"),
+        (["{folder}/nothing"], "There is no model folder"),
+        (["{folder}/file"], "is not a folder"),
+        (["--chat-template", "{folder}/nothing"], "--chat-template"),
+        (["--chat-template", "{folder}"], "--chat-template"),
+        (["--chat-template", "{folder}/binary"], "--chat-template"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_before_anything_is_started(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    folder, data = tmp_path / "given", tmp_path / "data"
+    folder.mkdir()
+    (folder / "file").write_text("not a folder")
+    (folder / "binary").write_bytes(b"\xff\xfe")
+    given = [each.replace("{folder}", str(folder)) for each in arguments]
+    # Any import of these ends the process in another way.
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    (tmp_path / "transformers.py").write_text("raise SystemExit('transformers was imported')")
+    done = subprocess.run(
+        [sys.executable, "-m", "chatserve", "serve", *given, "--port", "0", "--data-dir", data],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("chatserve: ")
+    assert words in line
+    assert not data.exists(), "a data folder was begun"
