@@ -238,15 +238,10 @@ class Conversations(Generic[PreparedT]):
         return self._changed(found)
 
     async def delete(self, owner: str, conversation: str) -> None:
-        """Its running replies are stopped first. Raises NotFound."""
+        """Its running replies end once it is gone. Raises NotFound."""
+        await self._store.delete(owner, conversation)
         for answering in tuple(self._live.by_id.values()):
-            reply = answering.reply
-            if (reply.owner, reply.conversation) == (owner, conversation):
-                answering.stop()
-        running = await self._store.delete(owner, conversation)
-        for reply in running:
-            answering = self._live.by_id.get(reply)
-            if answering is not None:
+            if answering.reply.conversation == conversation:
                 answering.lose()
         self._changes.publish(owner, conversation, None)
 

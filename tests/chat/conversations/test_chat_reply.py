@@ -10,7 +10,12 @@ from dataclasses import dataclass
 import pytest
 
 from chatserve.chat.conversations.chat_reply import KeptReply
-from chatserve.chat.conversations.reply_events import ReplyAccepted, ReplyFinal, ReplySnapshot
+from chatserve.chat.conversations.reply_events import (
+    ReplyAccepted,
+    ReplyDelta,
+    ReplyFinal,
+    ReplySnapshot,
+)
 from chatserve.chat.conversations.reply_log import LogLimits
 from chatserve.chat.store.conversation import (
     ReplyCursor,
@@ -19,7 +24,6 @@ from chatserve.chat.store.conversation import (
 )
 from chatserve.chat.store.memory_store import MemoryStore
 from chatserve.engine.values import FinishReason
-from chatserve.errors import Busy
 from tests.chat.conversations.chats import OWNER, Client, Process, process, tick, until
 from tests.chat.vocabularies import pretrained
 from tests.engine.build import House, Setup, build, running
@@ -227,150 +231,19 @@ async def test_a_cursor_gets_what_is_missing_or_a_snapshot(cursor, begins):
                 assert [type(event) async for event in viewing] == [ReplyAccepted, ReplyFinal]
 
 
-async def test_a_crash_before_anything_was_logged_begins_the_reply_anew():
-    store = MemoryStore()
-    async with process(store) as life:
-        conversation = await life.conversation(system="s")
-        reply = await life.send(conversation)
-        await until(lambda: life.engine.runs)
-        first = life.engine.runs[0].request
-        life.die()
-    async with process(store) as life:
-        await life.chats.resume_all()
-        await until(lambda: life.engine.runs)
-        run = life.engine.runs[0]
-        assert run.request == first
-        run.give(life.ids("dog"), finish=FinishReason.LENGTH)
-        client = Client()
-        await client.read(await life.chats.reply(OWNER, reply.id))
-        assert client.text == "dog"
-
-
-async def test_many_replies_taken_up_at_once_wait_for_the_engines_queue():
-    store = MemoryStore()
-    async with process(store) as life:
-        replies = []
-        for _ in range(20):
-            conversation = await life.conversation()
-            replies.append(await life.send(conversation))
-        await until(lambda: len(life.engine.runs) == 20)
-        life.die()
-    async with process(store) as life:
-        life.engine.refusal = Busy("full")
-        await life.chats.resume_all()
-        await until(lambda: len([each for each in life.time.due if each.seconds <= 1]) == 20)
-        assert life.chats.statistics().waiting == 20
-        life.engine.refusal = None
-        await tick(life)
-        await until(lambda: len(life.engine.runs) == 20)
-        for run in life.engine.runs:
-            run.give(life.ids("dog"), finish=FinishReason.LENGTH)
-        await life.chats.wait_quiet()
-    assert await store.running() == ()
-
-
-async def test_a_reply_of_another_model_is_interrupted_and_keeps_its_text(monkeypatch):
-    store = MemoryStore()
-    async with process(store) as life:
-        conversation = await life.conversation()
-        reply = await life.send(conversation)
-        await until(lambda: life.engine.runs)
-        life.engine.runs[0].give(life.ids("the dog"))
-        await until(lambda: reply.length)
-        await tick(life)
-        life.die()
-    async with process(store) as life:
-        life.chats._history.encoding = "another"
-        await life.chats.resume_all()
-        await life.chats.wait_quiet()
-        kept = await life.chats.reply(OWNER, reply.id)
-        client = Client()
-        await client.read(kept)
-        assert client.text == "the dog"
-        assert (client.final.kind, client.final.data["code"]) == ("failed", "interrupted")
-        assert (await store.reply(OWNER, reply.id)).state is ReplyState.INTERRUPTED
-        assert life.engine.runs == []
-
-
-async def test_a_reply_whose_settings_changed_under_it_is_interrupted():
-    store = MemoryStore()
-    async with process(store) as life:
-        conversation = await life.conversation()
-        reply = await life.send(conversation)
-        await until(lambda: life.engine.runs)
-        life.engine.runs[0].give(life.ids("the dog"))
-        await until(lambda: reply.length)
-        await tick(life)
-        await life.chats.update(OWNER, conversation, {"settings": {"stop": ["he"]}})
-        life.die()
-    async with process(store) as life:
-        await life.chats.resume_all()
-        await life.chats.wait_quiet()
-        record = await store.reply(OWNER, reply.id)
-        assert (record.state, record.text) == (ReplyState.INTERRUPTED, "the dog")
-
-
-async def test_a_reply_with_all_its_tokens_logged_ends_without_the_engine():
-    store = MemoryStore()
-    async with process(store) as life:
-        conversation = await life.conversation()
-        tokens = life.ids("the dog")
-        reply = await life.send(conversation, sampling={"max_tokens": len(tokens)})
-        await until(lambda: life.engine.runs)
-        life.engine.runs[0].give(tokens)
-        await until(lambda: reply.length)
-        await tick(life)
-        life.die()
-    async with process(store) as life:
-        await life.chats.resume_all()
-        await life.chats.wait_quiet()
-        assert life.engine.runs == []
-    assert (await whole_of(store, conversation, reply.id)).finish_reason == "length"
-
-
-async def test_a_store_that_is_away_at_the_start_is_waited_for():
-    store = MemoryStore()
-    async with process(store) as life:
-        reply = await life.send(await life.conversation())
-        await until(lambda: life.engine.runs)
-        life.die()
-    async with process(store) as life:
-        life.store.plot = lambda name, number: (
-            {"running": "before", "resume": "after", "log": "before"}.get(name)
-            if number == 0
-            else None
-        )
-        resuming = asyncio.create_task(life.chats.resume_all())
-        for name in ("running", "resume", "log"):
-            await until(lambda name=name: name in life.store.calls)
-            await tick(life)
-        await resuming
-        live = await life.chats.reply(OWNER, reply.id)
-        assert live.epoch == 4, "a doubtful resume may count twice, and none goes back"
-        await until(lambda: life.engine.runs)
-        life.engine.runs[0].give(life.ids("dog"), finish=FinishReason.LENGTH)
-        await life.chats.wait_quiet()
-
-
-async def test_who_asks_for_a_left_over_reply_before_it_is_taken_up_gets_the_live_one():
-    store = MemoryStore()
-    async with process(store) as life:
-        conversation = await life.conversation()
-        reply = await life.send(conversation)
-        await until(lambda: life.engine.runs)
-        life.die()
-    async with process(store) as life:
-        found = await asyncio.gather(
-            life.chats.reply(OWNER, reply.id),
-            life.chats.reply(OWNER, reply.id),
-            life.send(conversation),
-            life.chats.resume_all(),
-        )
-        assert found[0] is found[1] is found[2]
-        assert life.store.calls.count("resume") == 1
-        await life.chats.stop(OWNER, reply.id)
-        await life.chats.wait_quiet()
-    assert await store.running() == ()
+async def test_a_cursor_beyond_the_text_of_a_running_reply_gets_a_snapshot(life: Process):
+    reply = await life.send(await life.conversation())
+    await until(lambda: life.engine.runs)
+    life.engine.runs[0].give(life.ids("the dog"))
+    await until(lambda: reply.length)
+    # 8 were the final event's place, were this the whole text.
+    with reply.view(ReplyCursor(1, 7)) as known, reply.view(ReplyCursor(1, 8)) as unknown:
+        for viewing in (known, unknown):
+            assert isinstance(await anext(viewing), ReplyAccepted)
+        assert await anext(unknown) == ReplySnapshot(cursor=ReplyCursor(1, 7), text="the dog")
+        life.engine.runs[0].give(life.ids(" barks"))
+        for viewing in (known, unknown):
+            assert await anext(viewing) == ReplyDelta(cursor=ReplyCursor(1, 13), text=" barks")
 
 
 def test_a_kept_reply_is_served_from_its_record_alone():

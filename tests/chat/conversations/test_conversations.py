@@ -19,6 +19,7 @@ from chatserve.errors import (
     Busy,
     Conflict,
     NotFound,
+    Unavailable,
 )
 from tests.chat.conftest import ask
 from tests.chat.conversations.chats import (
@@ -296,9 +297,9 @@ async def test_an_import_gets_a_fresh_id_and_no_ids_of_tokens(life: Process):
     await answered(life, added.id, content="and?", ask="t9")
 
 
-async def test_deleting_stops_the_running_replies(life: Process, store: MemoryStore):
-    conversation = await life.conversation()
-    reply = await life.send(conversation)
+async def test_deleting_ends_the_running_replies(life: Process, store: MemoryStore):
+    conversation, other = await life.conversation(), await life.conversation()
+    reply, kept = await life.send(conversation), await life.send(other)
     run = await begun(life)
     client = Client()
     reading = asyncio.create_task(client.read(reply))
@@ -307,9 +308,30 @@ async def test_deleting_stops_the_running_replies(life: Process, store: MemorySt
     await life.chats.delete(OWNER, conversation)
     await reading
     assert run.aborted
-    assert client.final.kind in ("done", "failed")
+    assert (client.final.kind, client.final.data["code"]) == ("failed", "not_found")
+    assert "end" not in life.store.calls, "there is nowhere to keep it"
     with pytest.raises(NotFound):
         await life.chats.reply(OWNER, reply.id)
+    (await begun(life, 1)).give(life.ids("fox"), finish=FinishReason.LENGTH)
+    await until(lambda: kept.end is not None)
+    assert kept.final.kind == "done"
+
+
+async def test_a_conversation_that_could_not_be_deleted_keeps_its_replies(
+    life: Process, store: MemoryStore
+):
+    conversation = await life.conversation()
+    reply = await life.send(conversation)
+    run = await begun(life)
+    run.give(life.ids("the dog"))
+    life.store.away = {"delete"}
+    with pytest.raises(Unavailable):
+        await life.chats.delete(OWNER, conversation)
+    run.give(life.ids(" barks"), finish=FinishReason.LENGTH)
+    await until(lambda: reply.end is not None)
+    assert (reply.final.kind, reply.final.data["finish_reason"]) == ("done", "length")
+    _, turns, _ = await store.tree(OWNER, conversation)
+    assert [each.text for each in turns] == ["hi", "the dog barks"]
 
 
 async def test_a_conversation_that_vanished_fails_its_reply_and_frees_the_engine(

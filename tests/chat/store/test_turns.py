@@ -11,7 +11,7 @@ from chatserve.chat.store.conversation import (
 )
 from chatserve.chat.store.session_store import SessionStore
 from chatserve.errors import Conflict, NotFound
-from tests.chat.store.turns import OWNER, conversation, ending, entry, exchange, new_turn
+from tests.chat.store.turns import OTHER, OWNER, conversation, ending, entry, exchange, new_turn
 
 # Accepting -------------------------------------------------------------------------------------
 
@@ -65,6 +65,24 @@ async def test_a_known_ask_with_another_body_is_refused(store: SessionStore) -> 
         await store.accept(new_turn("a", digest=b"another", reply="c.other"))
     assert await store.get(OWNER, "c") == first.conversation
     assert await store.running() == ("c.a",)
+
+
+async def test_a_known_ask_is_found_by_its_owner_and_its_body_alone(store: SessionStore) -> None:
+    await store.create(conversation())
+    digest = new_turn("a").digest
+    assert await store.find(OWNER, "c", ask="a", digest=digest) is None
+    accepted = await store.accept(new_turn("a"))
+    assert await store.find(OWNER, "c", ask="a", digest=digest) == accepted.record
+    assert await store.find(OWNER, "c", ask="b", digest=digest) is None
+    with pytest.raises(Conflict):
+        await store.find(OWNER, "c", ask="a", digest=b"another")
+    for owner, identity in ((OTHER, "c"), (OWNER, "d")):
+        with pytest.raises(NotFound):
+            await store.find(owner, identity, ask="a", digest=digest)
+    await store.end(ending(accepted, "the answer"))
+    found = await store.find(OWNER, "c", ask="a", digest=digest)
+    assert found is not None
+    assert (found.state, found.text) == (ReplyState.DONE, "the answer")
 
 
 async def test_nothing_follows_a_turn_whose_reply_is_running(store: SessionStore) -> None:
