@@ -3,7 +3,8 @@
 It may not know sockets or replies. Theory of operation: as in `schema.py`, with the very fields
 and limits of `/v1` for sampling: what `/v1` refuses is refused here, and `n`, `stream`,
 `messages` and `logprobs` are unknown. What is handed down is canonical (defaults left out, numbers
-of one type, `stop` a list), so that equal meanings have equal digests whatever their spelling.
+of one type, `stop` a list), so that equal meanings have equal digests. What overrides a setting
+with its default does say something.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ _DIGEST_BYTES = 32
 _ASK = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,160}")  # of a turn or reply: two such names and a dot
 _CURSOR = re.compile(r"([1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Of a line: what ends it, and what turns the direction of the text around it.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class ChatSampling(SamplingFields, kw_only=True):

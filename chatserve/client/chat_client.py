@@ -96,7 +96,7 @@ class ChatClient:
         return conversation_of(await self._ask("POST", _PATH, body))
 
     async def conversations(self, *, search: str | None = None) -> AsyncGenerator[Conversation]:
-        """All of them, latest first, page by page. search: a part of the title."""
+        """All of them, latest first, page by page. search: a part of a title or text."""
         query = {"limit": str(self.limits.page_conversations)}
         if search:
             query["search"] = search

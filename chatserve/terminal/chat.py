@@ -301,7 +301,7 @@ class Chat:
             for number, each in enumerate(self._listed, 1)
         ]
         if len(rows) == LISTED_MAX:
-            rows.append("     … and older ones: /list with a part of the title")
+            rows.append("     … and older ones: /list with a part of a title or text")
         self._screen.note("\n".join(rows) or "(no conversations)")
 
     async def _set_system(self, text: str | None) -> None:

@@ -118,6 +118,8 @@ async def test_a_wrong_query_is_named(served: Site, query: str, param: str) -> N
     [
         ("POST", {"title": ""}, "title"),
         ("POST", {"title": "a\nb"}, "title"),
+        ("POST", {"title": "a\x85b"}, "title"),
+        ("POST", {"title": "a\u202eb"}, "title"),
         ("POST", {"title": "x" * 201}, "title"),
         ("POST", {"title": 1}, "title"),
         ("POST", {"system": ["x"]}, "system"),

@@ -107,7 +107,7 @@ def ending(
 def title_of(text: str) -> str:
     """A title from a first message: its first line with words, cut at a word."""
     line = " ".join(next((each for each in text.splitlines() if each.strip()), "").split())
-    line = "".join(character for character in line if character.isprintable())
+    line = "".join(character for character in line if character.isprintable()).strip()
     if len(line) <= TITLE_CHARACTERS_MAX:
         return line
     cut = line[: TITLE_CHARACTERS_MAX - 1]

@@ -27,7 +27,8 @@ _CONFLICTS = {
     "digest": "This id was used for another turn.",
     "taken": "The id is one that the conversation's turns already have.",
     "running": "A reply is running there: wait for its end, or stop it.",
-    "user": "A message without an answer cannot be followed by another: ask for its answer first.",
+    "user": "A message without an answer cannot be followed by another: ask for its answer, or "
+    "name the turn before it as the parent.",
     "assistant": "There is nothing to answer: 'content' is missing.",
     "nothing": "There is nothing to answer: the conversation has no turn there.",
     "full": f"The conversation has its {TURNS_MAX} turns.",
@@ -205,7 +206,9 @@ class SessionStore(Protocol):
 
     async def resume(self, reply: str) -> tuple[Conversation, tuple[Turn, ...], ReplyRecord]:
         """Take up a running reply: its epoch grows, and `logged` gets what the log holds of the
-        text. Gives the path up to the turn it answers. Raises NotFound, Conflict if it has ended.
+        text. Gives the path up to the turn it answers, and the conversation with the settings and
+        the system prompt that it had when the reply was accepted: ids of another system prompt are
+        left out. Raises NotFound, Conflict if it has ended.
         """
         ...
 
