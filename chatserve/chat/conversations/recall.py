@@ -1,8 +1,9 @@
 """Where a reply stood when its log was last written.
 
 Pure, for any thread. The log's ids, fed anew to a sample, lead to the very text that was logged:
-what was held back then is held back now. Where they do not, the reply cannot go on: another model
-is served, or its conversation's settings have changed meanwhile, and it is ended with its text.
+what was held back then is held back now, for the store gives settings as they were at acceptance.
+Where they do not, the reply cannot go on: another model is served, or somebody else's hand was at
+the log, and it is ended with its text.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from chatserve.engine.values import Emission
 
 _UNREADABLE = "The reply was interrupted, and how it was asked for cannot be read."
 _OTHER_MODEL = "The reply was interrupted, and another model is served now."
-_OTHER_SETTINGS = "The reply was interrupted, and its conversation's settings have changed."
+_OTHER_TEXT = "The reply was interrupted, and its log does not lead to what it had said."
 
 
 def first_assignment(accepted: Accepted, text: TextFloor) -> Assignment:
@@ -52,7 +53,7 @@ def recalled(
     if obstacle is None and tokens:
         said.feed(Emission(sample=0, tokens=tokens))
         if "".join(said.texts) != said_text or said.end is not None:
-            obstacle = _OTHER_SETTINGS
+            obstacle = _OTHER_TEXT
     if obstacle is not None:
         said = SampleText(0, text.tokenizer, text_rule(generation, text))
         said.recall(said_text)

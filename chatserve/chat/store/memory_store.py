@@ -37,17 +37,26 @@ from chatserve.chat.store.session_store import (
 SEARCH_CHARACTERS_MAX = 1 << 20  # looked at in one call of `list`: a few milliseconds
 
 
+@dataclass(frozen=True, slots=True)
+class _Began:
+    """How a conversation was when a reply was accepted."""
+
+    revision: int
+    settings: Mapping[str, object]
+    system: str | None
+
+
 @dataclass(slots=True)
 class _Kept:
-    """One conversation. began: the revision at which each running reply was accepted.
-    system_since: the revision at which the system prompt last changed."""
+    """One conversation. began: of the replies that are running. system_since: the revision at
+    which the system prompt last changed."""
 
     conversation: Conversation
     turns: dict[str, Turn]
     system_since: int = 0
     asks: dict[str, tuple[bytes, str]] = field(default_factory=dict[str, tuple[bytes, str]])
     records: dict[str, ReplyRecord] = field(default_factory=dict[str, ReplyRecord])
-    began: dict[str, int] = field(default_factory=dict[str, int])
+    began: dict[str, _Began] = field(default_factory=dict[str, _Began])
     logs: dict[str, list[LogEntry]] = field(default_factory=dict[str, list[LogEntry]])
 
     def path(self, turn: str | None) -> tuple[Turn, ...]:
@@ -191,7 +200,9 @@ class MemoryStore:
         conversation = kept.change(turn.now, leaf=answered)
         kept.asks[turn.ask] = turn.digest, turn.reply
         kept.records[turn.reply] = record
-        kept.began[turn.reply] = conversation.revision
+        kept.began[turn.reply] = _Began(
+            conversation.revision, conversation.settings, conversation.system
+        )
         kept.logs[turn.reply] = []
         return Accepted(
             conversation=conversation, record=record, path=kept.path(answered), known=False
@@ -237,7 +248,7 @@ class MemoryStore:
         answered = kept.turns[record.turn]
         # A first message's ids hold the system prompt: of a former one they are worth nothing.
         if ending.prompt_ids is not None and (
-            answered.parent is not None or kept.system_since <= began
+            answered.parent is not None or kept.system_since <= began.revision
         ):
             kept.turns[answered.id] = replace(
                 answered, token_ids=ending.prompt_ids, encoding=ending.encoding
@@ -282,7 +293,11 @@ class MemoryStore:
         end = log[-1].cursor if log else ReplyCursor(0, 0)
         record = replace(record, epoch=record.epoch + 1, logged=(*record.logged, end.seq))
         kept.records[reply] = record
-        return kept.conversation, kept.path(record.turn), record
+        began, path = kept.began[reply], kept.path(record.turn)
+        if kept.system_since > began.revision:
+            path = (replace(path[0], token_ids=None, encoding=""), *path[1:])
+        conversation = replace(kept.conversation, settings=began.settings, system=began.system)
+        return conversation, path, record
 
     def statistics(self) -> StoreStatistics:
         """It never fails and takes no time worth counting."""

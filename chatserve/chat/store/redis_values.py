@@ -14,7 +14,8 @@ only carry is packed here. The scripts' heads (`redis_scripts/prelude.lua`) hold
                        :ended     hash: reply -> pack(what it was under running, state, final, text)
                        :log:<reply>  stream: '<epoch>-<seq>' -> t text, i token ids, p prompt ids;
                                   '<epoch>-0' is an epoch's head: the log exists, even empty,
-                                  and takes nothing of former epochs
+                                  and takes nothing of former epochs; the first head also has
+                                  settings and system, as the reply was accepted with them
     cs:running                    set of replies: all that run, perhaps more
     cs:owner:<owner>              sorted set: conversation -> updated: all of an owner, perhaps more
 

@@ -231,19 +231,20 @@ async def test_a_cursor_gets_what_is_missing_or_a_snapshot(cursor, begins):
                 assert [type(event) async for event in viewing] == [ReplyAccepted, ReplyFinal]
 
 
-async def test_a_cursor_beyond_the_text_of_a_running_reply_gets_a_snapshot(life: Process):
-    reply = await life.send(await life.conversation())
-    await until(lambda: life.engine.runs)
-    life.engine.runs[0].give(life.ids("the dog"))
-    await until(lambda: reply.length)
-    # 8 were the final event's place, were this the whole text.
-    with reply.view(ReplyCursor(1, 7)) as known, reply.view(ReplyCursor(1, 8)) as unknown:
-        for viewing in (known, unknown):
-            assert isinstance(await anext(viewing), ReplyAccepted)
-        assert await anext(unknown) == ReplySnapshot(cursor=ReplyCursor(1, 7), text="the dog")
-        life.engine.runs[0].give(life.ids(" barks"))
-        for viewing in (known, unknown):
-            assert await anext(viewing) == ReplyDelta(cursor=ReplyCursor(1, 13), text=" barks")
+async def test_a_cursor_beyond_the_text_of_a_running_reply_gets_a_snapshot():
+    async with process(MemoryStore()) as life:
+        reply = await life.send(await life.conversation())
+        await until(lambda: life.engine.runs)
+        life.engine.runs[0].give(life.ids("the dog"))
+        await until(lambda: reply.length)
+        # 8 were the final event's place, were this the whole text.
+        with reply.view(ReplyCursor(1, 7)) as known, reply.view(ReplyCursor(1, 8)) as unknown:
+            for viewing in (known, unknown):
+                assert isinstance(await anext(viewing), ReplyAccepted)
+            assert await anext(unknown) == ReplySnapshot(cursor=ReplyCursor(1, 7), text="the dog")
+            life.engine.runs[0].give(life.ids(" barks"))
+            for viewing in (known, unknown):
+                assert await anext(viewing) == ReplyDelta(cursor=ReplyCursor(1, 13), text=" barks")
 
 
 def test_a_kept_reply_is_served_from_its_record_alone():

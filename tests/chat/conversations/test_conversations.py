@@ -306,7 +306,7 @@ async def test_deleting_ends_the_running_replies(life: Process, store: MemorySto
     run.give(life.ids("dog"))
     await until(lambda: client.text)
     await life.chats.delete(OWNER, conversation)
-    await reading
+    await until(reading.done)
     assert run.aborted
     assert (client.final.kind, client.final.data["code"]) == ("failed", "not_found")
     assert "end" not in life.store.calls, "there is nowhere to keep it"

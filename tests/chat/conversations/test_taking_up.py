@@ -120,22 +120,40 @@ async def test_a_reply_of_another_model_is_interrupted_and_keeps_its_text(monkey
         assert life.engine.runs == []
 
 
-async def test_a_reply_whose_settings_changed_under_it_is_interrupted():
+async def test_a_reply_goes_on_as_it_was_accepted_whatever_its_conversation_has_become():
     store = MemoryStore()
     async with process(store) as life:
-        conversation = await life.conversation()
+        conversation = await life.conversation(
+            system="Be brief.", settings={"stop": ["xyz"], "max_tokens": 99, "temperature": 0.5}
+        )
         reply = await life.send(conversation)
         await until(lambda: life.engine.runs)
         life.engine.runs[0].give(life.ids("the dog"))
         await until(lambda: reply.length)
         await tick(life)
-        await life.chats.update(OWNER, conversation, {"settings": {"stop": ["he"]}})
+        first = life.engine.runs[0].request
+        changes = {"settings": {"stop": ["he"], "max_tokens": 4}, "system": "Be long."}
+        await life.chats.update(OWNER, conversation, changes)
         life.die()
     async with process(store) as life:
         await life.chats.resume_all()
+        await until(lambda: life.engine.runs)
+        run = life.engine.runs[0]
+        assert run.request.tokens == (*first.tokens, *life.ids("the dog"))
+        assert run.request.sampling == first.sampling
+        assert run.request.max_tokens == 99 - len(life.ids("the dog"))
+        run.give(life.ids(" and then xyz"))
+        client = Client()
+        await client.read(await life.chats.reply(OWNER, reply.id))
+        assert (client.text, client.final.kind) == ("the dog and then ", "done")
         await life.chats.wait_quiet()
-        record = await store.reply(OWNER, reply.id)
-        assert (record.state, record.text) == (ReplyState.INTERRUPTED, "the dog")
+        later = await life.send(conversation, ask="t2")
+        await until(lambda: len(life.engine.runs) > 1)
+        assert life.engine.runs[1].request.max_tokens == 4
+        prompt = life.chats._text.tokenizer.decode(life.engine.runs[1].request.tokens)
+        assert "Be long." in prompt
+        assert "Be brief." not in prompt
+        await life.chats.stop(OWNER, later.id)
 
 
 async def test_a_reply_with_all_its_tokens_logged_ends_without_the_engine():

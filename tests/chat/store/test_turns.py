@@ -270,6 +270,32 @@ async def test_each_resume_begins_an_epoch_that_knows_the_text_before(store: Ses
         await store.resume("c.nowhere")
 
 
+@pytest.mark.parametrize("system", ["Be brief.", None])
+async def test_a_reply_is_taken_up_with_the_settings_it_was_accepted_with(
+    store: SessionStore, system: str | None
+) -> None:
+    settings: dict[str, object] = {"stop": ["é"], "temperature": 0.5}
+    await store.create(replace(conversation(), system=system, settings=settings))
+    await exchange(store, "a")
+    accepted = await store.accept(new_turn("b"))
+    assert accepted.path[0].token_ids is not None
+    changes: dict[str, object] = {"settings": {"max_tokens": 1}, "title": "New"}
+    await store.update(OWNER, "c", changes, now=11.0)
+    resumed, path, _ = await store.resume("c.b")
+    assert (resumed.settings, resumed.system, resumed.title) == (settings, system, "New")
+    assert path == accepted.path
+    await store.update(OWNER, "c", {"system": "Be long."}, now=12.0)
+    # Another answer to the first message gives it ids of the new system prompt.
+    await exchange(store, "a2", at_leaf=False, parent="a", content=None)
+    assert (await store.tree(OWNER, "c"))[1][0].token_ids is not None
+    resumed, path, record = await store.resume("c.b")
+    assert (resumed.settings, resumed.system, record.epoch) == (settings, system, 3)
+    assert [turn.token_ids is None for turn in path] == [True, False, True]
+    await store.end(ending(accepted))
+    kept = await store.get(OWNER, "c")
+    assert (kept.settings, kept.system) == ({"max_tokens": 1}, "Be long.")
+
+
 async def test_a_reply_without_text_resumes_from_nothing(store: SessionStore) -> None:
     await store.create(conversation())
     await store.accept(new_turn("a"))

@@ -57,7 +57,12 @@ local revision = change(now)
 redis.call('HSET', ASKS, ask, digest .. ' ' .. reply)
 redis.call('HSET', REPLIES, reply, kept)
 redis.call('HSET', RUNNING, reply, '1 ' .. revision .. ' - ' .. turn)
-redis.call('XADD', LOG .. reply, '1-0', 'head', '')  -- appends go only to a log that exists
+-- Appends go only to a log that exists. Its head keeps what the reply is answered with: whoever
+-- takes it up goes on with that, whatever has become of the conversation's.
+local settings, system = unpack(redis.call('HMGET', META, 'settings', 'system'), 1, 2)
+local head = {'head', '', 'settings', settings or ''}
+if system then head[5], head[6] = 'system', system end
+redis.call('XADD', LOG .. reply, '1-0', unpack(head))
 local row = answer('accepted')
 add_meta(row)
 add(row, reply)
