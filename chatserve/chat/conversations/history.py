@@ -12,10 +12,19 @@ of many following turns begin alike again:
 
 Nothing is written down about cuts: where the path begins follows from the path alone, by going
 through its turns as they came and cutting where it was to be cut then. So sizes of turns must be
-the same whenever they are asked for: they are estimates (a little too high) of the texts, and of
-replies the ids that were kept. Only prompts near the limit are estimated at all.
+the same whenever they are asked for, and cheap, since all turns are asked: of replies they are the
+ids that were kept, else an estimate of the text (`text_sizes.py`). Nothing that is left out is
+encoded, decoded or rendered:
+
+    path ─▶ sizes ─▶ cut ─▶ compose ─▶ too long after all: all sizes count twice, cut again
+                             └ not again, if a shorter one from there on has been too long
+
+What no cut can shorten, the last exchange, is counted by pieces before it is composed if it looks
+too long. So a prompt's cost is bounded by the context, whatever the path is; only numbers of the
+turns' lengths are added up along it.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,13 +33,14 @@ from chatserve.chat.store.conversation import Role, Turn
 from chatserve.chat.text.prompt_ids import HistoryMode, KnownMessage, PromptIds
 from chatserve.chat.text.template import no_template
 from chatserve.chat.text.text_floor import TextFloor
+from chatserve.chat.text.text_sizes import TextSizes
 from chatserve.chat.values import Message
 from chatserve.errors import ContextLengthExceeded
 
-# What estimates of a turn and of a prompt may be too high by, in tokens: what a template writes
-# around a turn is estimated from a probe, and pieces of text join differently in context.
+# Tokens that a turn's size is too high by: what a template writes around a turn is estimated from
+# a probe, and pieces of text join differently in context.
 _TURN_MARGIN = 2
-_PROMPT_MARGIN = 16
+OVERLONG_MAX = 4096  # prompts that are remembered as too long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +55,36 @@ class Prompt:
     left_out: int = 0
 
 
+class _Overlong:
+    """Prompts that were composed and too long, whatever their sizes said. For any thread.
+
+    What begins with one of them is too long as well. Names are hashes: a collision costs a cut.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[int, None] = {}  # oldest first
+        self._lock = threading.Lock()
+
+    def name(self, system: str | None, path: Sequence[Turn]) -> int | None:
+        """A prompt's; None where it is known to be too long."""
+        name = hash(system)
+        for turn in path:
+            kept = turn.token_ids if turn.role is Role.ASSISTANT else None
+            name = hash((name, turn.role, turn.text, None if kept is None else len(kept)))
+            if name in self._names:
+                return None
+        return name
+
+    def add(self, name: int) -> None:
+        """Remember one, and forget the oldest of too many."""
+        with self._lock:
+            self._names[name] = None
+            if len(self._names) > OVERLONG_MAX:
+                del self._names[next(iter(self._names))]
+
+
 class History:
-    """One model's. Pure, for any thread.
+    """One model's. For any thread: but for what `_Overlong` spares, pure.
 
     context_length: of prompt and reply. reserve: tokens of it that a reply should find free; at
     most a quarter of the context, so that a cut to half of it helps. mode: see `prompt_ids.py`;
@@ -63,11 +101,14 @@ class History:
     ) -> None:
         assert reserve >= 0
         self._context_length = context_length
-        self._limit = context_length - min(reserve, context_length // 4)
-        self._tokenizer = text_floor.tokenizer
+        reserve = min(reserve, context_length // 4)
+        self._limit = context_length - reserve
+        self._most = context_length - reserve // 2  # tokens of a prompt that is not cut again
+        self._overlong = _Overlong()
+        self._sizes = TextSizes(text_floor.tokenizer)
         template = text_floor.template
         self._prompt_ids = (
-            None if template is None else PromptIds(self._tokenizer, template, mode=mode)
+            None if template is None else PromptIds(text_floor.tokenizer, template, mode=mode)
         )
         self.encoding = "" if self._prompt_ids is None else self._prompt_ids.encoding
         self.mode = None if self._prompt_ids is None else self._prompt_ids.mode
@@ -81,27 +122,26 @@ class History:
         """
         assert path, "nothing to answer"
         assert path[-1].role is Role.USER, "a reply answers a user's turn"
-        composed = self._ids().compose(self._messages(system, path))
-        margin = _PROMPT_MARGIN + 2 * (self._turn_overhead + _TURN_MARGIN) * len(path)
-        begin = 0
-        if len(composed.tokens) + margin > self._limit:
-            begins = _exchanges(path)
-            begin = self._cut(system, path, begins)
-            if begin:
-                composed = self._ids().compose(self._messages(system, path[begin:]))
-            # An estimate that was too low: rather one more exchange than no reply.
-            for later in (each for each in begins if each > begin):
-                if len(composed.tokens) < self._context_length:
+        ids, begins = self._ids(), _exchanges(path)
+        self._check_last(system, path[begins[-1] :])
+        base = self._empty_size + (0 if system is None else self._sizes.estimate(system))
+        totals = list(accumulate(map(self._turn_size, path), initial=base))
+        begin, scale = self._cut(path, begins, totals), 1
+        while True:
+            last = begin == begins[-1]
+            window = self._overlong.name(system, path[begin:])
+            if last or window is not None:
+                composed = ids.compose(self._messages(system, path[begin:]))
+                if last or len(composed.tokens) <= self._most:
                     break
-                begin = later
-                composed = self._ids().compose(self._messages(system, path[begin:]))
+                assert window is not None
+                self._overlong.add(window)
+            tried = begin
+            while begin == tried:
+                scale *= 2
+                begin = max(begin, self._cut(path, begins, [scale * each for each in totals]))
         if len(composed.tokens) >= self._context_length:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._context_length} tokens. However, "
-                f"your message resulted in {len(composed.tokens)} tokens. "
-                "Please reduce its length.",
-                param="content",
-            )
+            raise self._too_long(str(len(composed.tokens)))
         return Prompt(tokens=composed.tokens, turn_ids=composed.turn_ids, left_out=begin)
 
     def reply_ids(
@@ -130,42 +170,52 @@ class History:
 
     # The cut --------------------------------------------------------------------------------
 
-    def _cut(self, system: str | None, path: Sequence[Turn], begins: Sequence[int]) -> int:
-        """Where the path begins whose prompt is short enough."""
-        base = self._empty_size + (0 if system is None else self._size_of(system))
-        totals = [0, *accumulate(map(self._turn_size, path))]
+    def _check_last(self, system: str | None, exchange: Sequence[Turn]) -> None:
+        """Refuse what no cut can shorten enough, without encoding much more than would fit."""
+        texts = [*([] if system is None else [system]), *(turn.text for turn in exchange)]
+        if sum(map(self._sizes.estimate, texts)) > self._limit:
+            least = self._sizes.count_up_to(self._context_length, texts)
+            if least > self._context_length:
+                raise self._too_long(f"at least {least}")
+
+    def _cut(self, path: Sequence[Turn], begins: Sequence[int], totals: Sequence[int]) -> int:
+        """Where the path begins whose prompt is short enough.
+
+        totals: sizes of the prompts of the first 0, 1, 2, … turns.
+        """
 
         def size(begin: int, end: int) -> int:
-            return base + totals[end] - totals[begin]
+            return totals[0] + totals[end] - totals[begin]
 
-        current = 0
+        first = 0
         for number, begin in enumerate(begins):
             following = begins[number + 1] if number + 1 < len(begins) else len(path)
             # An exchange's last user's turn was the end of a prompt.
             asked = max(
                 at for at in range(begin, following) if path[at].role is Role.USER or at == begin
             )
-            if size(current, asked + 1) <= self._limit:
-                continue
-            later = [each for each in begins[: number + 1] if each > current]
-            half = self._context_length // 2
-            current = next(
-                (each for each in later if size(each, asked + 1) <= half), max(current, begin)
-            )
-        return current
+            if size(begins[first], asked + 1) > self._limit:
+                while first < number and size(begins[first], asked + 1) > self._context_length // 2:
+                    first += 1
+        return begins[first]
 
     def _turn_size(self, turn: Turn) -> int:
         """Tokens, with what the template writes around them. The same whenever it is asked."""
-        overhead = self._turn_overhead + _TURN_MARGIN
-        if turn.role is Role.USER:
-            return overhead + self._size_of(turn.text)
-        text = self._ids().as_shown(turn.text)
-        if text == turn.text and turn.token_ids is not None and turn.encoding == self.encoding:
-            return overhead + len(turn.token_ids)
-        return overhead + self._size_of(text)
+        overhead, ids = self._turn_overhead + _TURN_MARGIN, self._ids()
+        text = turn.text if turn.role is Role.USER else ids.shown_part(turn.text)
+        # A user's turn has no ids yet when it is asked, and those of a first one have all before.
+        if turn.role is Role.ASSISTANT and turn.encoding == self.encoding:
+            known = len(text) == len(turn.text) or self.mode == "as_computed"
+            if known and turn.token_ids is not None:
+                return overhead + len(turn.token_ids)
+        return overhead + self._sizes.estimate(text)
 
-    def _size_of(self, text: str) -> int:
-        return len(self._tokenizer.encode_rendered(text, ()))
+    def _too_long(self, tokens: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"This model's maximum context length is {self._context_length} tokens. However, "
+            f"your message resulted in {tokens} tokens. Please reduce its length.",
+            param="content",
+        )
 
     def _overheads(self) -> tuple[int, int]:
         """Tokens of a prompt without texts, and what the template writes around a turn."""

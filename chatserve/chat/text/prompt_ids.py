@@ -43,6 +43,7 @@ _RULES = b"1"  # the number of this module's rules; ids of another number are no
 _MESSAGE_TOKENS = 8  # what a template writes around a message, where a probe is refused
 _PROBE_USER = "qsentinelq"
 _PROBE_THOUGHT = "tsentinelt"
+_THOUGHT_END = "</think>"
 _NOTHING = Rendered("", ())
 
 
@@ -73,7 +74,8 @@ class PromptIds:
         self._template = template
         self._places = PlacedIds(tokenizer)
         self._turn_end = template.turn_end()
-        self.mode: HistoryMode = mode or ("template" if self._drops_reasoning() else "as_computed")
+        self._drops = self._drops_reasoning()
+        self.mode: HistoryMode = mode or ("template" if self._drops else "as_computed")
         # Before a reply: what only the generation prompt has, what only an old reply has.
         self._asked_head, self._told_head = self._heads()
         self._asked_ids = tokenizer.encode_rendered(self._asked_head.text, self._asked_head.spans)
@@ -143,20 +145,12 @@ class PromptIds:
         whole = self._tokenizer.encode_rendered(text, ())
         return whole if decode(whole) == text else None
 
-    def as_shown(self, reply: str) -> str:
-        """What the template makes of an old reply, in mode `template`."""
-        if self.mode == "as_computed":
-            return reply
-        user, sentinel = Message("user", _PROBE_USER), f"{_PROBE_THOUGHT}{len(reply)}"
-        try:
-            around = self._render([user, Message("assistant", sentinel), user]).text
-            text = self._render([user, Message("assistant", reply), user]).text
-        except RequestError:
-            return reply
-        before, found, behind = around.partition(sentinel)
-        if not found or not (text.startswith(before) and text.endswith(behind)):
-            return reply
-        return text[len(before) : len(text) - len(behind)]
+    def shown_part(self, reply: str) -> str:
+        """About what the template shows of an old reply: not its reasoning, where it drops that.
+
+        Renders nothing, so that it can be asked of every turn of a long path.
+        """
+        return reply.rpartition(_THOUGHT_END)[2] if self._drops else reply
 
     def probe_size(self, count: int) -> int:
         """Tokens of a prompt with `count` messages, besides those of their texts."""
@@ -218,7 +212,7 @@ class PromptIds:
 
     def _drops_reasoning(self) -> bool:
         user = Message("user", _PROBE_USER)
-        reply = Message("assistant", f"<think>\n{_PROBE_THOUGHT}\n</think>\n\nanswer")
+        reply = Message("assistant", f"<think>\n{_PROBE_THOUGHT}\n{_THOUGHT_END}\n\nanswer")
         try:
             return _PROBE_THOUGHT not in self._render([user, reply, user]).text
         except RequestError:

