@@ -7,7 +7,6 @@ seconds; the server answers meanwhile.
 import asyncio
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from chatserve.chat.service import ChatService, Workshop
 from chatserve.chat.store.session_store import SessionStore
 from chatserve.chat.text.prompt_ids import HistoryMode
 from chatserve.chat.text.text_floor import TextFloor, read_text_floor
+from chatserve.chat.text_threads import TextThreads
 from chatserve.chat.values import SamplingDefaults
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.model_runner import ModelRunner
@@ -165,7 +165,7 @@ def assemble(
     loop = asyncio.get_running_loop()
     workshop = Workshop(
         task_group=group,
-        executor=ThreadPoolExecutor(threads, thread_name_prefix="chatserve-text"),
+        executor=TextThreads(threads),
         crowd=Crowd(threads),
         clock=Clock(now=loop.time, call_later=loop.call_later),
     )
@@ -181,6 +181,7 @@ def assemble(
         engine=engine,
         service=ChatService(engine, loaded.text, workshop),
         store=store,
+        text_threads=workshop.executor,
         conversations=Conversations(
             store,
             engine,

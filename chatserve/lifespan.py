@@ -4,7 +4,7 @@ Theory of operation. The socket is bound before anything is loaded. The server a
 and a red `/ready` from the start; the model loads in a thread, then the engine's loop runs in the
 lifespan's TaskGroup, `/ready` turns green, and asks are taken. At the end (`api/server.py` drains
 first) the TaskGroup is cancelled: the engine ends every stream with a final emission and joins the
-runner's thread.
+runner's thread. The threads for text get a moment; a text that takes longer is left to itself.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -100,6 +101,7 @@ class Assembly:
     service: ChatServiceDoor
     conversations: KeptChats
     store: SessionStore
+    text_threads: Executor
 
 
 class Serving:
@@ -168,6 +170,8 @@ class Serving:
         """Serve on a bound socket until a signal. Returns the exit status; raises StartError."""
         with self._lock:
             self._server.run(sockets=[listener])
+            if self._assembly is not None:
+                self._assembly.text_threads.shutdown()
         if isinstance(self._failure, StartError):
             raise self._failure
         return 1 if self._failure is not None else 0

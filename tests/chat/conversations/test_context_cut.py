@@ -1,5 +1,8 @@
 """The cut: what a context has no room for is left out in whole exchanges, seldom and at once."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from chatserve.chat.conversations.history import History
@@ -8,6 +11,7 @@ from chatserve.errors import ContextLengthExceeded
 from tests.chat.conversations.spoken import (
     Chat,
     Spoken,
+    counted,
     plain_ids,
     plainly,
     seeded,
@@ -84,3 +88,102 @@ def test_a_template_that_writes_more_than_was_estimated_costs_one_more_exchange(
         assert len(chat.ask("hi")) < 400
         left_out.add(chat.history.prompt(None, chat.path).left_out)
     assert left_out >= {4, 6}
+
+
+QUESTION = "What is the capital of France? " * 3
+ANSWER = "Paris. the quick brown fox"
+
+
+def watched(context: int) -> tuple[Chat, Callable[[], int]]:
+    """A chat, and how many characters were encoded for it since that was last asked."""
+    floor = text_floor("byte_level", "chatml")
+    tokenizer, encoded = counted(floor.tokenizer)
+    history = History(
+        replace(floor, tokenizer=tokenizer), context_length=context, reserve=context // 8
+    )
+    encoded()
+    return Chat(history, "You are a fox.", []), encoded
+
+
+def answer(chat: Chat, text: str = ANSWER) -> None:
+    """A reply whose ids are what a tokenizer would choose."""
+    floor = text_floor("byte_level", "chatml")
+    chat.answer(Spoken((), floor.tokenizer.encode_rendered(text, ()), text, "length"))
+
+
+def test_a_turn_near_the_limit_costs_its_own_text_however_long_the_path_is():
+    chat, encoded = watched(1200)
+    costs: list[int] = []
+    begins: list[int] = []
+    for _ in range(400):
+        encoded()
+        chat.ask(QUESTION)
+        costs.append(encoded())
+        begins.append(chat.history.prompt(chat.system, chat.path).left_out)
+        answer(chat)
+    assert len(set(begins)) > 10
+    appended = [cost for at, cost in enumerate(costs) if at and begins[at] == begins[at - 1]]
+    assert max(appended) <= costs[0] + 4 * len(QUESTION)
+    assert max(appended[-50:]) == max(appended[:100])
+    assert max(costs) < 4 * 1200  # a turn that cuts
+
+
+def test_turns_after_an_import_cost_what_fits_once_and_then_their_own_text():
+    for text in ("the quick brown fox " * 50, "x7Qz" * 250, "你好" * 200):
+        chat, encoded = watched(1200)
+        for at in range(300):
+            role = Role.ASSISTANT if at % 2 else Role.USER
+            chat.path.append(Turn(id=str(at), parent=None, role=role, text=text, created=0.0))
+        encoded()
+        prompt = chat.ask("hi")
+        assert len(prompt) < 1200
+        assert encoded() < 8 * 1200, text
+        answer(chat)
+        for _ in range(3):
+            begin = chat.history.prompt(chat.system, chat.path[:-1]).left_out
+            encoded()
+            longer = chat.ask("hi")
+            cost = encoded()
+            if chat.history.prompt(chat.system, chat.path).left_out == begin:
+                assert longer[: len(prompt)] == prompt
+                assert cost < 300, text
+            prompt = longer
+            answer(chat)
+
+
+def test_a_beginning_does_not_depend_on_what_was_asked_before():
+    chat, _ = watched(1200)
+    fresh, _ = watched(1200)
+    for _ in range(60):
+        chat.ask("x7Qz" * 20)
+        fresh.path = list(chat.path)
+        told = fresh.history.prompt(chat.system, chat.path)
+        assert told == chat.history.prompt(chat.system, chat.path)
+        answer(chat)
+    assert chat.history.prompt(chat.system, chat.path[:-1]).left_out > 0
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_a_text_that_is_far_too_long_is_refused_at_the_cost_of_what_fits(system):
+    chat, encoded = watched(1200)
+    for at in range(4):
+        chat.ask(f"question {at}")
+        answer(chat)
+    encoded()
+    huge = "the quick brown fox " * 100_000
+    if system:
+        chat.system = huge
+    with pytest.raises(ContextLengthExceeded, match="at least"):
+        chat.ask("hi" if system else huge)
+    assert encoded() < 3 * 4096
+
+
+def test_a_dense_text_costs_one_cut_and_no_refusal():
+    chat, _ = watched(1200)
+    begins: list[int] = []
+    for _ in range(80):
+        assert len(chat.ask("§¶†‡" * 12)) < 1200 - 1200 // 16
+        begins.append(chat.history.prompt(chat.system, chat.path).left_out)
+        answer(chat)
+    assert begins == sorted(begins)
+    assert 2 < len(set(begins)) < 40
