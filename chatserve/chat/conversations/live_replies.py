@@ -4,7 +4,8 @@ It may not know owners' rights, HTTP or pages. Theory of operation: a reply that
 the store is live here, or about to be, from one of three causes.
 
     accepted    the store has just said so
-    in doubt    the store did not answer `accept`: it is asked until it does
+    in doubt    the store did not answer `accept`: it is asked until it does, and what it has not
+                accepted by then it never will, however late the call arrives
     left over   the process before this one ended: `resume_all`, or whoever asks for it first
 
 Work that must not end with the one who asked for it has a task of the lifespan's; its errors go
@@ -164,10 +165,11 @@ class LiveReplies(Generic[PreparedT]):
 
     async def _find_out(self, owner: str, reply: str) -> None:
         try:
-            await self.persist(lambda: self._means.store.reply(owner, reply))
+            accepted = await self.persist(lambda: self._means.store.settle(owner, reply))
         except (NotFound, Unavailable):
             return
-        await self._resume_one(reply)
+        if accepted:
+            await self._resume_one(reply)
 
     # Ending ----------------------------------------------------------------------------------
 

@@ -49,11 +49,12 @@ class _Began:
 @dataclass(slots=True)
 class _Kept:
     """One conversation. began: of the replies that are running. system_since: the revision at
-    which the system prompt last changed."""
+    which the system prompt last changed. refused: replies that are not to be accepted any more."""
 
     conversation: Conversation
     turns: dict[str, Turn]
     system_since: int = 0
+    refused: set[str] = field(default_factory=set[str])
     asks: dict[str, tuple[bytes, str]] = field(default_factory=dict[str, tuple[bytes, str]])
     records: dict[str, ReplyRecord] = field(default_factory=dict[str, ReplyRecord])
     began: dict[str, _Began] = field(default_factory=dict[str, _Began])
@@ -180,6 +181,8 @@ class MemoryStore:
                 path=kept.path(record.turn) if again else (),
                 known=not again,
             )
+        if turn.reply in kept.refused:
+            raise conflict("refused")
         parent = kept.conversation.leaf if turn.at_leaf else turn.parent
         _check_parent(kept, turn, parent)
         if turn.content is None:
@@ -219,6 +222,14 @@ class MemoryStore:
         if known[0] != digest:
             raise conflict("digest")
         return kept.record(known[1])
+
+    async def settle(self, owner: str, reply: str) -> bool:
+        """Whether a reply in doubt was accepted; if not, it never will be. Raises NotFound."""
+        kept = self._of(owner, conversation_of(reply))
+        if reply in kept.records:
+            return True
+        kept.refused.add(reply)
+        return False
 
     async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
         """Write log entries; the replies that are gone or have ended."""

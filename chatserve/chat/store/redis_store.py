@@ -213,6 +213,16 @@ class RedisStore:
             lambda items: read_record((next(items) or b"").decode("utf-8"), items), items
         )
 
+    async def settle(self, owner: str, reply: str) -> bool:
+        """Whether a reply in doubt was accepted; if not, it never will be. Raises NotFound."""
+        status, _ = await self._script("settle", conversation_of(reply), (owner, reply))
+        if status == "known":
+            return True
+        self._later(("SREM", RUNNING_INDEX, reply))
+        if status != "refused":
+            self._check(status, no_conversation)
+        return False
+
     async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
         """Write log entries; the replies that are gone, have ended or were taken up by another."""
         gone: set[str] = set()

@@ -12,6 +12,7 @@ only carry is packed here. The scripts' heads (`redis_scripts/prelude.lua`) hold
                        :replies   hash: reply -> pack(created, request)
                        :running   hash: reply -> '<epoch> <revision> <logged,…|-> <turn>'
                        :ended     hash: reply -> pack(what it was under running, state, final, text)
+                       :refused   set: replies that were in doubt and are accepted no more
                        :log:<reply>  stream: '<epoch>-<seq>' -> t text, i token ids, p prompt ids;
                                   '<epoch>-0' is an epoch's head: the log exists, even empty,
                                   and takes nothing of former epochs; the first head also has
@@ -42,7 +43,18 @@ from chatserve.chat.store.conversation import (
 RUNNING_INDEX = "cs:running"
 OWNER_INDEX = "cs:owner:"
 
-_PARTS = ("meta", "parents", "turns", "ids", "asks", "replies", "running", "ended", "log:")
+_PARTS = (
+    "meta",
+    "parents",
+    "turns",
+    "ids",
+    "asks",
+    "replies",
+    "running",
+    "ended",
+    "refused",
+    "log:",
+)
 META_FIELDS = ("owner", "title", "created", "updated", "system", "settings", "revision", "leaf")
 SEARCHED_FIELDS = (*META_FIELDS, "bytes")
 

@@ -33,6 +33,7 @@ _CONFLICTS = {
     "nothing": "There is nothing to answer: the conversation has no turn there.",
     "full": f"The conversation has its {TURNS_MAX} turns.",
     "ended": "The reply has ended.",
+    "refused": "This call was given up before it arrived.",
 }
 
 
@@ -175,6 +176,12 @@ class SessionStore(Protocol):
     ) -> ReplyRecord | None:
         """The reply of a known ask, as `accept` would give it; None where the ask is new. Writes
         nothing. Raises NotFound for the conversation, Conflict for another digest."""
+        ...
+
+    async def settle(self, owner: str, reply: str) -> bool:
+        """After an `accept` that was not answered: whether its reply was accepted. If not, it never
+        will be: the call may still be on its way, and is a Conflict when it arrives, while another
+        reply to the same ask is accepted. Raises NotFound where the conversation is gone."""
         ...
 
     async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:

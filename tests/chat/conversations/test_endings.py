@@ -7,6 +7,7 @@ import pytest
 
 from chatserve.chat.store.conversation import ReplyState, Role
 from chatserve.chat.store.memory_store import MemoryStore
+from chatserve.chat.store.session_store import Accepted, NewTurn
 from chatserve.engine.values import FinishReason
 from chatserve.errors import (
     Conflict,
@@ -214,6 +215,31 @@ async def test_a_turn_in_doubt_is_answered_if_it_was_kept(
     _, turns, records = await store.tree(OWNER, conversation)
     assert ([each.text for each in turns], records) == (["hi", "dog"], ())
     assert len(life.engine.runs) == 1
+
+
+async def test_a_turn_that_arrives_after_its_doubt_was_settled_is_refused(
+    life: Process, store: MemoryStore
+):
+    conversation = await life.conversation()
+    on_the_way: list[NewTurn] = []
+
+    async def hold_up(new: NewTurn) -> Accepted:
+        on_the_way.append(new)
+        raise Unavailable("The store did not answer.", retry_after=1.0)
+
+    life.store.accept = hold_up
+    with pytest.raises(Unavailable):
+        await life.send(conversation)
+    await until(lambda: not life.chats.statistics().doubts)
+    del life.store.accept
+    (late,) = on_the_way
+    with pytest.raises(Conflict):
+        await store.accept(late)
+    assert await store.running() == ()
+    reply = await answered(life, conversation)  # the client's retry
+    assert reply.id != late.reply
+    _, turns, records = await store.tree(OWNER, conversation)
+    assert ([each.text for each in turns], records) == (["hi", "the dog"], ())
 
 
 # Points of cancellation ------------------------------------------------------------------------

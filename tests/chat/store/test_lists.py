@@ -104,6 +104,7 @@ async def test_nothing_is_left_of_what_was_deleted(process: RedisProcess) -> Non
         await store.create(conversation())
         await exchange(store, "a")
         await store.accept(new_turn("b"))
+        assert await store.settle(OWNER, "c.late") is False
         await store.delete(OWNER, "c")
         await store.list(OWNER)
     assert await process.command("KEYS", "*") == []

@@ -85,6 +85,36 @@ async def test_a_known_ask_is_found_by_its_owner_and_its_body_alone(store: Sessi
     assert (found.state, found.text) == (ReplyState.DONE, "the answer")
 
 
+async def test_a_reply_that_was_in_doubt_is_not_accepted_later(store: SessionStore) -> None:
+    await store.create(conversation())
+    before = await store.get(OWNER, "c")
+    for _ in range(2):
+        assert await store.settle(OWNER, "c.late") is False
+    with pytest.raises(Conflict):
+        await store.accept(new_turn("a", reply="c.late"))
+    assert await store.tree(OWNER, "c") == (before, (), ())
+    assert await store.running() == ()
+    # The same ask is accepted with another reply, and the late call then finds that one.
+    accepted = await store.accept(new_turn("a"))
+    assert not accepted.known
+    assert (await store.accept(new_turn("a", reply="c.late"))).record == accepted.record
+    assert await store.settle(OWNER, "c.late") is False
+    assert await store.running() == ("c.a",)
+
+
+async def test_a_reply_in_doubt_that_was_accepted_stays_accepted(store: SessionStore) -> None:
+    await store.create(conversation())
+    accepted = await store.accept(new_turn("a"))
+    for owner, reply in ((OTHER, "c.a"), (OWNER, "d.a")):
+        with pytest.raises(NotFound):
+            await store.settle(owner, reply)
+    assert await store.settle(OWNER, "c.a") is True
+    assert await store.accept(new_turn("a")) == accepted
+    await store.end(ending(accepted))
+    assert await store.settle(OWNER, "c.a") is True
+    assert (await store.reply(OWNER, "c.a")).state is ReplyState.DONE
+
+
 async def test_nothing_follows_a_turn_whose_reply_is_running(store: SessionStore) -> None:
     await store.create(conversation())
     await store.accept(new_turn("a"))

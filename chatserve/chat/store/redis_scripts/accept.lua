@@ -17,6 +17,7 @@ if known then
   if again then add_turns(row, path(answered(at))) end
   return pack(row)
 end
+if redis.call('SISMEMBER', REFUSED, reply) == 1 then return pack(answer('refused')) end
 
 if where == 'leaf' then parent = redis.call('HGET', META, 'leaf') or '' end
 local running = redis.call('HGETALL', RUNNING)
