@@ -16,7 +16,7 @@ the same whenever they are asked for, and cheap, since all turns are asked: of r
 ids that were kept, else an estimate of the text (`text_sizes.py`). Nothing that is left out is
 encoded, decoded or rendered:
 
-    path ─▶ sizes ─▶ cut ─▶ compose ─▶ too long after all: all sizes count twice, cut again
+    path ─▶ sizes ─▶ cut ─▶ compose ─▶ too long after all: all sizes count more, cut again
                              └ not again, if a shorter one from there on has been too long
 
 What no cut can shorten, the last exchange, is counted by pieces before it is composed if it looks
@@ -40,6 +40,7 @@ from chatserve.errors import ContextLengthExceeded
 # Tokens that a turn's size is too high by: what a template writes around a turn is estimated from
 # a probe, and pieces of text join differently in context.
 _TURN_MARGIN = 2
+_SCALE_STEP = 1.25  # by which sizes that were too low grow; a fixed grid, so that turns agree
 OVERLONG_MAX = 4096  # prompts that are remembered as too long
 
 
@@ -126,7 +127,7 @@ class History:
         self._check_last(system, path[begins[-1] :])
         base = self._empty_size + (0 if system is None else self._sizes.estimate(system))
         totals = list(accumulate(map(self._turn_size, path), initial=base))
-        begin, scale = self._cut(path, begins, totals), 1
+        begin, scale = self._cut(path, begins, totals), 1.0
         while True:
             last = begin == begins[-1]
             window = self._overlong.name(system, path[begin:])
@@ -138,7 +139,7 @@ class History:
                 self._overlong.add(window)
             tried = begin
             while begin == tried:
-                scale *= 2
+                scale *= _SCALE_STEP
                 begin = max(begin, self._cut(path, begins, [scale * each for each in totals]))
         if len(composed.tokens) >= self._context_length:
             raise self._too_long(str(len(composed.tokens)))
@@ -178,13 +179,13 @@ class History:
             if least > self._context_length:
                 raise self._too_long(f"at least {least}")
 
-    def _cut(self, path: Sequence[Turn], begins: Sequence[int], totals: Sequence[int]) -> int:
+    def _cut(self, path: Sequence[Turn], begins: Sequence[int], totals: Sequence[float]) -> int:
         """Where the path begins whose prompt is short enough.
 
         totals: sizes of the prompts of the first 0, 1, 2, … turns.
         """
 
-        def size(begin: int, end: int) -> int:
+        def size(begin: int, end: int) -> float:
             return totals[0] + totals[end] - totals[begin]
 
         first = 0
