@@ -3,6 +3,7 @@
 import random
 import resource
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +12,12 @@ from tests.engine.churn import churn
 from tests.engine.stepper import Stepper
 from tests.engine.test_cancellation import SETUP, STAGES, Stage, leave_once
 from tests.engine.test_invariants import many_turns
+from tests.engine.test_leaving_storm import (
+    test_faults_of_our_own_among_those_who_leave_end_nobody_but_who_was_at_hand_twice as faults,
+)
+from tests.engine.test_leaving_storm import (
+    test_leaving_at_any_point_of_a_tiny_pool_harms_nobody_else as leaving,
+)
 from tests.engine.test_recovery import (
     test_exceptions_at_random_places_never_give_a_wrong_token as exceptions_at_random_places,
 )
@@ -63,3 +70,11 @@ async def test_simulation_with_many_seeds(name: str) -> None:
 async def test_exceptions_at_random_places_with_many_seeds() -> None:
     for seed in range(1000, 1400):
         await exceptions_at_random_places(seed)
+
+
+@pytest.mark.parametrize("storm", [leaving, faults], ids=["leaving", "faults"])
+def test_storms_with_many_seeds(storm: Callable[[int], None]) -> None:
+    first = random.randrange(1 << 30)
+    for seed in range(first, first + 2000):
+        print(f"seed={seed}")
+        storm(seed)
