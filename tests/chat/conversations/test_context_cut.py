@@ -187,3 +187,22 @@ def test_a_dense_text_costs_one_cut_and_no_refusal():
         answer(chat)
     assert begins == sorted(begins)
     assert 2 < len(set(begins)) < 40
+
+
+def test_a_beginning_that_was_too_long_is_not_tried_again():
+    first: list[int] = []
+    for size in range(12, 152, 20):
+        chat, encoded = watched(1200)
+        for at in range(100):
+            role = Role.ASSISTANT if at % 2 else Role.USER
+            text = f"{at}x7Qz" * (size // 4)
+            chat.path.append(Turn(id=str(at), parent=None, role=role, text=text, created=0.0))
+        encoded()
+        prompt = chat.ask("hi")
+        first.append(encoded())
+        assert 300 < len(prompt) < 1200
+        answer(chat)
+        assert chat.ask("hi")[: len(prompt)] == prompt
+        assert encoded() < 300, size
+    print("first", first)
+    assert max(first) > 2 * min(first)  # some were composed more than once
