@@ -228,24 +228,23 @@ async def at_rate(rate: float, sse: int, sockets: int) -> dict[str, object]:
             await end(load, tokens / rate * 4 + 60.0)
             errors = await check(load, client)
     found = gaps(load.streams, since, until)
+    lag = lag_between(early, late, 0.99)
+    memory = (late.resident - before.resident) / count / 1024
+    gap = quantile(found, 0.5)
     figures: dict[str, object] = {
         "rate": rate,
         "streams": count,
         "errors": len(errors),
         "first_errors": errors[:3],
         "lag_p50": lag_between(early, late, 0.5),
-        "lag_p99": lag_between(early, late, 0.99),
-        "kib_per_stream": (late.resident - before.resident) / count / 1024,
-        "gap_p50": quantile(found, 0.5),
+        "lag_p99": lag,
+        "kib_per_stream": memory,
+        "gap_p50": gap,
         "gap_p99": quantile(found, 0.99),
         "cores": (late.cpu_seconds - early.cpu_seconds) / (until - since),
     }
-    figures["holds"] = (
-        not errors
-        and figures["lag_p99"] <= LAG_SECONDS_MAX  # type: ignore[operator]
-        and figures["kib_per_stream"] <= MEMORY_KIB_MAX  # type: ignore[operator]
-        and figures["gap_p50"] <= 1.1 / rate  # type: ignore[operator]
-    )
+    good = lag <= LAG_SECONDS_MAX and memory <= MEMORY_KIB_MAX and gap <= 1.1 / rate
+    figures["holds"] = good and not errors
     show(figures)
     return figures
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-PING, PONG, TEXT, CLOSE = 0x89, 0x8A, 0x81, 0x88
+PING, PONG, TEXT = 0x89, 0x8A, 0x81
 HEADER_END = b"\r\n\r\n"
 # A server may know a repeated key of a handshake; nobody keeps secrets here.
 HANDSHAKE_KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
@@ -79,12 +79,6 @@ class SseStream(Stream):
     def _end(self) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
-
-    @property
-    def status(self) -> int:
-        """Of the answer; 0 = there is none."""
-        head = self._pieces[0] if self._pieces else b""
-        return int(head[9:12]) if head.startswith(b"HTTP/1.1 ") else 0
 
     def events(self) -> Iterator[tuple[str, dict[str, object]]]:
         """Name and data of every event so far."""
