@@ -4,15 +4,14 @@ It may not know what a request says: the log holds the id, the tenant, the route
 status and durations, never a body, a query or a key. Theory of operation: ASGI messages pass
 through and are watched for the status and for the end of the body; whatever exception comes up is
 turned into OpenAI's shape if nothing was sent yet, else the connection is closed. A WebSocket is
-one request, from its handshake (whose refusal is an HTTP answer) to its end. A traceback is logged
-without the exception's own text, which might quote a prompt.
+one request, from its handshake (whose refusal is an HTTP answer) to its end. What the log says of
+a failure is `failure_log.py`'s matter.
 """
 
 import contextlib
 import logging
 import secrets
 import time
-import traceback
 from collections.abc import Callable
 
 import orjson
@@ -21,20 +20,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatserve.api.body import ClientGone
+from chatserve.api.failure_log import PATH_LENGTH_MAX, FailureLog
 from chatserve.api.problems import ApiError, problem_response
 from chatserve.errors import ChatserveError
 
 ACCESS_LOGGER = "chatserve.access"
-ERROR_LOGGER = "chatserve.error"
 
 _UNLOGGED_PATHS = frozenset({"/health", "/ready"})
-_PATH_LENGTH_MAX = 200
 _SWITCHING_STATUS = 101
 _INTERNAL_ERROR_CODE = 1011
 _GONE_STATUS = 499  # as proxies log a client that left before the answer began
 
 _access = logging.getLogger(ACCESS_LOGGER)
-_errors = logging.getLogger(ERROR_LOGGER)
 
 
 class Watched:
@@ -69,6 +66,7 @@ class AccessLog:
     ) -> None:
         self._app = app
         self._on_answer = on_answer
+        self._failures = FailureLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -77,6 +75,7 @@ class AccessLog:
         began = time.monotonic()
         request_id = secrets.token_hex(12)
         scope.setdefault("state", {})["request_id"] = request_id
+        scope["state"]["failures"] = self._failures
         watched = Watched(send, request_id)
         try:
             response = await self._answered(scope, receive, watched)
@@ -95,14 +94,14 @@ class AccessLog:
             return None
         except ChatserveError as error:
             if error.status >= 500:
-                log_failure(scope, error)
+                self._failures.note(scope, error)
             if watched.status is None:
                 return problem_response(error)
             await _break_off(scope, watched)
         except Exception as error:
             if isinstance(error, OSError) and scope["type"] == "websocket":
                 return None  # as the server says that the peer has gone
-            log_failure(scope, error)
+            self._failures.note(scope, error)
             if watched.status is None:
                 return problem_response(ApiError("The server made a mistake; see its log."))
             await _break_off(scope, watched)
@@ -122,7 +121,7 @@ class AccessLog:
             "request": scope["state"]["request_id"],
             "tenant": None if holder is None else holder.name,
             "method": scope.get("method", "GET"),
-            "path": path[:_PATH_LENGTH_MAX],
+            "path": path[:PATH_LENGTH_MAX],
             "status": status,
             "complete": watched.complete,
             "seconds_to_head": first,
@@ -141,19 +140,3 @@ async def _break_off(scope: Scope, watched: Watched) -> None:
 
 class _Broken(Exception):
     """The answer broke after its head was sent; the connection layer closes the connection."""
-
-
-def log_failure(scope: Scope, error: BaseException) -> None:
-    """One line about what went wrong, without its text."""
-    frames = [
-        f"{frame.filename.rpartition('chatserve/')[2]}:{frame.lineno} {frame.name}"
-        for frame in traceback.extract_tb(error.__traceback__)
-    ]
-    line = {
-        "event": "failure",
-        "request": scope["state"]["request_id"],
-        "path": scope["path"][:_PATH_LENGTH_MAX],
-        "error": type(error).__name__,
-        "traceback": frames,
-    }
-    _errors.error(orjson.dumps(line).decode())

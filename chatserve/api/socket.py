@@ -29,7 +29,6 @@ import orjson
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from chatserve.api.access_log import log_failure
 from chatserve.api.answer import Desk
 from chatserve.api.chat_collaborators import ChatReply, Conversations, Typist
 from chatserve.api.chat_events import (
@@ -41,6 +40,7 @@ from chatserve.api.chat_events import (
     socket_frame,
 )
 from chatserve.api.chat_schema import ClientFrame, client_frame, draft_ask, request_of, turn_ask
+from chatserve.api.failure_log import log_failure
 from chatserve.api.gate import RequestGate
 from chatserve.api.keys import Holder
 from chatserve.api.outbox import Outbox

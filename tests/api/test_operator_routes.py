@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import orjson
 import pytest
 
-from chatserve.api.access_log import ACCESS_LOGGER, ERROR_LOGGER
+from chatserve.api.access_log import ACCESS_LOGGER
 from chatserve.api.exposition import (
     Family,
     Histogram,
@@ -18,6 +18,7 @@ from chatserve.api.exposition import (
     histogram,
     render,
 )
+from chatserve.api.failure_log import ERROR_LOGGER
 from chatserve.api.metric_tables import (
     CACHE_METRICS,
     CONVERSATION_METRICS,
