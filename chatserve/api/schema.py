@@ -36,6 +36,7 @@ from chatserve.errors import RequestError, UnsupportedField
 
 _INT31 = 2**31 - 1
 _MESSAGE_LENGTH_MAX = 200
+_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 _AT = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?([^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
 
@@ -219,7 +220,8 @@ def token_bias(given: dict[str, float], limits: Limits) -> tuple[tuple[int, floa
         raise _bad("logit_bias", f"There may be at most {limits.logit_bias_max} entries.")
     bias: dict[int, float] = {}
     for key, value in given.items():
-        if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) <= _INT31):
+        # One id has one spelling, so that no key overrides another: not 01, nor +1.
+        if not _ID.fullmatch(key) or int(key) > _INT31:
             raise _bad("logit_bias", "The keys of logit_bias are token ids.")
         bias[int(key)] = value
     return tuple(sorted(bias.items()))
