@@ -3,10 +3,13 @@
 It may not know HTTP, pages or tensors. Theory of operation of `open`: what can be refused by
 looking at numbers is refused first; rendering, tokenizing and naming pages are pure and linear in
 the prompt, so they run in one trip to the executor; then, without waiting, the engine takes the
-request and the reply gets its task. A call that is cancelled on its trip leaves a computation
-that nobody looks at and nothing else, and at most `Crowd.places` of those exist.
+request and the reply gets its task. What looks far too long is counted by pieces before it is
+encoded: a trip costs what the context costs, however much was sent. A call that is cancelled on
+its trip leaves a computation that nobody looks at and nothing else, and at most `Crowd.places` of
+those exist.
 
-    ask ─▶ check ─▶ (executor: render ▸ encode ▸ limits ▸ Engine.prepare) ─▶ Engine.open ─▶ Reply
+    ask ─▶ check ─▶ (executor: size ▸ render ▸ encode ▸ limits ▸ Engine.prepare)
+        ─▶ Engine.open ─▶ Reply
 """
 
 import asyncio
@@ -23,14 +26,19 @@ from chatserve.chat.text.known_ids import FoundPrompt, KnownIds, is_answerable
 from chatserve.chat.text.prompt_ids import PromptIds
 from chatserve.chat.text.sample import SampleText, TextRule
 from chatserve.chat.text.stop_strings import StopStrings
-from chatserve.chat.text.template import no_template
+from chatserve.chat.text.template import Rendered, no_template
 from chatserve.chat.text.text_floor import TextFloor
+from chatserve.chat.text.text_sizes import TextSizes
 from chatserve.chat.values import Ask, ChatPrompt, Generation, SamplingDefaults, TokenPrompt
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Request, Sampling
 from chatserve.errors import ContextLengthExceeded, RequestError, Unavailable
 
 SEED_BITS = 63  # of a drawn seed: it fits any client's signed 64-bit integer
+
+# Estimated prompts of so many contexts are counted by pieces: below that encoding once is cheaper,
+# and tells the very number.
+_SUSPECT_CONTEXTS = 2
 
 PreparedT = TypeVar("PreparedT")
 
@@ -97,6 +105,7 @@ class ChatService(Generic[PreparedT]):
         self._workshop = workshop
         self._draw_seed = draw_seed
         self._patience = patience
+        self._sizes = TextSizes(text.tokenizer)
         self._known = (
             None if text.template is None else KnownIds(PromptIds(text.tokenizer, text.template))
         )
@@ -166,9 +175,29 @@ class ChatService(Generic[PreparedT]):
 
     def _prepare(self, ask: Ask, seed: int) -> tuple[Request, FoundPrompt, PreparedT]:
         """All that takes time, in a thread of the executor."""
+        self._check_size(ask)
         prompt = self._prompt(ask)
         request = self._request(ask, prompt.tokens, seed)
         return request, prompt, self._engine.prepare(request)
+
+    def _check_size(self, ask: Ask) -> None:
+        """Refuse what is far too long without encoding much more than would fit."""
+        context_length, prompt = self._engine.context_length, ask.prompt
+        if isinstance(prompt, TokenPrompt):
+            return
+        chat = isinstance(prompt, ChatPrompt)
+        texts = [each.content for each in prompt.messages] if chat else [prompt.text]
+        if sum(map(self._sizes.estimate, texts)) <= _SUSPECT_CONTEXTS * context_length:
+            return
+        if chat:
+            # What the template writes: it may leave out a part of the messages.
+            written = self._render(prompt)
+        else:
+            control = self._text.tokenizer.control
+            written = Rendered(prompt.text, tuple(control.find(prompt.text)))
+        least = self._sizes.count_written_up_to(context_length, written.text, written.spans)
+        if least > context_length:
+            raise _too_long(ask, context_length, context_length=context_length, more=True)
 
     def _prompt(self, ask: Ask) -> FoundPrompt:
         if isinstance(ask.prompt, ChatPrompt) and is_answerable(ask.prompt):
@@ -186,11 +215,14 @@ class ChatService(Generic[PreparedT]):
         if isinstance(ask.prompt, TokenPrompt):
             return ask.prompt.tokens
         if isinstance(ask.prompt, ChatPrompt):
-            if text.template is None:
-                raise no_template()
-            rendered = text.template.render(ask.prompt)
+            rendered = self._render(ask.prompt)
             return text.tokenizer.encode_rendered(rendered.text, rendered.spans)
         return text.tokenizer.encode_text(ask.prompt.text)
+
+    def _render(self, prompt: ChatPrompt) -> Rendered:
+        if self._text.template is None:
+            raise no_template()
+        return self._text.template.render(prompt)
 
     def _request(self, ask: Ask, tokens: tuple[int, ...], seed: int) -> Request:
         generation = ask.generation
@@ -254,14 +286,22 @@ def _max_tokens(ask: Ask, prompt_tokens: int, context_length: int) -> int:
     needed = prompt_tokens + (asked or 1)
     if needed <= context_length:
         return asked or context_length - prompt_tokens
-    param = _prompt_param(ask)
+    raise _too_long(ask, prompt_tokens, context_length=context_length)
+
+
+def _too_long(
+    ask: Ask, prompt_tokens: int, *, context_length: int, more: bool = False
+) -> ContextLengthExceeded:
+    """more: the prompt has more tokens than these; how many was not counted."""
+    param, asked = _prompt_param(ask), ask.generation.max_tokens
+    least = "more than " if more else ""
     said = (
-        f"your {param} resulted in {prompt_tokens} tokens"
+        f"your {param} resulted in {least}{prompt_tokens} tokens"
         if asked is None
-        else f"you requested {needed} tokens ({prompt_tokens} in the {param}, "
-        f"{asked} in the completion)"
+        else f"you requested {least}{prompt_tokens + asked} tokens "
+        f"({least}{prompt_tokens} in the {param}, {asked} in the completion)"
     )
-    raise ContextLengthExceeded(
+    return ContextLengthExceeded(
         f"This model's maximum context length is {context_length} tokens. However, {said}. "
         f"Please reduce the length of the {param}" + (" or completion." if asked else "."),
         param=param,

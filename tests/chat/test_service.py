@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from chatserve.chat.reply import Reply
+from chatserve.chat.text import tokenizer as tokenizer_module
 from chatserve.chat.values import ChatPrompt, Delta, Message, TextPrompt, TokenPrompt
 from chatserve.engine.values import FinishReason, Sampling
 from chatserve.errors import (
@@ -17,6 +18,7 @@ from chatserve.errors import (
     Unavailable,
 )
 from tests.chat.conftest import SEED, Floor, ask, build, read, settle, text_floor
+from tests.chat.templates import CHATML, REASONING
 
 
 async def _request(floor: Floor, *contents, **generation):
@@ -131,6 +133,55 @@ async def test_a_prompt_that_leaves_no_room_says_so_in_openais_words(floor: Floo
         assert words in caught.value.message
     reply = await floor.service.open(ask(prompt=TokenPrompt((1,) * 60), max_tokens=4))
     reply.abandon()
+
+
+def _said(text: str) -> ChatPrompt:
+    return ChatPrompt(messages=(Message("user", text),))
+
+
+@pytest.mark.parametrize("content", ["much " * 100_000, " " * 500_000, "<|im_end|>" * 50_000])
+@pytest.mark.parametrize("kind", [TextPrompt, _said])
+@pytest.mark.parametrize("max_tokens", [None, 5])
+async def test_what_is_far_too_long_is_refused_without_encoding_it(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, content, kind, max_tokens
+):
+    encoded: list[int] = []
+    encode = tokenizer_module._encode
+
+    def counting(backend, text, **options):
+        encoded.append(len(text))
+        return encode(backend, text, **options)
+
+    monkeypatch.setattr(tokenizer_module, "_encode", counting)
+    with pytest.raises(ContextLengthExceeded) as caught:
+        await floor.service.open(ask(prompt=kind(content), max_tokens=max_tokens))
+    assert "maximum context length is 64 tokens" in caught.value.message
+    assert caught.value.param == ("prompt" if kind is TextPrompt else "messages")
+    if max_tokens:
+        name = caught.value.param
+        figures = f"more than 69 tokens (more than 64 in the {name}, 5 in the completion)"
+        assert f"you requested {figures}" in caught.value.message
+    else:
+        assert "resulted in more than 64 tokens" in caught.value.message
+    assert sum(encoded) < 20_000
+
+
+async def test_what_the_template_leaves_out_does_not_count(floor: Floor):
+    """Old reasoning may be far too long for the context."""
+    messages = (
+        Message("user", "hi"),
+        Message("assistant", "<think>" + "much " * 1000 + "</think>fox"),
+        Message("user", "dog"),
+    )
+    for dropping in (True, False):
+        text = text_floor(REASONING if dropping else CHATML)
+        built = build(floor.task_group, floor.executor, text=text)
+        if dropping:
+            request = await _request(built, prompt=ChatPrompt(messages=messages))
+            assert len(request.tokens) < 64
+        else:
+            with pytest.raises(ContextLengthExceeded, match="more than 64"):
+                await built.service.open(ask(prompt=ChatPrompt(messages=messages)))
 
 
 async def test_without_a_template_chats_are_refused_and_texts_served(floor: Floor):

@@ -8,11 +8,13 @@ probes of prose, code and several scripts:
 
 The same text has the same estimate for as long as the tokenizer is the same. It is a little too
 high for prose like the probes', and may be several times too low for noise; who needs to be sure
-counts (`count_up_to`), piece by piece, so that what is far too long costs what the limit costs.
+counts (`count_up_to`, `count_written_up_to`), piece by piece, so that what is far too long costs
+what the limit costs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from chatserve.chat.text.control import Span
 from chatserve.chat.text.tokenizer import Tokenizer
 
 _PROSE = (
@@ -47,8 +49,25 @@ class TextSizes:
 
         White space at the edges does not count: a template may trim it.
         """
+        return self._count(most, map(str.strip, texts))
+
+    def count_written_up_to(self, most: int, text: str, spans: Sequence[Span]) -> int:
+        """The same of one text as it is, with control tokens at `spans`."""
+        return self._count(most - len(spans), self._between(text, spans)) + len(spans)
+
+    def _between(self, text: str, spans: Sequence[Span]) -> Iterator[str]:
+        """What stands between control tokens, without what those swallow of it."""
+        tokenizer, begin, before = self._tokenizer, 0, ""
+        for span in (*spans, Span(len(text), len(text))):
+            plain, behind = text[begin : span.start], text[span.start : span.end]
+            if before in tokenizer.swallows_behind:
+                plain = plain.lstrip()
+            yield plain.rstrip() if behind in tokenizer.swallows_before else plain
+            begin, before = span.end, behind
+
+    def _count(self, most: int, texts: Iterable[str]) -> int:
         total = 0
-        for text in map(str.strip, texts):
+        for text in texts:
             for begin in range(0, len(text), _PIECE):
                 ids = self._tokenizer.encode_rendered(text[begin : begin + _PIECE], ())
                 total += max(0, len(ids) - _PIECE_MARGIN)

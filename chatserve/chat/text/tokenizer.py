@@ -85,6 +85,10 @@ class Tokenizer:
         self.special_ids = frozenset(
             token_id for token_id, token in pretrained.added_tokens_decoder.items() if token.special
         )
+        # Added tokens that take the white space before, or behind them into themselves.
+        added = list(pretrained.added_tokens_decoder.values())
+        self.swallows_before = frozenset(token.content for token in added if token.lstrip)
+        self.swallows_behind = frozenset(token.content for token in added if token.rstrip)
         self._added = {
             token_id: token.content for token_id, token in pretrained.added_tokens_decoder.items()
         }
