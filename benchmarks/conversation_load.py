@@ -302,6 +302,7 @@ async def long_reply(server: ServerProcess) -> str:
         turn = Turn(id=record.id, parent=record.turn, role=Role.ASSISTANT, text=text, created=now)
         ending = Ending(
             reply=record.id,
+            epoch=record.epoch,
             state=ReplyState.DONE,
             final=b"{}",
             text=text,

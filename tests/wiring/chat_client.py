@@ -64,7 +64,7 @@ class ReplyView:
     cursor: str | None = None
     kind: str | None = None  # of the final event
     final: Data | None = None
-    put_off: bool = False  # the server went away: the reply goes on after its restart
+    put_off: bool = False  # the events ended without a final one: the reply goes on elsewhere
     resumptions: int = 0
     snapshots: int = 0
     epochs: set[int] = field(default_factory=set)
@@ -104,10 +104,6 @@ class ReplyView:
         self._move(cursor, data["seq"])
 
     def _take_final(self, name: str, cursor: str | None, data: Data) -> None:
-        if name == "failed" and data.get("retry_after") is not None:
-            self.put_off = True
-            self.cursor = cursor or self.cursor
-            return
         assert self.final in (None, data), "two final events that differ"
         assert self._before in (None, data), "two final events that differ"
         self._move(cursor, len(self.text) + 1)
@@ -238,6 +234,7 @@ async def _read_events(
         frames = EventFrames(view.take)
         async for part in _parts(protocol, wire):
             frames.feed(part)
+        view.put_off = not view.ended
     finally:
         wire.sever()
 

@@ -154,7 +154,7 @@ async def drain_with_time(revived: Revived) -> ReplyView:
 
 
 async def drain_without_time(revived: Revived, alone: ReplyView) -> Sequence[ReplyView]:
-    """What does not end in time is broken off; its viewers are told to come back."""
+    """What does not end in time is broken off: its viewers see no end."""
     async with conversations(revived) as client:
         kept = await whole(client, alone)
         assert [turn["content"] for turn in kept["turns"]] == [SHORT["content"], alone.text]
@@ -172,7 +172,9 @@ async def drain_without_time(revived: Revived, alone: ReplyView) -> Sequence[Rep
         with pytest.raises(Severed) as severed:
             await watching
     assert await revived.terminated(END_SECONDS_MAX) == 0
-    assert by_sse.put_off, "a stream says that the reply goes on later"
+    assert by_sse.put_off, "a stream ends without a final event"
+    assert (by_sse.final, by_one_socket.final) == (None, None)
+    assert by_sse.text
     assert severed.value.code == GOING_AWAY, "a socket is told to go"
     return by_one_socket, by_sse
 
@@ -182,6 +184,7 @@ async def take_up(revived: Revived, views: Sequence[ReplyView]) -> None:
     async with conversations(revived) as client:
         for view in views:
             before, view.put_off = view.text, False
+            assert view.final is None
             (reply,) = (await whole(client, view))["replies"]
             assert (reply["id"], reply["state"]) == (view.reply, "running")
             reading = asyncio.create_task(resume_by_sse(revived.port, view))

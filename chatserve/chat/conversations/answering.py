@@ -9,18 +9,21 @@ It may not know HTTP, viewers' positions or pages. Theory of operation:
 The task is the one consumer of the engine's Stream. Whatever cuts it short is a `_Cut`, delivered
 as a cancellation of our own, so that it ends whatever is being waited for at once:
 
-    cut        asked by                        the store gets          viewers get
-    -          the sample's end                done, its turn          done
-    -          an error                        failed, its text        failed
-    STOPPED    stop(), the grace period        done ('abort')          done
-    LOST       the store: its conversation     nothing                 failed, not_found
-               is gone
-    SUSPENDED  the end of a drain              nothing: resumable      failed, unavailable
-    (foreign)  the task group is cancelled     nothing: resumable      failed, unavailable
+    cut         asked by                       the store gets          viewers get
+    -           the sample's end               done, its turn          done
+    -           an error                       failed, its text        failed
+    STOPPED     stop(), the grace period       done ('abort')          done
+    LOST        its owner: the conversation    nothing                 failed, not_found
+                was deleted
+    SUSPENDED   the end of a drain             nothing: resumable      no end: it breaks off
+    SUPERSEDED  the log: another process has   nothing: it is that     no end: it breaks off
+                taken it up                    one's
+    (foreign)   the task group is cancelled    nothing: resumable      no end: it breaks off
 
-Once generation has ended only a suspension can cut the rest. A reply that is taken up after a
-crash begins with what its log holds: its ids are the end of the new request's prompt, and the
-sample that was fed with them stands where it stood.
+A reply whose conversation the store has lost is not cut: its viewers get all of it, and an end that
+says that it was not kept. Once generation has ended only a suspension can cut the rest. A reply
+that is taken up after a crash begins with what its log holds: its ids are the end of the new
+request's prompt, and the sample that was fed with them stands where it stood.
 """
 
 import asyncio
@@ -35,10 +38,17 @@ from chatserve.chat.backoff import Backoff
 from chatserve.chat.conversations.assignment import AnswerMeans, Assignment, text_rule
 from chatserve.chat.conversations.chat_reply import ChatReply
 from chatserve.chat.conversations.history import Prompt
-from chatserve.chat.conversations.outcome import Outcome, done, ending, failed, interrupted
+from chatserve.chat.conversations.outcome import (
+    Outcome,
+    done,
+    ending,
+    failed,
+    interrupted,
+    unkept,
+)
 from chatserve.chat.service import PreparedT, check_token_ids, sampling_of
 from chatserve.chat.store.conversation import Conversation, ReplyState
-from chatserve.chat.store.session_store import Ending, Unreadable
+from chatserve.chat.store.session_store import Ending, Superseded, Unreadable
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Emission, FinishReason, Receipt, Request
 from chatserve.errors import (
@@ -57,6 +67,10 @@ class _Cut(Enum):
     STOPPED = "stopped"
     LOST = "lost"
     SUSPENDED = "suspended"
+    SUPERSEDED = "superseded"
+
+
+_WITHOUT_END = (_Cut.SUSPENDED, _Cut.SUPERSEDED)
 
 
 class Answering(Generic[PreparedT]):
@@ -88,7 +102,7 @@ class Answering(Generic[PreparedT]):
             clock=means.clock,
             patience=means.options.patience,
             on_abandoned=self.stop,
-            on_lost=self.lose,
+            on_superseded=self._give_way,
         )
         means.log.enter(self.reply)
 
@@ -121,12 +135,16 @@ class Answering(Generic[PreparedT]):
         self._interrupt(_Cut.SUSPENDED)
 
     def lose(self) -> None:
-        """Its conversation is gone: there is nowhere to keep it. Synchronous, idempotent."""
+        """Its conversation was deleted: it is nobody's any more. Synchronous, idempotent."""
         if not self._ending:
             self._interrupt(_Cut.LOST)
 
+    def _give_way(self) -> None:
+        if not self._ending:
+            self._interrupt(_Cut.SUPERSEDED)
+
     def _interrupt(self, cut: _Cut) -> None:
-        if self.reply.final is not None or self._cut is _Cut.SUSPENDED:
+        if self.reply.over or self._cut is _Cut.SUSPENDED:
             return
         self._cut = cut
         if self._begun and not self._cancelling:
@@ -141,7 +159,7 @@ class Answering(Generic[PreparedT]):
         try:
             error = await self._generate_or_cut()
             self._ending = True
-            if self._cut is not _Cut.SUSPENDED:
+            if self._cut not in _WITHOUT_END:
                 await self._end(error)
         except asyncio.CancelledError:
             if not self._was_ours():
@@ -163,10 +181,10 @@ class Answering(Generic[PreparedT]):
     def _settle(self) -> None:
         """The task is over, or never began: nothing is left open. Idempotent."""
         self._leave_crowd()
-        if self.reply.final is None:
+        if not self.reply.over:
             if self._cut is not _Cut.SUSPENDED:  # whose last words the log still writes
                 self._means.log.forget(self.reply)
-            self._conclude_with(self._unavailable())
+            self.reply.break_off()
 
     async def _generate_or_cut(self) -> ChatserveError | None:
         """Generate to the end; why not, where that is an error."""
@@ -279,9 +297,8 @@ class Answering(Generic[PreparedT]):
         means, reply = self._means, self.reply
         self._assignment.said.break_off("abort")
         await means.log.leave(reply)
-        gone = NotFound("The conversation was deleted.")
         if self._cut is _Cut.LOST:
-            self._conclude_with(gone)
+            self._conclude_with(NotFound("The conversation was deleted."))
             return
         outcome = self._outcome(error)
         kept = ending(
@@ -297,7 +314,11 @@ class Answering(Generic[PreparedT]):
         try:
             conversation = await self._keep(kept)
         except NotFound:
-            self._conclude_with(gone)
+            outcome = unkept(outcome)
+            reply.conclude(outcome.kind, outcome.data)
+            return
+        except Superseded:
+            reply.break_off()
             return
         except Unreadable as error:
             _log.error("reply %s cannot be kept: its conversation is damaged", reply.id)
@@ -347,8 +368,8 @@ class Answering(Generic[PreparedT]):
             return None
 
     async def _keep(self, kept: Ending) -> Conversation:
-        """One trip, as often as it takes. Raises NotFound where the conversation is gone, and
-        Unreadable."""
+        """One trip, as often as it takes. Raises NotFound where the conversation is gone,
+        Superseded and Unreadable."""
         options = self._means.options
         backoff = Backoff(options.retry_seconds_first, options.retry_seconds_max)
         while True:
@@ -367,7 +388,7 @@ class Answering(Generic[PreparedT]):
             self._means.crowd.count -= 1
 
     def _conclude_with(self, error: ChatserveError) -> None:
-        if self.reply.final is None:
+        if not self.reply.over:
             outcome = failed(error)
             self.reply.conclude(outcome.kind, outcome.data)
 

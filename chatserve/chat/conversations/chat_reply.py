@@ -7,6 +7,9 @@ a mailbox that merges; a viewer that is late finds one delta, and nothing grows 
     Answering ─▶ ChatReply ─▶ ChatViewing, ChatViewing      accepted, progress, deltas, final
                      └──────▶ ReplyLog                      entries with what is new
 
+A viewing ends with the final event, or breaks off: then the reply goes on in a later epoch, and who
+comes back with the last cursor finds it there.
+
 A cursor `<epoch>-<seq>` says what a viewer has:
 
     cursor's epoch   seq                          the viewer gets
@@ -55,6 +58,7 @@ class Viewed(Protocol):
     logged: tuple[int, ...]
     progress: ReplyProgress | None
     final: ReplyFinal | None
+    broken_off: bool
 
     @property
     def texts(self) -> list[str]:
@@ -76,7 +80,7 @@ class Viewed(Protocol):
 
 
 class ChatViewing:
-    """One viewer's place in a reply: iterates over its events, up to the final one.
+    """One viewer's place in a reply: iterates over its events, up to the final one if it has one.
 
     Use it as a context manager, once. `close()` is synchronous and idempotent; a reader that
     waits finds the iteration at its end.
@@ -119,6 +123,8 @@ class ChatViewing:
             event = self._next()
             if event is not None:
                 return event
+            if self._reply.broken_off:
+                break
             self._arrived.clear()
             await self._arrived.wait()
         raise StopAsyncIteration
@@ -180,7 +186,7 @@ class ChatReply:
         clock: Clock,
         patience: Patience,
         on_abandoned: Callable[[], None],
-        on_lost: Callable[[], None],
+        on_superseded: Callable[[], None],
     ) -> None:
         self.id = record.id
         self.turn = record.turn
@@ -190,11 +196,12 @@ class ChatReply:
         self.logged = record.logged
         self.progress: ReplyProgress | None = None
         self.final: ReplyFinal | None = None
+        self.broken_off = False
         self.first_token_at: float | None = None
         self.sample = sample
         self._clock = clock
         self._audience: Audience[ChatViewing] = Audience(clock, patience, on_abandoned)
-        self._on_lost = on_lost
+        self._on_superseded = on_superseded
         self._look: Callable[[], Progress | None] | None = None
         self._look_timer: Timer | None = None
         self._prompt_ids: tuple[int, ...] | None = None
@@ -214,8 +221,13 @@ class ChatReply:
         return self.sample.length
 
     @property
+    def over(self) -> bool:
+        """Nothing more comes of it in this process."""
+        return self.final is not None or self.broken_off
+
+    @property
     def end(self) -> ReplyCursor | None:
-        """The final event's cursor, None while running."""
+        """The final event's cursor, None without one."""
         return None if self.final is None else self.final.cursor
 
     def view(self, after: ReplyCursor | None = None) -> ChatViewing:
@@ -224,7 +236,7 @@ class ChatReply:
 
     def attach(self, viewing: ChatViewing) -> None:
         """Called by a viewing as its block begins."""
-        if self.final is None:
+        if not self.over:
             self._audience.join(viewing)
             if self._look is not None and self._look_timer is None:
                 self._show_progress()
@@ -258,9 +270,18 @@ class ChatReply:
 
     def conclude(self, kind: str, data: Mapping[str, object]) -> None:
         """The one final event."""
-        assert self.final is None, "a second final event"
+        assert not self.over, "a second end"
         cursor = ReplyCursor(self.epoch, self.length + 1)
         self.final = ReplyFinal(cursor=cursor, kind=kind, data=data)
+        self._part()
+
+    def break_off(self) -> None:
+        """It has no end here: a later epoch goes on with it."""
+        assert not self.over, "a second end"
+        self.broken_off = True
+        self._part()
+
+    def _part(self) -> None:
         self._stop_looking()
         self._audience.close()
         self._wake()
@@ -288,9 +309,9 @@ class ChatReply:
         self._logged_to = Cursor(len(sample.texts), sample.received)
         return entry
 
-    def lose(self) -> None:
-        """The store does not know the reply any more."""
-        self._on_lost()
+    def give_way(self) -> None:
+        """Another process has taken the reply up."""
+        self._on_superseded()
 
     # Inside ----------------------------------------------------------------------------------
 
@@ -331,6 +352,7 @@ class KeptReply:
         self.epoch = record.epoch
         self.logged = record.logged
         self.progress: ReplyProgress | None = None
+        self.broken_off = False
         self.texts = [record.text] if record.text else []
         self.length = len(record.text)
         kind = "done" if record.state is ReplyState.DONE else "failed"

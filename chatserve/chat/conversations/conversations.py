@@ -49,7 +49,7 @@ from chatserve.chat.store.session_store import (
     no_reply,
 )
 from chatserve.chat.text.text_floor import TextFloor
-from chatserve.errors import Busy, Conflict, TooLarge, Unavailable
+from chatserve.errors import Busy, Conflict, NotFound, TooLarge, Unavailable
 
 ID_BYTES = 18  # of a drawn id: 144 bits, 24 characters
 
@@ -239,10 +239,13 @@ class Conversations(Generic[PreparedT]):
 
     async def delete(self, owner: str, conversation: str) -> None:
         """Its running replies end once it is gone. Raises NotFound."""
-        await self._store.delete(owner, conversation)
-        for answering in tuple(self._live.by_id.values()):
-            if answering.reply.conversation == conversation:
-                answering.lose()
+        try:
+            await self._store.delete(owner, conversation)
+        except NotFound:
+            # Deleted by a call whose answer was lost, or lost by the store.
+            self._live.lose(owner, conversation)
+            raise
+        self._live.lose(owner, conversation)
         self._changes.publish(owner, conversation, None)
 
     async def add(

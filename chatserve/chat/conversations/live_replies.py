@@ -173,6 +173,13 @@ class LiveReplies(Generic[PreparedT]):
 
     # Ending ----------------------------------------------------------------------------------
 
+    def lose(self, owner: str, conversation: str) -> None:
+        """End those of a conversation that was deleted. Synchronous, idempotent."""
+        for answering in tuple(self._answerings.values()):
+            reply = answering.reply
+            if (reply.owner, reply.conversation) == (owner, conversation):
+                answering.lose()
+
     async def wait_quiet(self) -> None:
         """Wait until none is under way."""
         await self._quiet.wait()

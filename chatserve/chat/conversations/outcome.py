@@ -13,7 +13,7 @@ from chatserve.chat.conversations.history import Prompt
 from chatserve.chat.store.conversation import ReplyState, Role, Turn
 from chatserve.chat.store.session_store import Ending
 from chatserve.engine.values import Receipt
-from chatserve.errors import ChatserveError
+from chatserve.errors import ChatserveError, NotFound
 
 TITLE_CHARACTERS_MAX = 60
 
@@ -74,6 +74,13 @@ def interrupted(reason: str) -> Outcome:
     return Outcome(ReplyState.INTERRUPTED, "failed", data)
 
 
+def unkept(outcome: Outcome) -> Outcome:
+    """It came to this end, and the store has no place for it any more."""
+    error = NotFound("The reply could not be kept: its conversation is gone.")
+    data = {**outcome.data, **failed(error).data}
+    return Outcome(ReplyState.FAILED, "failed", data)
+
+
 def ending(
     assignment: Assignment, outcome: Outcome, prompt: Prompt | None, *, encoding: str, now: float
 ) -> Ending:
@@ -93,6 +100,7 @@ def ending(
         )
     return Ending(
         reply=record.id,
+        epoch=record.epoch,
         state=outcome.state,
         final=final,
         text=text,

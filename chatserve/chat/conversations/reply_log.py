@@ -11,7 +11,8 @@ so a slow store makes entries longer, never more.
 
 After a failed call nobody knows what was written. Its entries are sent again as they were, since a
 known cursor is ignored but the same text under a new one would be there twice; only then comes the
-next entry of these replies. So each reply has one doubtful entry at the most.
+next entry of these replies. So each reply has one doubtful entry at the most. What the store has
+lost, and what another process carries on, is not logged any more.
 
 The tick's length is max(25 ms, replies / 2,000 s): the store sees at most 2,000 entries a second.
 """
@@ -26,7 +27,7 @@ from typing import Protocol
 from chatserve.chat.audience import Clock
 from chatserve.chat.backoff import Backoff
 from chatserve.chat.store.conversation import LogEntry
-from chatserve.chat.store.session_store import SessionStore
+from chatserve.chat.store.session_store import SessionStore, Unlogged
 from chatserve.errors import ChatserveError
 
 _log = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ class Logged(Protocol):
         """All that is new since the last call; None where no text is new."""
         ...
 
-    def lose(self) -> None:
-        """The store does not know the reply any more."""
+    def give_way(self) -> None:
+        """Another process has taken the reply up."""
         ...
 
 
@@ -174,10 +175,10 @@ class ReplyLog:
     async def _send(self, batch: Sequence[LogEntry]) -> bool:
         self._on_the_way = frozenset(entry.reply for entry in batch)
         self._landed.clear()
-        gone: frozenset[str] = frozenset()
+        unlogged = Unlogged()
         good = False
         try:
-            gone = await self._store.append(batch)
+            unlogged = await self._store.append(batch)
             good = True
         except ChatserveError as error:
             _log.debug("the log waits: %s", error.message)
@@ -194,12 +195,22 @@ class ReplyLog:
             self._backoff.reset()
         else:
             self._failures += 1
-        for reply in gone:
-            lost = self._open.pop(reply, None)
-            self._news.pop(reply, None)
-            if lost is not None:
-                lost.lose()
+        self._drop(unlogged)
         return good
+
+    def _drop(self, unlogged: Unlogged) -> None:
+        """Log nothing more of these. Those that the store has lost go on: their end tells."""
+        for reply in unlogged.superseded:
+            left = self._open.pop(reply, None)
+            self._news.pop(reply, None)
+            if left is not None:
+                left.give_way()
+        lost = 0
+        for reply in unlogged.gone:
+            lost += self._open.pop(reply, None) is not None
+            self._news.pop(reply, None)
+        if lost:
+            _log.warning("%d running replies are not in the store any more", lost)
 
     def _settle(self, entry: LogEntry, *, good: bool) -> None:
         reply = self._open.get(entry.reply)

@@ -4,6 +4,7 @@ It serves where no Redis can be had, and in tests as the plain statement of what
 must do. Its calls are coroutines as the door has it; none of them waits, so each is atomic.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -27,6 +28,8 @@ from chatserve.chat.store.session_store import (
     NewTurn,
     Page,
     StoreStatistics,
+    Superseded,
+    Unlogged,
     conflict,
     no_conversation,
     no_leaf,
@@ -231,26 +234,30 @@ class MemoryStore:
         kept.refused.add(reply)
         return False
 
-    async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
-        """Write log entries; the replies that are gone or have ended."""
+    async def append(self, entries: Sequence[LogEntry]) -> Unlogged:
+        """Write log entries; the replies that are gone or superseded."""
         self._calls += 1
         gone: set[str] = set()
+        superseded: set[str] = set()
         for entry in entries:
             kept = self._kept.get(conversation_of(entry.reply))
-            if kept is None or entry.reply not in kept.began:
+            record = None if kept is None else kept.records.get(entry.reply)
+            if kept is None or record is None:
                 gone.add(entry.reply)
                 continue
-            if entry.cursor.epoch < kept.records[entry.reply].epoch:
-                gone.add(entry.reply)  # taken up by another since
+            if entry.reply not in kept.began or entry.cursor.epoch < record.epoch:
+                superseded.add(entry.reply)
                 continue
             log = kept.logs[entry.reply]
             if not log or log[-1].cursor < entry.cursor:
                 log.append(entry)
-        return frozenset(gone)
+        return Unlogged(gone=frozenset(gone), superseded=frozenset(superseded))
 
     async def end(self, ending: Ending) -> Conversation:
-        """Keep the assistant's turn and the end of the reply. Raises NotFound."""
+        """Keep the assistant's turn and the end of the reply. Raises NotFound, Superseded."""
         kept = self._of_reply(ending.reply)
+        if ending.epoch < kept.records[ending.reply].epoch:
+            raise Superseded
         if ending.reply not in kept.began:
             return kept.conversation
         record, old = kept.records[ending.reply], kept.conversation
@@ -309,6 +316,10 @@ class MemoryStore:
             path = (replace(path[0], token_ids=None, encoding=""), *path[1:])
         conversation = replace(kept.conversation, settings=began.settings, system=began.system)
         return conversation, path, record
+
+    async def handed_back(self) -> None:
+        """It is this process's alone."""
+        await asyncio.Event().wait()
 
     def statistics(self) -> StoreStatistics:
         """It never fails and takes no time worth counting."""

@@ -7,7 +7,7 @@ list, cleaned after it, so that a crash between the two hides nothing. What is w
 (`_chores`) rides with the next call: nobody waits for it, and losing it loses nothing.
 
     accept   SADD cs:running ▸ script          the script has: user's turn, reply, empty log
-    append   XADD NOMKSTREAM …                 no log: ended or deleted; 'equal or smaller': there
+    append   XADD NOMKSTREAM …                 no log: gone or ended; 'equal or smaller': there
     end      script ▸ (later) SREM cs:running  the script has: assistant's turn, ending, no log
 
 A log entry's cursor is its stream id, so that resending one is harmless, and one of a former epoch
@@ -64,6 +64,8 @@ from chatserve.chat.store.session_store import (
     NewTurn,
     Page,
     StoreStatistics,
+    Superseded,
+    Unlogged,
     Unreadable,
     conflict,
     no_conversation,
@@ -223,26 +225,39 @@ class RedisStore:
             self._check(status, no_conversation)
         return False
 
-    async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
-        """Write log entries; the replies that are gone, have ended or were taken up by another."""
+    async def append(self, entries: Sequence[LogEntry]) -> Unlogged:
+        """Write log entries; the replies that are gone or superseded."""
         gone: set[str] = set()
+        superseded: set[str] = set()
         for first in range(0, len(entries), APPEND_TRIP_ENTRIES):
             part = entries[first : first + APPEND_TRIP_ENTRIES]
             commands = [_append_command(entry) for entry in part]
             answers = await self._run(commands, excused=(ALREADY_THERE, WRONG_TYPE))
             known: list[LogEntry] = []
+            nowhere: list[str] = []
             for entry, answer in zip(part, answers, strict=True):
                 if answer is None:
-                    gone.add(entry.reply)
+                    nowhere.append(entry.reply)
                 elif isinstance(answer, Exception) and WRONG_TYPE in str(answer):
                     # This log takes nothing any more; its reply's end keeps the whole text.
                     self._link.tell(answer)
                 elif isinstance(answer, Exception):
                     known.append(entry)
-            gone |= await self._superseded(known)
-        return frozenset(gone)
+            superseded |= await self._gone_on(known)
+            ended = await self._ended(nowhere)
+            superseded |= ended
+            gone |= set(nowhere) - ended
+        return Unlogged(gone=frozenset(gone), superseded=frozenset(superseded))
 
-    async def _superseded(self, entries: Sequence[LogEntry]) -> set[str]:
+    async def _ended(self, replies: Sequence[str]) -> set[str]:
+        """Of replies without a log: those that somebody has ended. Whoever still logs did not."""
+        if not replies:
+            return set()
+        commands = [_has_ended(reply) for reply in replies]
+        answers = await self._run(commands, excused=(WRONG_TYPE,))
+        return {reply for reply, answer in zip(replies, answers, strict=True) if answer == 1}
+
+    async def _gone_on(self, entries: Sequence[LogEntry]) -> set[str]:
         """Of entries that were refused: the replies whose log has gone on without them."""
         if not entries:
             return set()
@@ -251,20 +266,20 @@ class RedisStore:
             key, cursor = log_key(conversation_of(entry.reply), entry.reply), str(entry.cursor)
             commands.append(("XRANGE", key, cursor, cursor))
         answers = await self._run(commands)
-        gone: set[str] = set()
+        superseded: set[str] = set()
         for entry, answer in zip(entries, answers, strict=True):
             if not answer:
-                gone.add(entry.reply)
+                superseded.add(entry.reply)
                 continue
             ((_, fields),) = cast("list[tuple[bytes, object]]", answer)
             assert _text_field(fields) == entry.text, "one cursor, two texts"
-        return gone
+        return superseded
 
     async def end(self, ending: Ending) -> Conversation:
-        """Keep the assistant's turn and the end of the reply. Raises NotFound."""
+        """Keep the assistant's turn and the end of the reply. Raises NotFound, Superseded."""
         turn = ending.turn
         value = ending_value(ending.state, ending.final, ending.text, has_turn=turn is not None)
-        arguments: tuple[Argument, ...] = (ending.reply, value, repr(ending.now))
+        arguments: tuple[Argument, ...] = (ending.reply, ending.epoch, value, repr(ending.now))
         arguments += (ending.title or "", encoded_ids(ending.prompt_ids, ending.encoding))
         if turn is None:
             arguments += ("", "", "")
@@ -275,6 +290,8 @@ class RedisStore:
             arguments += (encoded_ids(turn.token_ids, turn.encoding),)
         identity = conversation_of(ending.reply)
         status, items = await self._script("end", identity, arguments)
+        if status == "superseded":
+            raise Superseded  # and perhaps it runs
         self._later(("SREM", RUNNING_INDEX, ending.reply))
         self._check(status, no_reply)
         return await self._changed(identity, items)
@@ -323,6 +340,10 @@ class RedisStore:
             return conversation, tuple(turn for _, turn in reversed(read_turns(items))), record
 
         return await self._read(read, items)
+
+    async def handed_back(self) -> None:
+        """Wait until the store is ours again after another server had it."""
+        await asyncio.Event().wait()
 
     def statistics(self) -> StoreStatistics:
         """A frozen picture. Kind and durability are known once the server was checked."""
@@ -443,6 +464,11 @@ def _append_command(entry: LogEntry) -> Command:
 def _is_running(reply: str) -> Command:
     running = keys_of(conversation_of(reply))[6]
     return ("HEXISTS", running, reply)
+
+
+def _has_ended(reply: str) -> Command:
+    ended = keys_of(conversation_of(reply))[7]
+    return ("HEXISTS", ended, reply)
 
 
 def _text_field(fields: object) -> str:

@@ -5,6 +5,9 @@ of the process. Each call is atomic for its conversation. Any call may raise Una
 retry_after where the store does not answer in time; then a write may or may not have happened,
 and repeating the same call is safe: `accept` knows its `ask`, `append` its cursors, `end` its
 reply. It raises Unreadable, of the same kind, where one conversation's own keys are damaged.
+
+Whoever takes a reply up begins its next epoch. From then on what is written under an earlier one
+changes nothing, and its writer is told: it is superseded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +39,8 @@ _CONFLICTS = {
     "refused": "This call was given up before it arrived.",
 }
 
+ELSEWHERE_RETRY_SECONDS = 5.0  # told to those who come to the wrong one of two servers
+
 
 class Unreadable(Unavailable):
     """What is kept of one conversation is not what was written there. Nothing was changed, and
@@ -43,6 +48,13 @@ class Unreadable(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("This conversation cannot be read.", retry_after=1.0)
+
+
+class Superseded(Conflict):
+    """A later epoch of the reply exists: another process carries it on, or has ended it."""
+
+    def __init__(self) -> None:
+        super().__init__("The reply was taken up by another server.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +95,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The end of a reply. turn: the assistant's turn, None where there is nothing to keep in the
-    tree. prompt_ids: what the user's turn appends, None where it was never tokenized, in the same
-    encoding as the turn's own. title: for a conversation that has none yet.
+    """The end of a reply. epoch: the one it was answered in. turn: the assistant's turn, None where
+    there is nothing to keep in the tree. prompt_ids: what the user's turn appends, None where it
+    was never tokenized, in the same encoding as the turn's own. title: for a conversation that has
+    none yet.
     """
 
     reply: str
+    epoch: int
     state: ReplyState
     final: bytes
     text: str
@@ -97,6 +111,15 @@ class Ending:
     encoding: str
     title: str | None
     now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlogged:
+    """Replies of which nothing more can be logged. gone: the store has lost them, mostly with their
+    conversation. superseded: a later epoch is there, or the end that it came to."""
+
+    gone: frozenset[str] = frozenset()
+    superseded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +135,8 @@ class Page:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatistics:
     """What a store can say of itself. kind: `redis`, `valkey` or `memory`. durable: what was
-    acknowledged survives a crash of this process. failures: calls that raised Unavailable.
+    acknowledged survives a crash of this process. failures: calls that raised Unavailable. ours:
+    no other server is known to keep its conversations there.
     """
 
     kind: str
@@ -121,6 +145,7 @@ class StoreStatistics:
     calls: int
     failures: int
     seconds_total: float
+    ours: bool = True
 
 
 class SessionStore(Protocol):
@@ -184,17 +209,17 @@ class SessionStore(Protocol):
         reply to the same ask is accepted. Raises NotFound where the conversation is gone."""
         ...
 
-    async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
+    async def append(self, entries: Sequence[LogEntry]) -> Unlogged:
         """Write log entries of many replies in one trip; those of a known cursor are there already.
-        Returns the replies that are gone with their conversation, have ended, or were taken up by
-        another (a later epoch): nothing more need be logged of them.
+        Returns the replies whose entries found no log to go to.
         """
         ...
 
     async def end(self, ending: Ending) -> Conversation:
         """Keep the assistant's turn and the end of the reply, in one atomic step; then the log is
         dropped. The leaf moves to the new turn if it is still at the turn that was answered.
-        Raises NotFound where the conversation is gone. An ended reply stays as it ended.
+        Raises NotFound where the conversation is gone, and Superseded for an earlier epoch. An
+        ended reply stays as it ended.
         """
         ...
 
@@ -217,6 +242,11 @@ class SessionStore(Protocol):
         the system prompt that it had when the reply was accepted: ids of another system prompt are
         left out. Raises NotFound, Conflict if it has ended.
         """
+        ...
+
+    async def handed_back(self) -> None:
+        """Wait until the store is ours again after another server had it, whose running replies
+        are nobody's now. Where no other can have it this never returns."""
         ...
 
     def statistics(self) -> StoreStatistics:
@@ -242,6 +272,13 @@ def no_parent() -> NotFound:
 def no_leaf() -> NotFound:
     """The named leaf is no turn of the conversation."""
     return NotFound("The conversation has no turn of this id.", param="leaf")
+
+
+def elsewhere() -> Unavailable:
+    """Another server keeps its conversations here: replies are begun and taken up there."""
+    return Unavailable(
+        "Another chatserve has these conversations.", retry_after=ELSEWHERE_RETRY_SECONDS
+    )
 
 
 def conflict(reason: str) -> Conflict:

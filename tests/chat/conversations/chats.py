@@ -222,11 +222,6 @@ class Client:
         self.events: list[ChatEvent] = []
         self.places: list[tuple[ReplyCursor, str]] = []  # where it was
 
-    @property
-    def last_text_cursor(self) -> ReplyCursor | None:
-        """Where the text ended, whatever the final event said."""
-        return self.places[-1][0] if self.places else None
-
     def step_back(self, source: random.Random) -> None:
         """Forget what came after some place."""
         if self.places:

@@ -134,11 +134,11 @@ def seen(clients: list[Client]) -> int:
 
 async def wander(life: Process, name: str, client: Client, source: random.Random) -> None:
     """Look at a reply for a few events at a time, now and then from an earlier place, to its end.
-    A final event that says 'unavailable' is the server's end: the client waits for the next."""
+    Where it breaks off that is the server's end: the client waits for the next."""
     while client.final is None:
-        await client.read(await life.chats.reply(OWNER, name), most=source.randrange(1, 6))
-        if client.final is not None and client.final.data.get("code") == "unavailable":
-            client.final, client.cursor = None, client.last_text_cursor
+        reply = await life.chats.reply(OWNER, name)
+        await client.read(reply, most=source.randrange(1, 6))
+        if client.final is None and reply.broken_off:
             return
         if client.final is None and source.random() < 0.2:
             client.step_back(source)

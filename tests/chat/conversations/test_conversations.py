@@ -334,7 +334,27 @@ async def test_a_conversation_that_could_not_be_deleted_keeps_its_replies(
     assert [each.text for each in turns] == ["hi", "the dog barks"]
 
 
-async def test_a_conversation_that_vanished_fails_its_reply_and_frees_the_engine(
+async def test_deleting_what_is_gone_ends_the_owners_running_replies(
+    life: Process, store: MemoryStore
+):
+    """The answer to a first call was lost: the store had deleted it."""
+    conversation = await life.conversation()
+    reply = await life.send(conversation)
+    run = await begun(life)
+    await store.delete(OWNER, conversation)
+    with pytest.raises(NotFound):
+        await life.chats.delete("bob", conversation)
+    run.give(life.ids("dog"))
+    await until(lambda: reply.length)
+    assert not reply.over
+    with pytest.raises(NotFound):
+        await life.chats.delete(OWNER, conversation)
+    await until(lambda: reply.end is not None)
+    assert run.aborted
+    assert reply.final.data["message"] == "The conversation was deleted."
+
+
+async def test_a_reply_whose_conversation_vanished_is_said_to_its_end_and_frees_the_engine(
     life: Process, store: MemoryStore
 ):
     conversation = await life.conversation()
@@ -346,6 +366,13 @@ async def test_a_conversation_that_vanished_fails_its_reply_and_frees_the_engine
     run.give(life.ids("dog"))
     await until(lambda: client.text)
     await tick(life)
+    assert "append" in life.store.calls
+    run.give(life.ids(" barks"), finish=FinishReason.LENGTH)
     await reading
+    assert client.text == "dog barks"
+    assert client.final.kind == "failed"
     assert client.final.data["code"] == "not_found"
-    assert run.aborted
+    assert client.final.data["retry_after"] is None
+    assert client.final.data["finish_reason"] == "length"
+    assert client.final.data["usage"]["completion_tokens"] == len(life.ids("dog barks"))
+    await until(lambda: not life.chats.statistics().running)

@@ -11,6 +11,7 @@ import pytest
 from chatserve.chat.audience import Clock
 from chatserve.chat.conversations.reply_log import LogLimits, ReplyLog
 from chatserve.chat.store.conversation import LogEntry, ReplyCursor
+from chatserve.chat.store.session_store import Unlogged
 from chatserve.errors import Unavailable
 from tests.chat.conversations.chats import DEADLINE_SECONDS, until
 from tests.chat.engine import ManualTime
@@ -23,7 +24,7 @@ class Speaker:
     id: str
     said: str = ""
     taken: int = 0
-    lost: bool = False
+    superseded: bool = False
 
     def take_entry(self) -> LogEntry | None:
         text = self.said[self.taken :]
@@ -34,8 +35,8 @@ class Speaker:
             reply=self.id, cursor=ReplyCursor(1, self.taken), text=text, token_ids=(len(text),)
         )
 
-    def lose(self) -> None:
-        self.lost = True
+    def give_way(self) -> None:
+        self.superseded = True
 
 
 @dataclass(slots=True)
@@ -45,10 +46,10 @@ class Shelf:
     logs: dict[str, list[LogEntry]] = field(default_factory=dict)
     trips: list[Sequence[LogEntry]] = field(default_factory=list)
     fates: list[str | None] = field(default_factory=list)
-    gone: frozenset[str] = frozenset()
+    unlogged: Unlogged = field(default_factory=Unlogged)
     gate: asyncio.Event | None = None
 
-    async def append(self, entries: Sequence[LogEntry]) -> frozenset[str]:
+    async def append(self, entries: Sequence[LogEntry]) -> Unlogged:
         self.trips.append(entries)
         if self.gate is not None:
             await self.gate.wait()
@@ -63,7 +64,7 @@ class Shelf:
             raise Unavailable("no answer")
         if fate == "bug":
             raise ZeroDivisionError
-        return self.gone
+        return self.unlogged
 
     def text(self, reply: str) -> str:
         """What is kept of a reply; its entries follow one another without gap or overlap."""
@@ -186,16 +187,32 @@ async def test_a_mistake_in_the_store_is_logged_and_stops_nothing(caplog):
     assert found.shelf.text("c.1") == "ab"
 
 
-async def test_a_reply_that_is_gone_is_told_once_and_written_no_more():
+async def test_a_reply_that_another_process_has_is_told_once_and_written_no_more():
     async with desk() as found:
         speaker = Speaker("c.1")
         found.log.enter(speaker)
-        found.shelf.gone = frozenset({"c.1", "c.unknown"})
+        found.shelf.unlogged = Unlogged(superseded=frozenset({"c.1", "c.unknown"}))
         found.say(speaker, "ab")
-        await until(lambda: speaker.lost)
+        await until(lambda: speaker.superseded)
         found.say(speaker, "cd")
         assert found.log.statistics().replies == 0
     assert len(found.shelf.trips) == 1
+
+
+async def test_a_reply_that_the_store_has_lost_goes_on_and_is_written_no_more(caplog):
+    async with desk() as found:
+        speakers = [Speaker("c.1"), Speaker("d.1")]
+        found.shelf.unlogged = Unlogged(gone=frozenset({"c.1", "d.1", "c.unknown"}))
+        for speaker in speakers:
+            found.log.enter(speaker)
+            found.say(speaker, "ab")
+        await until(lambda: found.log.statistics().replies == 0)
+        for speaker in speakers:
+            found.say(speaker, "cd")
+        await found.tick()
+    assert len(found.shelf.trips) == 1
+    assert not any(speaker.superseded for speaker in speakers)
+    assert "2 running replies are not in the store any more" in caplog.text
 
 
 async def test_leaving_waits_for_the_entry_on_its_way_and_not_for_a_failed_ones_return():

@@ -5,6 +5,7 @@ import json
 
 from chatserve.chat.store.conversation import LogEntry, ReplyCursor, ReplyState
 from chatserve.chat.store.memory_store import MemoryStore
+from chatserve.chat.store.session_store import Unlogged
 from chatserve.engine.values import Emission, FinishReason
 from chatserve.errors import Busy
 from tests.chat.conversations.chats import OWNER, Client, process, tick, until
@@ -45,7 +46,7 @@ async def test_a_log_that_leads_to_an_end_is_not_gone_on_from():
         cursor = ReplyCursor(1, len("the dog "))
         ids = tuple(life.ids("the dog xyz"))
         logged = LogEntry(reply=reply.id, cursor=cursor, text="the dog ", token_ids=ids)
-        assert await store.append([logged]) == frozenset()
+        assert await store.append([logged]) == Unlogged()
         life.die()
     async with process(store) as life:
         await life.chats.resume_all()

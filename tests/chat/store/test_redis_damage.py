@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from chatserve.chat.store.redis_store import RedisStore
-from chatserve.chat.store.session_store import Unreadable
+from chatserve.chat.store.session_store import Unlogged, Unreadable
 from chatserve.errors import Unavailable
 from tests.chat.store.redis_process import RedisProcess, redis_store
 from tests.chat.store.turns import OWNER, conversation, ending, entry, exchange, new_turn
@@ -41,7 +41,7 @@ async def test_all_calls_on_it_say_so_and_others_are_whole(
     assert "d" in listed
     found = [each.id for each in (await store.list(OWNER, search="a")).conversations]
     assert "d" in found
-    assert await store.append([entry("c.b", 3, "abc"), entry("d.b", 3, "abc")]) == frozenset()
+    assert await store.append([entry("c.b", 3, "abc"), entry("d.b", 3, "abc")]) == Unlogged()
     assert await store.log("d.b") == (entry("d.b", 3, "abc"),)
     assert store.statistics().available
 
@@ -53,7 +53,7 @@ async def test_a_damaged_log_stops_no_other_and_not_its_replys_end(
     await process.command("SET", f"cs:{{d}}:log:{accepted.record.id}", "wrong")
     entries = [entry(accepted.record.id, 3, "abc"), entry("c.b", 3, "abc")]
     for _ in range(2):
-        assert await store.append(entries) == frozenset()
+        assert await store.append(entries) == Unlogged()
     assert await store.log("c.b") == (entry("c.b", 3, "abc"),)
     with pytest.raises(Unreadable):
         await store.resume(accepted.record.id)

@@ -13,6 +13,7 @@ import pytest
 
 from chatserve.chat.store.redis_link import RedisLink, place_of
 from chatserve.chat.store.redis_store import RedisStore
+from chatserve.chat.store.session_store import Unlogged
 from chatserve.errors import Conflict, NotFound, SettingsError, StartError, Unavailable
 from tests.chat.store.redis_process import (
     RedisProcess,
@@ -195,7 +196,7 @@ async def test_flushed_data_is_not_found_and_new_data_is_kept(
     for call in (store.get(OWNER, "c"), store.accept(new_turn("d")), store.reply(OWNER, "c.b")):
         with pytest.raises(NotFound):
             await call
-    assert await store.append([entry("c.b", 1, "x")]) == {"c.b"}
+    assert await store.append([entry("c.b", 1, "x")]) == Unlogged(gone=frozenset({"c.b"}))
     assert (await store.list(OWNER)).conversations == ()
     assert await store.running() == ()
     await store.create(conversation("d"))

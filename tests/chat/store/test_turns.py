@@ -9,7 +9,7 @@ from chatserve.chat.store.conversation import (
     Role,
     Turn,
 )
-from chatserve.chat.store.session_store import SessionStore
+from chatserve.chat.store.session_store import SessionStore, Superseded, Unlogged
 from chatserve.errors import Conflict, NotFound
 from tests.chat.store.turns import OTHER, OWNER, conversation, ending, entry, exchange, new_turn
 
@@ -210,9 +210,9 @@ async def test_appending_again_changes_nothing(store: SessionStore) -> None:
     await store.accept(new_turn("a"))
     first = replace(entry("c.a", 3, "abc"), prompt_ids=(9, 8))
     entries = [first, entry("c.a", 5, "\0é"), entry("c.a", 6, "\U0001f600")]
-    assert await store.append(entries[:2]) == frozenset()
-    assert await store.append(entries) == frozenset()
-    assert await store.append(entries[:1]) == frozenset()
+    assert await store.append(entries[:2]) == Unlogged()
+    assert await store.append(entries) == Unlogged()
+    assert await store.append(entries[:1]) == Unlogged()
     assert await store.log("c.a") == tuple(entries)
 
 
@@ -223,12 +223,14 @@ async def test_appending_to_what_is_gone_says_so(store: SessionStore) -> None:
     for name in "cde":
         await store.accept(new_turn("a", of=name))
     entries = [entry(f"{name}.a", 1, "x") for name in "cde"]
-    assert await store.append(entries) == frozenset()
+    assert await store.append(entries) == Unlogged()
     await store.delete(OWNER, "d")
     ended = await store.accept(new_turn("a", of="e"))
     await store.end(ending(ended))
     later = [entry(f"{name}.a", 2, "y") for name in "cde"]
-    assert await store.append(later) == {"d.a", "e.a"}
+    assert await store.append(later) == Unlogged(
+        gone=frozenset({"d.a"}), superseded=frozenset({"e.a"})
+    )
     assert await store.log("c.a") == (entries[0], later[0])
     assert await store.log("d.a") == await store.log("e.a") == ()
 
@@ -284,15 +286,26 @@ async def test_each_resume_begins_an_epoch_that_knows_the_text_before(store: Ses
     assert path == accepted.path
     assert (record.epoch, record.logged, record.state) == (2, (3,), ReplyState.RUNNING)
     late = entry("c.a", 9, "of the former process", epoch=1)
-    assert await store.append([late]) == {"c.a"}
+    assert await store.append([late]) == Unlogged(superseded=frozenset({"c.a"}))
     _, _, record = await store.resume("c.a")
     assert (record.epoch, record.logged) == (3, (3, 3))
-    assert await store.append([entry("c.a", 5, "de", epoch=3)]) == frozenset()
+    assert await store.append([entry("c.a", 5, "de", epoch=3)]) == Unlogged()
     _, _, record = await store.resume("c.a")
     assert (record.epoch, record.logged) == (4, (3, 3, 5))
     assert "".join(each.text for each in await store.log("c.a")) == "abcde"
     assert await store.reply(OWNER, "c.a") == record
-    await store.end(ending(accepted))
+    assert record.epoch == 4
+    for epoch in (1, 3):
+        with pytest.raises(Superseded):
+            await store.end(replace(ending(accepted), epoch=epoch))
+    assert await store.reply(OWNER, "c.a") == record
+    await store.end(replace(ending(accepted), epoch=4))
+    with pytest.raises(Superseded):
+        await store.end(replace(ending(accepted, "of the former process"), epoch=3))
+    for epoch in (3, 4):
+        late = entry("c.a", 9, "x", epoch=epoch)
+        assert await store.append([late]) == Unlogged(superseded=frozenset({"c.a"}))
+    assert (await store.reply(OWNER, "c.a")).text == "answer"
     assert (await store.reply(OWNER, "c.a")).logged == (3, 3, 5)
     with pytest.raises(Conflict):
         await store.resume("c.a")
@@ -321,7 +334,7 @@ async def test_a_reply_is_taken_up_with_the_settings_it_was_accepted_with(
     resumed, path, record = await store.resume("c.b")
     assert (resumed.settings, resumed.system, record.epoch) == (settings, system, 3)
     assert [turn.token_ids is None for turn in path] == [True, False, True]
-    await store.end(ending(accepted))
+    await store.end(replace(ending(accepted), epoch=3))
     kept = await store.get(OWNER, "c")
     assert (kept.settings, kept.system) == ({"max_tokens": 1}, "Be long.")
 

@@ -64,6 +64,7 @@ def ending(
     )
     return Ending(
         reply=record.id,
+        epoch=record.epoch,
         state=state,
         final=b'{"finish_reason": "stop"}',
         text=text or "",

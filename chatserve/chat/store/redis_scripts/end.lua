@@ -1,9 +1,13 @@
--- reply, ending's value, now, title, prompt's value of IDS, 'turn' or '', turn's value, ids.
--- Answers: ok, meta | gone
-local reply, ending, now, title, prompt, has_turn, value, ids = unpack(ARGV)
+-- reply, epoch, ending's value, now, title, prompt's value of IDS, 'turn' or '', turn's value, ids.
+-- Answers: ok, meta | gone | superseded
+local reply, epoch, ending, now, title, prompt, has_turn, value, ids = unpack(ARGV)
 local running = redis.call('HGET', RUNNING, reply)
-if not running then
-  if redis.call('HEXISTS', ENDED, reply) == 0 then return pack(answer('gone')) end
+local ended = not running and redis.call('HGET', ENDED, reply)
+if not running and not ended then return pack(answer('gone')) end
+-- What has ended begins with what it was under RUNNING, packed.
+local last = string.match(running or ended, running and '^(%d+) ' or '^%d+:(%d+) ')
+if tonumber(last) > tonumber(epoch) then return pack(answer('superseded')) end
+if ended then
   local row = answer('ok')
   add_meta(row)
   return pack(row)
