@@ -170,10 +170,20 @@ STORE_METRICS = (
 )
 
 
+KNOWN_METRICS = (
+    Metric("links", "chatserve_known_links", "gauge", "Exchanges of chats whose ids are kept."),
+    Metric("bytes", "chatserve_known_bytes", "gauge", "What they take, an upper estimate."),
+    Metric("asked", "chatserve_known_queries_total", "counter", "Replies sent back to the server."),
+    Metric("found", "chatserve_known_hits_total", "counter", "Those whose ids were still kept."),
+    Metric("evicted", "chatserve_known_evictions_total", "counter", "Exchanges given up."),
+)
+
+
 def all_families(statistics: Mapping[str, object]) -> list[Family]:
     """What the floors' statistics are as metrics. Who has none yet is left out.
 
-    statistics: `cache`, `engine`, `conversations`, `store`, each a frozen picture or None.
+    statistics: `cache`, `engine`, `conversations`, `store`, `known_ids`, each a frozen picture or
+    None.
     """
     chats = statistics.get("conversations")
     return [
@@ -183,6 +193,7 @@ def all_families(statistics: Mapping[str, object]) -> list[Family]:
         *families(chats, CONVERSATION_METRICS),
         *families(getattr(chats, "log", None), LOG_METRICS),
         *families(statistics.get("store"), STORE_METRICS),
+        *families(statistics.get("known_ids"), KNOWN_METRICS),
     ]
 
 

@@ -22,7 +22,12 @@ from typing import Generic, Protocol, TypeVar
 
 from chatserve.chat.crowd import Crowd
 from chatserve.chat.reply import API_PATIENCE, Clock, Patience, Reply
-from chatserve.chat.text.known_ids import FoundPrompt, KnownIds, is_answerable
+from chatserve.chat.text.known_ids import (
+    FoundPrompt,
+    KnownIds,
+    KnownStatistics,
+    is_answerable,
+)
 from chatserve.chat.text.prompt_ids import PromptIds
 from chatserve.chat.text.sample import SampleText, TextRule
 from chatserve.chat.text.stop_strings import StopStrings
@@ -113,6 +118,10 @@ class ChatService(Generic[PreparedT]):
     def check_room(self) -> None:
         """Raise what `open` would for any ask now: Busy, or Unavailable."""
         self._engine.check_room(self._workshop.crowd.count)
+
+    def known_statistics(self) -> KnownStatistics | None:
+        """Of the ids kept for who sends every message each time; None without a template."""
+        return None if self._known is None else self._known.statistics()
 
     async def open(self, ask: Ask) -> Reply:
         """Accept an ask and return its reply, which the caller views at once.

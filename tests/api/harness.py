@@ -26,6 +26,7 @@ from chatserve.cache.page_pool import PoolStatistics
 from chatserve.chat.conversations.conversations import ConversationStatistics
 from chatserve.chat.conversations.reply_log import LogStatistics
 from chatserve.chat.store.session_store import StoreStatistics
+from chatserve.chat.text.known_ids import KnownStatistics
 from chatserve.chat.values import (
     Ask,
     ChatPrompt,
@@ -232,11 +233,13 @@ CONVERSATION_STATISTICS = ConversationStatistics(
 STORE_STATISTICS = StoreStatistics(
     kind="valkey", available=True, durable=True, calls=40, failures=1, seconds_total=0.25
 )
+KNOWN_STATISTICS = KnownStatistics(links=3, bytes=2_048, asked=7, found=5, evicted=1)
 STATISTICS: dict[str, object] = {
     "cache": CACHE_STATISTICS,
     "engine": ENGINE_STATISTICS,
     "conversations": CONVERSATION_STATISTICS,
     "store": STORE_STATISTICS,
+    "known_ids": KNOWN_STATISTICS,
 }
 
 

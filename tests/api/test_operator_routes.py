@@ -23,6 +23,7 @@ from chatserve.api.metric_tables import (
     CACHE_METRICS,
     CONVERSATION_METRICS,
     ENGINE_METRICS,
+    KNOWN_METRICS,
     LOG_METRICS,
     STORE_METRICS,
 )
@@ -31,11 +32,19 @@ from tests.api.harness import (
     CHAT,
     CONVERSATION_STATISTICS,
     ENGINE_STATISTICS,
+    KNOWN_STATISTICS,
     STORE_STATISTICS,
     site,
 )
 
-ALL_TABLES = (ENGINE_METRICS, CACHE_METRICS, CONVERSATION_METRICS, LOG_METRICS, STORE_METRICS)
+ALL_TABLES = (
+    ENGINE_METRICS,
+    CACHE_METRICS,
+    CONVERSATION_METRICS,
+    LOG_METRICS,
+    STORE_METRICS,
+    KNOWN_METRICS,
+)
 
 
 async def test_health_and_readiness_follow_the_state() -> None:
@@ -90,6 +99,7 @@ async def test_metrics_show_every_floor() -> None:
     assert 'chatserve_request_success_total{finished_reason="stop"} 1' in lines
     assert 'chatserve_http_responses_total{status="404"} 1' in lines
     assert "chatserve_http_requests_serving 0" in lines
+    assert "chatserve_known_links 3" in lines
     assert "chatserve_more 1.5" in lines
     names = {line.split("{")[0].split(" ")[0] for line in lines if not line.startswith("#")}
     assert all(name.startswith("chatserve_") for name in names)
@@ -145,6 +155,7 @@ def test_every_row_of_the_tables_finds_its_field() -> None:
         (CONVERSATION_STATISTICS, CONVERSATION_METRICS),
         (CONVERSATION_STATISTICS.log, LOG_METRICS),
         (STORE_STATISTICS, STORE_METRICS),
+        (KNOWN_STATISTICS, KNOWN_METRICS),
     ):
         assert len(families(statistics, table)) == len(table)
         assert table in ALL_TABLES

@@ -1,6 +1,7 @@
 """Ids of chats that clients send whole: found by their messages, taken where they say the text."""
 
 import random
+import tracemalloc
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -349,3 +350,20 @@ async def test_a_request_that_sends_a_reply_back_appends_to_its_ids(floor: Floor
     other = await floor.service.open(replace(asked, cache_salt="x"))
     assert floor.engine.runs[-1].request.tokens == plainly(floor.text, list(messages))
     other.abandon()
+
+
+def test_links_take_no_more_memory_than_they_are_counted_for():
+    """A bound in bytes is one only if the count is: lengths from a word to some hundred tokens."""
+    one = client()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(4_000):
+            ids = tuple(range(number % 300))
+            prompt = FoundPrompt(ids, ids, number.to_bytes(32, "little"))
+            one.known.remember(prompt, ids[:30], f"reply {number}")
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert one.known.statistics().links == 4_000
+    assert 0.5 * one.known.statistics().bytes < taken <= one.known.statistics().bytes
