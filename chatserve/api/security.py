@@ -5,8 +5,8 @@ the Host is ours (else a foreign page could reach us by DNS rebinding); the aske
 the path needs one (a bearer key, else the cookie); admin paths need an admin; what may change
 state comes from our own page or from no page at all, and carries JSON. A WebSocket's handshake may
 change state and carries nothing: browsers let any page open one, so its Origin is all there is.
-`admit` is a plain function of the head; `Door` performs what it decides and adds the headers that
-every answer has.
+`admit` is a plain function of the head; `Door` performs what it decides, adds the headers that
+every answer has, and ends what goes on under a cookie with its session (`signed_in.py`).
 """
 
 import ipaddress
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatserve.api.keys import LOCAL_HOLDER, Holder, KeyRing
 from chatserve.api.session import COOKIE_NAME, Sessions
+from chatserve.api.signed_in import SignedIn
 from chatserve.errors import Forbidden, Unauthorized, UnsupportedMedia
 
 HANDSHAKE = "(handshake)"  # in the place of a method; no method is spelled like this
@@ -124,6 +125,11 @@ def _authenticate(policy: Policy, headers: Headers) -> Holder:
     return holder
 
 
+def _signed_in_by(policy: Policy, headers: Headers) -> str | None:
+    """The cookie that a request was admitted by, if it was by one."""
+    return session_cookie(headers) if policy.keys and "authorization" not in headers else None
+
+
 def session_cookie(headers: Headers) -> str | None:
     """The value of our cookie, if there is one."""
     return cookie_parser(headers.get("cookie", "")).get(COOKIE_NAME)
@@ -187,7 +193,12 @@ class Door:
             return
         holder = admit(self._policy, method, path, headers)
         scope["state"]["holder"] = holder
-        await self._app(scope, receive, send_with_headers)
+        cookie = None if holder is None else _signed_in_by(self._policy, headers)
+        if cookie is None:
+            await self._app(scope, receive, send_with_headers)
+        else:
+            signed_in = SignedIn(send_with_headers, self._policy.sessions, cookie)
+            await signed_in.run(self._app, scope, receive)
 
     def _cross_origin(self, path: str, headers: Headers) -> dict[str, str]:
         """What tells a browser that an allowed page may read this answer."""

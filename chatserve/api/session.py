@@ -2,16 +2,18 @@
 
 Theory of operation: the cookie is `name.id.expiry.tag`, the tag an HMAC over the three fields
 and the key's digest, so a changed or withdrawn key ends its cookies. Nothing is stored for a
-living session; ids of ended ones are remembered until they would have expired, and at most
-`ended_max` of them. Expiry needs the wall clock, because a cookie outlives the process.
+living session, but for what goes on under it now and is to be ended with it; ids of ended ones are
+remembered until they would have expired, and at most `ended_max` of them. Expiry needs the wall
+clock, because a cookie outlives the process.
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from chatserve.api.keys import Holder, KeyRing
 
@@ -37,6 +39,7 @@ class Sessions:
         self._ended_max = ended_max
         self._wall_clock = wall_clock
         self._ended: dict[str, int] = {}  # id -> expiry, oldest first
+        self._stays: dict[str, list[Callable[[], None]]] = {}  # by id, while there is any
 
     def issue(self, holder: Holder) -> str:
         """A cookie value for a holder who showed the key."""
@@ -74,6 +77,21 @@ class Sessions:
             del self._ended[known]
         while len(self._ended) > self._ended_max:
             del self._ended[next(iter(self._ended))]
+        for on_end in tuple(self._stays.get(session, ())):
+            on_end()
+
+    @contextlib.contextmanager
+    def stay(self, cookie: str, on_end: Callable[[], None]) -> Generator[None]:
+        """What goes on under the session of a genuine cookie. on_end: called if it is ended."""
+        session = cookie.split(".")[1]
+        stays = self._stays.setdefault(session, [])
+        stays.append(on_end)
+        try:
+            yield
+        finally:
+            stays.remove(on_end)
+            if not stays:
+                del self._stays[session]
 
     def _tag(self, fields: str, holder: Holder) -> str:
         message = fields.encode() + b"\0" + holder.digest

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-_ON_BOTH = ("test_socket",)
+_ON_BOTH = ("test_socket", "test_sign_out")
 
 
 def pytest_asyncio_loop_factories(
