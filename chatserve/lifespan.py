@@ -180,8 +180,10 @@ class Serving:
 
     @property
     def ready(self) -> bool:
-        """Asks are taken."""
-        return self._assembly is not None and self.healthy and not self.draining
+        """Asks are taken, and conversations are kept by this server and no other."""
+        if self._assembly is None or self.draining or not self.healthy:
+            return False
+        return self._assembly.store.statistics().ours
 
     @property
     def healthy(self) -> bool:
@@ -274,7 +276,7 @@ class Serving:
         watch = asyncio.create_task(self._watch.run())
         running = asyncio.create_task(assembly.engine.run())
         assembly.conversations.start()
-        resuming = group.create_task(assembly.conversations.resume_all(), name="resuming")
+        resuming = group.create_task(_resume(assembly), name="resuming")
         self._assembly = assembly
         self._describe(assembly.engine.context_length)
         host = self._settings.host
@@ -337,6 +339,13 @@ def in_daemon_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
     future: asyncio.Future[T] = loop.create_future()
 
     def deliver(result: T | None, error: BaseException | None) -> None:
+async def _resume(assembly: Assembly) -> None:
+    """Take up what runs and is nobody's: at the start, and when another server has let go of it."""
+    while True:
+        await assembly.conversations.resume_all()
+        await assembly.store.handed_back()
+
+
         if future.cancelled():
             return
         if error is None:

@@ -1,6 +1,7 @@
 """Which store keeps the conversations: a given Redis, our own beside us, or memory alone.
 
---redis-url       that server, whose durability is its owner's: warned of where it is weak
+--redis-url       that server, whose durability is its owner's: warned of where it is weak; a lease
+                  (`redis_lease.py`) sees to it that we are alone there
 nothing given     our own server in the data folder (`redis_server.py`)
 and no binary     memory, with a loud warning: conversations end with the process
 """
@@ -12,6 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from chatserve.chat.store.memory_store import MemoryStore
+from chatserve.chat.store.redis_lease import RedisLease, held
 from chatserve.chat.store.redis_link import RedisLink
 from chatserve.chat.store.redis_store import RedisStore
 from chatserve.chat.store.session_store import SessionStore
@@ -34,7 +36,10 @@ async def session_store(settings: Settings) -> AsyncGenerator[SessionStore]:
     """
     if settings.redis_url is not None:
         async with RedisLink(settings.redis_url) as link:
-            yield await _checked(link)
+            lease = RedisLease(link)
+            store = await _checked(link, lease)
+            async with held(lease):
+                yield store
         return
     async with own_server(settings.data_dir) as own:
         if own is None:
@@ -46,12 +51,13 @@ async def session_store(settings: Settings) -> AsyncGenerator[SessionStore]:
             yield MemoryStore()
             return
         async with RedisLink(own.url) as link:
-            yield await _checked(link)
+            # The folder's lock says that we are alone.
+            yield await _checked(link, None)
 
 
-async def _checked(link: RedisLink) -> RedisStore:
+async def _checked(link: RedisLink, lease: RedisLease | None) -> RedisStore:
     """A store whose server has answered and will do."""
-    store = RedisStore(link)
+    store = RedisStore(link, lease)
     for last in (*([False] * (FIRST_ANSWER_TRIES - 1)), True):
         try:
             facts = await store.check()

@@ -42,6 +42,7 @@ from chatserve.chat.store.conversation import (
 )
 from chatserve.chat.store.session_store import (
     TURNS_MAX,
+    Elsewhere,
     NewTurn,
     Page,
     SessionStore,
@@ -343,6 +344,8 @@ class Conversations(Generic[PreparedT]):
         )
         try:
             accepted = await self._store.accept(new)
+        except Elsewhere:
+            raise
         except Unavailable:
             self._live.doubt(turn.owner, new.reply)
             raise

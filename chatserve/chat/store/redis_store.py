@@ -27,6 +27,7 @@ from chatserve.chat.store.conversation import (
     conversation_of,
 )
 from chatserve.chat.store.conversation_list import Place
+from chatserve.chat.store.redis_lease import RedisLease
 from chatserve.chat.store.redis_link import (
     WRONG_TYPE,
     Argument,
@@ -60,6 +61,7 @@ from chatserve.chat.store.session_store import (
     CHANGEABLE,
     TURNS_MAX,
     Accepted,
+    Elsewhere,
     Ending,
     NewTurn,
     Page,
@@ -84,10 +86,12 @@ ALREADY_THERE = "equal or smaller"  # of a stream id, as the server says it
 
 
 class RedisStore:
-    """All owners' conversations, behind one link."""
+    """All owners' conversations, behind one link. lease: None where no other server can come."""
 
-    def __init__(self, link: RedisLink) -> None:
+    def __init__(self, link: RedisLink, lease: RedisLease | None = None) -> None:
         self._link = link
+        self._lease = lease
+        self._lease_id = "" if lease is None else lease.id
         self._list = RedisList(link)
         self._facts: ServerFacts | None = None
         self._chores: dict[tuple[Argument, ...], Command] = {}
@@ -180,7 +184,7 @@ class RedisStore:
         arguments += (pack((repr(turn.now).encode("ascii"), turn.request)), repr(turn.now))
         arguments += (TURNS_MAX, "content" if has_content else "")
         arguments += (turn_value(turn.now, turn.content) if turn.content is not None else "",)
-        arguments += ("leaf" if turn.at_leaf else "parent", turn.parent or "")
+        arguments += ("leaf" if turn.at_leaf else "parent", turn.parent or "", self._lease_id)
         listed = ("SADD", RUNNING_INDEX, turn.reply)
         status, items = await self._script("accept", turn.conversation, arguments, before=[listed])
         if status != "accepted":
@@ -332,7 +336,7 @@ class RedisStore:
     async def resume(self, reply: str) -> tuple[Conversation, tuple[Turn, ...], ReplyRecord]:
         """Take up a running reply. Raises NotFound, Conflict if it has ended."""
         identity = conversation_of(reply)
-        status, items = await self._script("resume", identity, (reply,))
+        status, items = await self._script("resume", identity, (reply, self._lease_id))
         self._check(status, no_reply)
 
         def read(items: Items) -> tuple[Conversation, tuple[Turn, ...], ReplyRecord]:
@@ -343,7 +347,7 @@ class RedisStore:
 
     async def handed_back(self) -> None:
         """Wait until the store is ours again after another server had it."""
-        await asyncio.Event().wait()
+        await (asyncio.Event().wait() if self._lease is None else self._lease.handed_back())
 
     def statistics(self) -> StoreStatistics:
         """A frozen picture. Kind and durability are known once the server was checked."""
@@ -355,6 +359,7 @@ class RedisStore:
             calls=link.calls,
             failures=link.failures,
             seconds_total=link.seconds_total,
+            ours=self._lease is None or not self._lease.lost,
         )
 
     # Inside ----------------------------------------------------------------------------------
@@ -436,6 +441,8 @@ class RedisStore:
     def _check(status: str, gone: Callable[[], ChatserveError]) -> None:
         if status == "gone":
             raise gone()
+        if status == "elsewhere":
+            raise Elsewhere
         if status not in ("ok", "accepted"):
             raise conflict(status)
 

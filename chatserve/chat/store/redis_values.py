@@ -17,6 +17,8 @@ only carry is packed here. The scripts' heads (`redis_scripts/prelude.lua`) hold
                                   '<epoch>-0' is an epoch's head: the log exists, even empty,
                                   and takes nothing of former epochs; the first head also has
                                   settings and system, as the reply was accepted with them
+    cs:lease                      the chatserve whose conversations these are; expires
+                                  (`redis_lease.py`)
     cs:running                    set of replies: all that run, perhaps more
     cs:owner:<owner>              sorted set: conversation -> updated: all of an owner, perhaps more
 
@@ -40,6 +42,7 @@ from chatserve.chat.store.conversation import (
     Turn,
 )
 
+LEASE_KEY = "cs:lease"
 RUNNING_INDEX = "cs:running"
 OWNER_INDEX = "cs:owner:"
 
@@ -69,8 +72,9 @@ class Damaged(Exception):
 
 
 def keys_of(conversation: str) -> list[str]:
-    """The keys that every script gets; the last is the beginning of the logs' keys."""
-    return [f"cs:{{{conversation}}}:{part}" for part in _PARTS]
+    """The keys that every script gets: a conversation's (the last is the beginning of its logs'),
+    and the lease."""
+    return [*(f"cs:{{{conversation}}}:{part}" for part in _PARTS), LEASE_KEY]
 
 
 def meta_key(conversation: str) -> str:

@@ -50,6 +50,16 @@ class Unreadable(Unavailable):
         super().__init__("This conversation cannot be read.", retry_after=1.0)
 
 
+class Elsewhere(Unavailable):
+    """Another server has these conversations: it begins replies, and takes them up. Nothing was
+    changed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another chatserve has these conversations.", retry_after=ELSEWHERE_RETRY_SECONDS
+        )
+
+
 class Superseded(Conflict):
     """A later epoch of the reply exists: another process carries it on, or has ended it."""
 
@@ -272,13 +282,6 @@ def no_parent() -> NotFound:
 def no_leaf() -> NotFound:
     """The named leaf is no turn of the conversation."""
     return NotFound("The conversation has no turn of this id.", param="leaf")
-
-
-def elsewhere() -> Unavailable:
-    """Another server keeps its conversations here: replies are begun and taken up there."""
-    return Unavailable(
-        "Another chatserve has these conversations.", retry_after=ELSEWHERE_RETRY_SECONDS
-    )
 
 
 def conflict(reason: str) -> Conflict:

@@ -1,8 +1,8 @@
 -- owner, ask, digest, reply, reply's value, now, turns at most, 'content' or '', turn's value,
--- 'leaf' (the current one) or 'parent', parent.
+-- 'leaf' (the current one) or 'parent', parent, id of our lease.
 -- Answers: known, meta, reply, record | accepted, meta, reply, record, path | gone | parent
---          | a conflict's short name
-local owner, ask, digest, reply, kept, now, most, content, value, where, parent = unpack(ARGV)
+--          | elsewhere | a conflict's short name
+local owner, ask, digest, reply, kept, now, most, content, value, where, parent, id = unpack(ARGV)
 if not owned(owner) then return pack(answer('gone')) end
 local known = redis.call('HGET', ASKS, ask)
 if known then
@@ -17,6 +17,7 @@ if known then
   if again then add_turns(row, path(answered(at))) end
   return pack(row)
 end
+if elsewhere(id) then return pack(answer('elsewhere')) end
 if redis.call('SISMEMBER', REFUSED, reply) == 1 then return pack(answer('refused')) end
 
 if where == 'leaf' then parent = redis.call('HGET', META, 'leaf') or '' end

@@ -2,7 +2,7 @@
 -- the beginning of its logs' keys. A script answers with one packed row whose first value says how
 -- it went. All reads of keys come before the first write: a key of a wrong type changes nothing.
 
-local META, PARENTS, TURNS, IDS, ASKS, REPLIES, RUNNING, ENDED, REFUSED, LOG = unpack(KEYS)
+local META, PARENTS, TURNS, IDS, ASKS, REPLIES, RUNNING, ENDED, REFUSED, LOG, LEASE = unpack(KEYS)
 local META_FIELDS = {
   'owner', 'title', 'created', 'updated', 'system', 'settings', 'revision', 'leaf'
 }
@@ -36,6 +36,12 @@ end
 -- Whether the conversation is there, and the owner's.
 local function owned(owner)
   return redis.call('HGET', META, 'owner') == owner
+end
+
+-- Whether another server than this one has the conversations: it begins replies, and takes them up.
+local function elsewhere(id)
+  local lease = redis.call('GET', LEASE)
+  return lease and string.match(lease, '^%S*') ~= id
 end
 
 local function add_turns(row, turns, parents)

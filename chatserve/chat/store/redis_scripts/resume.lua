@@ -1,9 +1,10 @@
--- reply. Answers: ok, meta, record, path | gone | ended
+-- reply, id of our lease. Answers: ok, meta, record, path | gone | ended | elsewhere
 local reply = ARGV[1]
 local running = redis.call('HGET', RUNNING, reply)
 if not running then
   return pack(answer(redis.call('HEXISTS', ENDED, reply) == 1 and 'ended' or 'gone'))
 end
+if elsewhere(ARGV[2]) then return pack(answer('elsewhere')) end
 local epoch, revision, logged, turn = string.match(running, '^(%d+) (%d+) (%S+) (.*)$')
 local last = redis.call('XREVRANGE', LOG .. reply, '+', '-', 'COUNT', 1)[1]
 local seq = last and string.match(last[1], '%-(%d+)$') or '0'
