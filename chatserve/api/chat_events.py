@@ -114,6 +114,11 @@ def ended_frame(accepted: ReplyAccepted, request: str) -> str:
     return _text(data | {"event": "accepted", "request": request, "ended": True})
 
 
+def detached_frame(reply: str, request: str) -> str:
+    """The answer to a `detach`: no event of the reply comes after it."""
+    return _text({"event": "detached", "request": request, "reply": reply})
+
+
 def pong_frame(request: str) -> str:
     """The answer to a `ping`."""
     return _text({"event": "pong", "request": request})

@@ -50,7 +50,7 @@ class NewConversation(Struct, kw_only=True, forbid_unknown_fields=True):
 class SocketFrame(Struct, kw_only=True, forbid_unknown_fields=True):
     """What a client's frame says apart from a turn's own fields."""
 
-    type: Literal["send", "stop", "attach", "focus", "draft", "ping"]
+    type: Literal["send", "stop", "attach", "detach", "focus", "draft", "ping"]
     request: str
     conversation: str | None = None
     reply: str | None = None
@@ -65,6 +65,7 @@ _FRAME_NEEDS: dict[str, tuple[str, ...]] = {
     "send": ("conversation",),
     "stop": ("reply",),
     "attach": ("reply",),
+    "detach": ("reply",),
     "focus": (),
     "draft": (),
     "ping": (),
@@ -82,8 +83,8 @@ _FRAME_FIELDS: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFrame:
-    """A frame of a socket. target: the conversation, or the reply of an `attach` or a `stop`. turn:
-    the fields of a turn, or of what is typed."""
+    """A frame of a socket. target: the conversation, or the reply of an `attach`, a `detach` or a
+    `stop`. turn: the fields of a turn, or of what is typed."""
 
     kind: str
     request: str

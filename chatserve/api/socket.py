@@ -5,6 +5,7 @@ frame is `{"type", "request", …}`:
 
     send     conversation, and a turn's fields     accepted … the reply's events
     attach   reply, after?                         accepted … its events from the cursor on
+    detach   reply                                 detached; no event of the reply after it
     stop     reply                                 (the reply's final event)
     focus    conversation?                         nothing: its history is computed ahead
     draft    conversation?, parent?, text          nothing: so is what is typed there
@@ -33,6 +34,7 @@ from chatserve.api.answer import Desk
 from chatserve.api.chat_collaborators import ChatReply, Conversations, Typist
 from chatserve.api.chat_events import (
     changed_frame,
+    detached_frame,
     ended_frame,
     failed_frame,
     pieces,
@@ -96,8 +98,8 @@ class Look:
         self.over = False
 
     def end(self) -> None:
-        """A newer one takes its place. What it has to say before the newer one's `accepted` is at
-        most its own: each request is answered."""
+        """A newer one takes its place, or none. What it has to say until then is at most its own
+        `accepted`: each request is answered."""
         self.over = True
         if self.answered:
             self.task.cancel()
@@ -113,9 +115,9 @@ class Socket:
         self._holder: Holder = scope["state"]["holder"]
         self._outbox = Outbox(desk.limits.socket_answers_max)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = 0  # `stop` frames being acted on
+        self._acting = 0  # `stop` and `detach` frames being acted on
         self._looking = 0  # `send` and `attach` frames, each a viewing or about to be one
-        self._looks: dict[str, Look] = {}  # by reply
+        self._looks: dict[str, Look] = {}  # by reply; an `attach` from its beginning on
         self._typist: Typist | None = None  # once something was typed
         self._draining = False
 
@@ -172,7 +174,7 @@ class Socket:
             self._outbox.finish(_INTERNAL_ERROR, "The server made a mistake.")
 
     def _go_if_idle(self) -> None:
-        if self._draining and not self._looking and not self._stopping:
+        if self._draining and not self._looking and not self._acting:
             self._outbox.finish(_GOING_AWAY, "The server is shutting down.")
 
     # -- a client's frames
@@ -194,11 +196,15 @@ class Socket:
         match frame.kind:
             case "ping":
                 self._outbox.post(pong_frame(frame.request))
-            case "stop":
-                if self._stopping >= limits.socket_requests_max:
+            case "stop" | "detach":
+                if self._acting >= limits.socket_requests_max:
                     raise Busy("This socket asks for too much at once.", retry_after=1.0)
-                self._stopping += 1
-                self._spawn(group, self._stop(frame))
+                self._acting += 1
+                if frame.kind == "stop":
+                    self._spawn(group, self._stop(frame))
+                else:
+                    # Here and not in the task: the next frame finds the viewing's place free.
+                    self._spawn(group, self._detach(frame, self._end_look(frame.target)))
             case "focus" | "draft":
                 self._type(draft_ask(frame), group)
             case _:
@@ -221,26 +227,47 @@ class Socket:
         except Exception as error:
             self._fail(error, frame.request)
         finally:
-            self._stopping -= 1
+            self._acting -= 1
+            self._go_if_idle()
+
+    def _end_look(self, reply: str) -> Look | None:
+        look = self._looks.get(reply)
+        if look is not None:
+            look.end()
+        return look
+
+    async def _detach(self, frame: ClientFrame, look: Look | None) -> None:
+        try:
+            if look is not None:
+                await asyncio.wait({look.task})
+            if look is None or not look.answered:  # it ended just now, or is not there at all
+                await self._conversations.reply(self._holder.name, frame.target)
+            self._outbox.post(detached_frame(frame.target, frame.request))
+        except Exception as error:
+            self._fail(error, frame.request)
+        finally:
+            self._acting -= 1
             self._go_if_idle()
 
     async def _look(self, frame: ClientFrame, size: int) -> None:
         """Send a turn, or come back to a reply, and show the reply. size: of the frame's text."""
-        request, after = frame.request, frame.after
+        request, after, look = frame.request, frame.after, Look()
         places = self._holder.requests_max or self._desk.limits.connections_max
         reply: ChatReply | None = None
         try:
-            older = self._looks.get(frame.target)
-            if older is not None:  # the same reply from another place: one look at it is enough
-                older.end()
-                await asyncio.wait({older.task})
+            if frame.kind == "attach":
+                older = self._end_look(frame.target)
+                self._looks[frame.target] = look
+                if older is not None:  # the reply from another place: one look at it is enough
+                    await asyncio.wait({older.task})
             with self._desk.gate.enter(self._holder.name, places):
                 reply = await self._open(frame, size)
                 del frame  # a turn's text, for as long as a reply takes
-                await self._show(reply, after, request)
+                await self._show(reply, after, request, look=look)
         except Exception as error:
             self._fail(error, request, reply=reply)
         finally:
+            self._looks = {name: each for name, each in self._looks.items() if each is not look}
             self._looking -= 1
             self._go_if_idle()
 
@@ -257,37 +284,34 @@ class Socket:
             )
             return await self._conversations.send(turn)
 
-    async def _show(self, reply: ChatReply, after: ReplyCursor | None, request: str) -> None:
+    async def _show(
+        self, reply: ChatReply, after: ReplyCursor | None, request: str, *, look: Look
+    ) -> None:
         if after is not None and after == reply.end:
             accepted = ReplyAccepted(
                 conversation=reply.conversation, turn=reply.turn, reply=reply.id
             )
             await self._outbox.put(ended_frame(accepted, request))
             return
-        older = self._looks.get(reply.id)
-        if older is not None:  # a turn that was sent once more
-            older.end()
-        look = self._looks[reply.id] = Look()
-        try:
-            with reply.view(after) as events:
-                async for event in events:
-                    for piece in pieces(event, self._desk.limits.event_text_max):
-                        await self._outbox.put(
-                            socket_frame(
-                                piece,
-                                conversation=reply.conversation,
-                                reply=reply.id,
-                                request=request,
-                            )
+        if self._looks.get(reply.id) is not look:
+            self._end_look(reply.id)  # a turn that was sent once more
+            self._looks[reply.id] = look
+        with reply.view(after) as events:
+            async for event in events:
+                for piece in pieces(event, self._desk.limits.event_text_max):
+                    await self._outbox.put(
+                        socket_frame(
+                            piece,
+                            conversation=reply.conversation,
+                            reply=reply.id,
+                            request=request,
                         )
-                    look.answered = True  # `accepted` comes first
-                    if look.over or isinstance(event, ReplyFinal):
-                        return
-            if not self._draining:
-                raise Unavailable("The reply goes on elsewhere: attach again.", retry_after=1.0)
-        finally:
-            if self._looks.get(reply.id) is look:
-                del self._looks[reply.id]
+                    )
+                look.answered = True  # `accepted` comes first
+                if look.over or isinstance(event, ReplyFinal):
+                    return
+        if not self._draining:
+            raise Unavailable("The reply goes on elsewhere: attach again.", retry_after=1.0)
 
     def _fail(self, error: Exception, request: str, *, reply: ChatReply | None = None) -> None:
         if not isinstance(error, ChatserveError) or error.status >= 500:

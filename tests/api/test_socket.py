@@ -193,6 +193,8 @@ WRONG_FRAMES: list[tuple[object, str | None, str | None]] = [
     ({"request": "r", "type": "stop", "reply": 7}, "r", "reply"),
     ({"request": "r", "type": "stop", "reply": "x", "after": "1-1"}, "r", "after"),
     ({"request": "r", "type": "attach", "conversation": "c"}, "r", "conversation"),
+    ({"request": "r", "type": "detach"}, "r", "reply"),
+    ({"request": "r", "type": "detach", "reply": "x", "after": "1-1"}, "r", "after"),
     ({"request": "r", "type": "attach", "reply": "x", "after": "1"}, "r", "after"),
     ({"request": "r", "type": "attach", "reply": "x", "after": 1}, "r", "after"),
     ({"request": "r", "type": "attach", "reply": "x", "content": "y"}, "r", "content"),
@@ -264,6 +266,7 @@ async def test_what_a_frame_says_is_not_said_back(served: Site) -> None:
         ("attach", {"reply": "c9.r1"}),
         ("attach", {"reply": "é"}),
         ("stop", {"reply": "c9.r1"}),
+        ("detach", {"reply": "c9.r1"}),
     ],
 )
 async def test_what_is_not_there_is_not_found(

@@ -9,7 +9,7 @@ import pytest
 
 from chatserve.api.keys import KeyRing, key_ring
 from tests.api.fake_conversations import DONE, FakeChatReply
-from tests.api.harness import Site, site, soon, until
+from tests.api.harness import LIMITS, Site, site, soon, until
 from tests.api.socket_peer import Heard, Tab, conversation, reply_in, tab
 
 USER, OTHER = "user-key-0123456789", "other-key-0123456789"
@@ -194,6 +194,86 @@ async def test_looks_at_one_reply_that_come_at_once_are_each_answered(served: Si
     assert reply.viewers == 0
 
 
+# -- looking away
+
+
+async def test_after_detached_no_event_of_that_reply_comes_and_it_goes_on(served: Site) -> None:
+    async with tab(served) as page, tab(served) as other:
+        reply, kept = await begun(served, page), await begun(served, page)
+        await other.ask("attach", reply=reply.id, after="1-3")
+        answer = await page.ask("detach", reply=reply.id)
+        assert answer == {"event": "detached", "request": "q3", "reply": reply.id}
+        assert reply.viewers == 1
+        reply.say("d")
+        kept.say("e")
+        assert (await other.hear())["text"] == "d"
+        assert (await page.hear())["text"] == "e"
+        assert (await other.ask("detach", reply=reply.id))["event"] == "detached"
+        await soon(reply.left)
+        assert reply.end is None
+        # And back, at the place where it was left.
+        await page.ask("attach", reply=reply.id, after="1-3")
+        assert (await page.hear())["text"] == "d"
+
+
+async def test_a_detach_is_answered_again_and_after_the_end(served: Site) -> None:
+    async with tab(served) as page:
+        reply = await begun(served, page)
+        for _ in range(2):
+            assert (await page.ask("detach", reply=reply.id))["event"] == "detached"
+        reply.finish()
+        assert (await page.ask("detach", reply=reply.id))["event"] == "detached"
+        unknown = await page.ask("detach", reply="c9.r1")
+        assert (unknown["event"], unknown["code"]) == ("failed", "not_found")
+
+
+async def test_a_detach_of_an_attach_on_its_way_comes_after_its_answer(
+    served: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, go_on = served.conversations.reply, asyncio.Event()
+
+    async def slow(owner: str, name: str) -> FakeChatReply:
+        await go_on.wait()
+        return await found(owner, name)
+
+    async with tab(served) as page:
+        reply = await begun(served, page)
+        await page.ask("detach", reply=reply.id)
+        monkeypatch.setattr(served.conversations, "reply", slow)
+        attach = await page.tell("attach", reply=reply.id)
+        detach = await page.tell("detach", reply=reply.id)
+        strange = [await page.tell(kind, reply="c9.r1") for kind in ("attach", "detach")]
+        await page.ask("ping")
+        go_on.set()
+        heard = [await page.hear() for _ in range(4)]
+        events = {each["request"]: each["event"] for each in heard}
+        assert events == {
+            attach: "accepted",
+            detach: "detached",
+            strange[0]: "failed",
+            strange[1]: "failed",
+        }
+        order = [each["request"] for each in heard]
+        assert order.index(attach) < order.index(detach)
+        reply.say("d")
+        assert (await page.ask("ping"))["event"] == "pong"
+        assert reply.viewers == 0
+
+
+async def test_a_place_that_is_left_is_free_for_the_next_frame(served: Site) -> None:
+    async with tab(served) as page:
+        replies = [await begun(served, page) for _ in range(LIMITS.socket_viewings_max)]
+        first, *_ = replies
+        assert (await page.ask("attach", reply=first.id, after="1-3"))["code"] == "busy"
+        for each in replies:
+            await page.tell("detach", reply=each.id)
+            await page.tell("attach", reply=each.id, after="1-3")
+        heard = [await page.hear() for _ in range(2 * len(replies))]
+        assert sorted(each["event"] for each in heard) == sorted(
+            ["accepted", "detached"] * len(replies)
+        )
+
+
 # -- leaving
 
 
@@ -281,6 +361,7 @@ async def test_another_owners_things_are_not_found_whatever_is_asked_of_them(key
             ("attach", {"reply": reply.id, "after": "1-3"}),
             ("attach", {"reply": reply.id, "after": "1-4"}),
             ("stop", {"reply": reply.id}),
+            ("detach", {"reply": reply.id}),
         ]
         for kind, fields in asked:
             known = await eve.ask(kind, **fields)
