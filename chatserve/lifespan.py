@@ -322,6 +322,13 @@ class Serving:
         }
 
 
+async def _resume(assembly: Assembly) -> None:
+    """Take up what runs and is nobody's: at the start, and when another server has let go of it."""
+    while True:
+        await assembly.conversations.resume_all()
+        await assembly.store.handed_back()
+
+
 def _only(error: Exception) -> BaseException:
     """The one error in a group of one: a task group's way to pass on what went wrong in it."""
     found: BaseException = error
@@ -339,13 +346,6 @@ def in_daemon_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
     future: asyncio.Future[T] = loop.create_future()
 
     def deliver(result: T | None, error: BaseException | None) -> None:
-async def _resume(assembly: Assembly) -> None:
-    """Take up what runs and is nobody's: at the start, and when another server has let go of it."""
-    while True:
-        await assembly.conversations.resume_all()
-        await assembly.store.handed_back()
-
-
         if future.cancelled():
             return
         if error is None:
