@@ -7,7 +7,10 @@ is read from its phase, so after a lost connection only the phase has to be put 
     WANTED    its frame goes out (`send`, or `attach` at the cursor once the reply has an id)
     ASKED     `accepted`, or a refusal: back to WANTED after a wait, or the end
     OPEN      the final event, or a viewing that broke off: back to WANTED
-    any       the connection is lost: WANTED
+    any       the connection is lost, or the server shows the reply no more: WANTED
+
+A reply that is over here while the server shows it, or is about to, because it was closed or made
+no sense, is left there too: `detach` goes out as soon as it has an id.
 
 A `send` that went out and was not answered is in doubt: the server may have kept it. It is
 sent again with the same id, which the server knows, until it says what has become of it. What was
@@ -55,6 +58,8 @@ class Errand:
     def next_frame(self, now: float, request: str) -> JsonObject | None:
         """What is to go out now; it counts as gone."""
         reply = self.reply
+        if reply.over:
+            return self._detach(request)
         if self.not_before > now:
             return None
         if self.phase is Phase.WANTED:
@@ -68,6 +73,21 @@ class Errand:
             self.stop_request = request
             return {"type": "stop", "request": request, "reply": reply.id}
         return None
+
+    def _detach(self, request: str) -> JsonObject | None:
+        if not self.is_left or self.reply.id is None:
+            return None
+        self.not_shown()
+        return {"type": "detach", "request": request, "reply": self.reply.id}
+
+    @property
+    def is_left(self) -> bool:
+        """The server shows it, or is about to, and nobody looks."""
+        return self.reply.over and self.phase is not Phase.WANTED
+
+    def not_shown(self) -> None:
+        """The server shows it no more, or will not."""
+        self.phase = Phase.WANTED
 
     def opened(self) -> None:
         """The server shows the reply."""
@@ -97,6 +117,7 @@ class Errand:
         if transient and refusal.status == _UNAVAILABLE:
             self.in_doubt = True  # its store may have kept what it could not answer for
         if not transient:
+            self.not_shown()
             self.reply.fail(refusal)
             return
         self._again(refusal.message, now)

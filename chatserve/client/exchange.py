@@ -92,10 +92,10 @@ class Exchange:
 
     def begin(self, reply: Reply, opening: JsonObject) -> None:
         """Ask for a reply; opening: its `send`, empty for one that is attached to."""
-        self._errands = [errand for errand in self._errands if not errand.reply.over]
+        self._forget()
         if self._closed:
             raise ClientClosed
-        if len(self._errands) >= self._limits.replies_max:
+        if sum(not errand.reply.over for errand in self._errands) >= self._limits.replies_max:
             raise Refused("This client looks at too many replies.", code="busy", status=429)
         if self._draft is not None and self._draft["conversation"] == reply.conversation:
             self._draft = None
@@ -157,7 +157,7 @@ class Exchange:
 
     async def _until_needed(self) -> None:
         while True:
-            self._errands = [errand for errand in self._errands if not errand.reply.over]
+            self._forget()
             if self._errands or self._focus or self._draft:
                 return
             self._news.clear()
@@ -239,10 +239,9 @@ class Exchange:
         """What is to go out now; it counts as gone."""
         now = self._now()
         for errand in self._errands:
-            if not errand.reply.over:
-                frame = errand.next_frame(now, f"r{next(self._numbers)}")
-                if frame is not None:
-                    return frame
+            frame = errand.next_frame(now, f"r{next(self._numbers)}")
+            if frame is not None:
+                return frame
         frame, self._focus = self._focus, None
         if frame is None and self._draft is not None and self._draft_not_before <= now:
             frame, self._draft = self._draft, None
@@ -271,6 +270,8 @@ class Exchange:
                     self._news.set()
                     return
             errand = self._errand(lambda each: bool(request) and each.request == request)
+            if errand is None:
+                self._take_left(request, frame)
         else:
             reply = optional(frame, "reply", str)
             errand = self._errand(lambda each: bool(reply) and each.reply.id == reply)
@@ -281,6 +282,16 @@ class Exchange:
         except BrokenProtocol as error:
             errand.reply.fail(error)
         self._news.set()
+
+    def _take_left(self, request: str | None, frame: JsonObject) -> None:
+        """The answer to what was asked for before it was left."""
+        asked = (each for each in self._errands if each.is_left and each.request == request)
+        errand = next(asked, None)
+        if errand is not None and frame["event"] == "accepted" and frame.get("ended") is not True:
+            errand.reply.id = field(frame, "reply", str)
+            self._news.set()
+        elif errand is not None:
+            errand.not_shown()
 
     def _tell(self, errand: Errand, event: str, frame: JsonObject) -> None:
         reply = errand.reply
@@ -297,10 +308,10 @@ class Exchange:
                 reply.take_delta(cursor_of(frame), field(frame, "text", str))
             case "snapshot":
                 reply.take_snapshot(cursor_of(frame), field(frame, "text", str))
-            case "done":
-                reply.end(cursor_of(frame), final_of(frame))
-            case "failed":
-                reply.end(cursor_of(frame), _failure(frame))
+            case "done" | "failed":
+                errand.not_shown()
+                final = final_of(frame) if event == "done" else _failure(frame)
+                reply.end(cursor_of(frame), final)
             case _:
                 return
         errand.heard()
@@ -310,10 +321,12 @@ class Exchange:
         id = field(frame, "reply", str)
         older = self._errand(lambda each: each.reply.id == id and each is not errand)
         if older is not None:  # the server shows one of two views of a reply
+            older.not_shown()
             older.reply.fail(Refused("The reply is looked at anew.", code="conflict", status=409))
         errand.reply.accept(id, field(frame, "turn", str))
         errand.opened()
         if frame.get("ended") is True:
+            errand.not_shown()
             raise BrokenProtocol("The reply had ended before its end was shown.")
 
     # Connections that are lost or never come ------------------------------------------------
@@ -353,6 +366,10 @@ class Exchange:
     def _end_all(self, error: ChatError) -> None:
         for errand in self._errands:
             errand.reply.fail(error)
+
+    def _forget(self) -> None:
+        """What is over, and left to nobody's care."""
+        self._errands = [each for each in self._errands if not each.reply.over or each.is_left]
 
     def _errand(self, fits: Callable[[Errand], bool]) -> Errand | None:
         return next((each for each in self._errands if not each.reply.over and fits(each)), None)

@@ -98,15 +98,16 @@ async def test_a_send_says_what_was_given_and_a_name_of_its_own(
     ):
         await reply.accepted()
         reply.close()
-    bare = [{**frame, "id": "", "request": ""} for frame in script.heard]
+    sends = [frame for frame in script.heard if frame["type"] == "send"]
+    bare = [{**frame, "id": "", "request": ""} for frame in sends]
     same = {"type": "send", "conversation": "c", "id": "", "request": ""}
     assert bare == [
         {**same, "content": "hello"},
         {**same, "content": "hello", "parent": None, "temperature": 0.5},
         {**same, "parent": "t"},
     ]
-    assert len({frame["id"] for frame in script.heard}) == 3
-    assert len({frame["request"] for frame in script.heard}) == 3
+    assert len({frame["id"] for frame in sends}) == 3
+    assert len({frame["request"] for frame in sends}) == 3
 
 
 async def test_after_a_loss_the_same_send_and_then_the_cursor(
@@ -200,6 +201,72 @@ async def test_frames_of_nobody_are_left_alone(script: Script, client: ChatClien
         {"event": "done", "id": "1-1", "reply": "c.r", "finish_reason": "stop"},
     ]
     await client.send("c", "hello").wait()
+
+
+async def test_a_closed_reply_is_looked_at_no_more(script: Script, client: ChatClient) -> None:
+    script.on_frame = lambda frame: [accepted(frame)]
+    with client.send("c", "hello") as reply:
+        await reply.accepted()
+    reply.close()
+    await until(lambda: len(script.heard) == 2)
+    assert script.heard[1].pop("request")
+    assert script.heard[1] == {"type": "detach", "reply": "c.r"}
+    # Nothing is said twice, nor of a reply that nobody showed any more.
+    done = {"event": "done", "id": "1-1", "reply": "c.r", "finish_reason": "stop"}
+    script.on_frame = lambda frame: [accepted(frame), done]
+    with client.attach("c", "c.r") as ended:
+        await ended.wait()
+    script.on_frame = lambda frame: [
+        {"event": "failed", "request": frame["request"], "code": "not_found", "message": "?"}
+    ]
+    with client.attach("c", "c.r") as refused, pytest.raises(Refused):
+        await refused.wait()
+    client.focus("c")
+    await until(lambda: script.heard[-1]["type"] == "focus")
+    assert [frame["type"] for frame in script.heard] == [
+        "send", "detach", "attach", "attach", "focus",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_reply_closed_before_it_has_an_id_is_left_when_it_has(
+    script: Script, client: ChatClient, answered: bool
+) -> None:
+    reply = client.send("c", "hello")
+    await until(lambda: len(script.heard) == 1)
+    reply.close()
+    failed = {"event": "failed", "code": "busy", "message": "?"}
+    request = script.heard[0]["request"]
+    answer = accepted(script.heard[0]) if answered else {**failed, "request": request}
+    await script.sockets[0].send(json.dumps(answer))
+    if answered:
+        await until(lambda: len(script.heard) == 2)
+        assert (script.heard[1]["type"], script.heard[1]["reply"]) == ("detach", "c.r")
+    client.focus("c")
+    await until(lambda: script.heard[-1]["type"] == "focus")
+    assert len(script.heard) == 2 + answered
+    assert not reply.turn
+
+
+async def test_a_text_that_makes_no_sense_is_left(script: Script, client: ChatClient) -> None:
+    script.on_frame = lambda frame: [accepted(frame), delta(9, "gap")]
+    with pytest.raises(BrokenProtocol):
+        await client.send("c", "hello").wait()
+    await until(lambda: script.heard[-1]["type"] == "detach")
+
+
+async def test_of_two_looks_at_one_reply_the_newer_is_not_left(
+    script: Script, client: ChatClient
+) -> None:
+    script.on_frame = lambda frame: [accepted(frame)]
+    older, newer = client.send("c", "hello"), client.send("c", "hello")
+    await newer.accepted()
+    with pytest.raises(Refused):
+        await older.wait()
+    older.close()
+    client.focus("c")
+    await until(lambda: script.heard[-1]["type"] == "focus")
+    assert [frame["type"] for frame in script.heard] == ["send", "send", "focus"]
 
 
 async def test_drafts_merge_and_a_sent_turn_ends_them(script: Script, client: ChatClient) -> None:

@@ -370,6 +370,18 @@ async def test_a_closed_reply_leaves_the_others_alone(served: Site, client: Chat
     assert first.text == ""
 
 
+async def test_a_closed_reply_has_no_viewer_left_and_goes_on(
+    served: Site, client: ChatClient
+) -> None:
+    conversation = await client.create()
+    for _ in range(3 * QUICK.replies_max):  # its place at the server is free for the next one
+        with client.send(conversation, "hello") as reply:
+            await reply.accepted()
+    for fake in served.conversations.replies.values():
+        await soon(fake.left)
+        assert fake.final is None
+
+
 async def test_more_replies_than_a_socket_shows_are_refused_here(
     served: Site, client: ChatClient
 ) -> None:
