@@ -141,6 +141,35 @@ async def test_after_a_loss_the_same_send_and_then_the_cursor(
     assert [frame["type"] for frame in script.heard[2:]] == ["attach"] * 3
 
 
+async def test_after_a_503_a_turn_may_have_been_kept_whatever_is_said_then(
+    script: Script,
+) -> None:
+    """Neither the patience with what never went out nor a full queue ends it any more."""
+    limits = ClientLimits(
+        reconnect_seconds_first=0.001,
+        reconnect_seconds_max=0.01,
+        retry_after_seconds_max=0.001,
+        unsent_seconds_max=0.0,
+        outage_seconds_max=PATIENCE_SECONDS,
+    )
+    refusals = ["unavailable", "busy", "busy"]
+
+    def answer(frame: Frame) -> list[Mapping[str, object] | str]:
+        if len(script.heard) > len(refusals):
+            return [accepted(frame)]
+        code = refusals[len(script.heard) - 1]
+        refusal = {"event": "failed", "request": frame["request"], "code": code, "message": "?"}
+        return [refusal]
+
+    script.on_frame = answer
+    url = f"http://127.0.0.1:{script.port}"
+    async with asyncio.timeout(PATIENCE_SECONDS), ChatClient(url, limits=limits) as client:
+        reply = await client.send("c", "hello").accepted()
+    assert reply.turn == "t"
+    assert [frame["type"] for frame in script.heard[:4]] == ["send"] * 4
+    assert len({frame["id"] for frame in script.heard}) == 1
+
+
 async def test_the_cursor_is_the_last_events(script: Script, client: ChatClient) -> None:
     def answer(frame: Frame) -> list[Mapping[str, object] | str] | None:
         match len(script.heard):
