@@ -49,6 +49,7 @@ from prefix_store import MasterSecret
 if TYPE_CHECKING:
     from chatserve.assembly import Loaded
     from chatserve.chat.conversations.conversations import ConversationStatistics
+    from chatserve.chat.text.known_ids import KnownStatistics
     from chatserve.engine.engine import Engine
 
     Load = Callable[[Settings, Path, MasterSecret], Loaded]
@@ -93,12 +94,20 @@ class KeptChats(Conversations, Protocol):
         ...
 
 
+class KnowingService(ChatServiceDoor, Protocol):
+    """Where asks go, and what it keeps of their ends."""
+
+    def known_statistics(self) -> "KnownStatistics | None":
+        """A frozen picture; None where no chats are answered."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Assembly:
     """What exists once the model is loaded and the store answers."""
 
     engine: "Engine"
-    service: ChatServiceDoor
+    service: KnowingService
     conversations: KeptChats
     store: SessionStore
     text_threads: Executor
@@ -313,12 +322,13 @@ class Serving:
     def _statistics(self) -> Mapping[str, object]:
         found = self._assembly
         if found is None:
-            return dict.fromkeys(("cache", "engine", "conversations", "store"))
+            return dict.fromkeys(("cache", "engine", "conversations", "store", "known_ids"))
         return {
             "cache": found.engine.cache_statistics(),
             "engine": found.engine.statistics(),
             "conversations": found.conversations.statistics(),
             "store": found.store.statistics(),
+            "known_ids": found.service.known_statistics(),
         }
 
 
