@@ -24,6 +24,12 @@ SLACK = 3.0
 SLOW_SECONDS = 0.5
 LIVE = 3
 LONG = {"max_tokens": 3_500, "ignore_eos": True}
+FLUSHED = {
+    "content": "Tell me of the sea.",
+    "temperature": 0,
+    "max_tokens": 300,
+    "ignore_eos": True,
+}
 CHARACTERS = 40  # that each live reply says in a phase
 SEEN_LAG_SECONDS = 0.05
 HELD_SECONDS = 0.5  # waiting for Redis on the loop would hold it for so long, and longer
@@ -267,25 +273,39 @@ async def test_a_socket_lives_through_a_hung_redis(site: GivenSite) -> None:
         await has_turn_once(client, first, "live", text)
 
 
-async def test_flushed_conversations_are_gone_and_new_ones_work(site: GivenSite) -> None:
+async def test_flushed_replies_are_said_to_their_ends_and_new_conversations_work(
+    site: GivenSite,
+) -> None:
     async with site.client("ada") as client:
         ended = await client.new()
-        kept = await client.send(ended, "a", max_tokens=4)
+        kept = await client.send(ended, "a", **FLUSHED)
         assert isinstance(kept, Watched)
-        async with live_replies(client) as live:
+        assert kept.kind == "done"
+        conversations = [await client.new() for _ in range(LIVE)]
+        async with AsyncExitStack() as stack:
+            watching = [client.watching(each, "a", **FLUSHED) for each in conversations]
+            live = [await stack.enter_async_context(each) for each in watching]
+            said = [len(watched.text) for watched in live]
             await asyncio.to_thread(site.redis.command, "FLUSHALL")
-            began = time.monotonic()
-            for watched in live.watched:
-                await watched.until_ended()
-            print(f"viewers told after {time.monotonic() - began:.3f} s")
-        for watched in live.watched:
+            again = await client.new()
+            new = await client.send(again, "new", max_tokens=4)
+            assert isinstance(new, Watched)
+            assert new.kind == "done", "while the others are said to their ends"
+        for watched, characters in zip(live, said, strict=True):
+            assert len(watched.text) > characters
+            assert watched.text == kept.text, "every token"
             assert watched.kind == "failed"
             assert watched.final is not None
+            assert kept.final is not None
             assert watched.final["code"] == "not_found"
             assert watched.final["retry_after"] is None, "nothing to come back for"
+            tokens = watched.final["usage"]["completion_tokens"]
+            assert tokens == kept.final["usage"]["completion_tokens"] == FLUSHED["max_tokens"]
             assert (await client.resume(watched)) == 404
         assert (await client.resume(kept)) == 404
-        for conversation in (ended, *live.conversations):
+        await has_turn_once(client, again, "new", new.text)
+        assert (await client.http.delete(f"/api/conversations/{again}")).status_code == 204
+        for conversation in (ended, *conversations):
             answer = await client.http.get(f"/api/conversations/{conversation}")
             assert answer.status_code == 404
             refusal = await client.send(conversation, "b")
@@ -294,7 +314,9 @@ async def test_flushed_conversations_are_gone_and_new_ones_work(site: GivenSite)
         listed = await client.http.get("/api/conversations")
         assert listed.json() == {"conversations": [], "next": None}, "all was flushed"
         await until_accepted(client)
-    site.server.wait_for("idle")
+    state = site.server.wait_for("idle")
+    assert state["conversations"]["running"] == 0
+    assert state["conversations"]["waiting"] == 0
 
 
 async def test_a_damaged_conversation_harms_no_other(site: GivenSite) -> None:
