@@ -66,6 +66,10 @@ KV_SHARE_GPU = 0.85  # of what is free on the device once the model is there
 # A page of a small model is a few KiB; more of them than this only makes tables long.
 PAGES_MAX = 1 << 20
 PAGES_MIN = 4
+# New objects before the garbage collector looks for cycles, and how many such looks before it
+# looks at older ones too. A step for a thousand streams makes and drops tens of thousands of
+# objects, nearly none in a cycle: Python's own 700 would have it look all the time.
+COLLECTIONS = (50_000, 10, 10)
 BATCH_TOKENS_CPU = 2_048
 BATCH_TOKENS_GPU = 8_192
 
@@ -257,6 +261,7 @@ class Serving:
     async def _live(self, group: asyncio.TaskGroup) -> None:
         """Load, run the engine until told to stop. A failure stops the server."""
         stopping = asyncio.create_task(self._stopping.wait())
+        collections = gc.get_threshold()
         try:
             loading = in_daemon_thread(self._load)
             async with session_store(self._settings) as store:
@@ -271,6 +276,7 @@ class Serving:
             self._server.should_exit = True
         finally:
             stopping.cancel()
+            gc.set_threshold(*collections)
             gc.unfreeze()
 
     async def _serve(
@@ -281,6 +287,7 @@ class Serving:
         # tenths of a second.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*COLLECTIONS)
         # From here on: imports while loading hold the interpreter's lock, and nobody chats yet.
         watch = asyncio.create_task(self._watch.run())
         running = asyncio.create_task(assembly.engine.run())

@@ -46,15 +46,20 @@ class Watched:
 
     async def send(self, message: Message) -> None:
         """Pass a message on, and note what it means."""
-        kind = message["type"].removeprefix("websocket.")
+        kind = message["type"]
+        if kind == "websocket.send" or (
+            kind == "http.response.body" and message.get("more_body", False)
+        ):
+            await self._send(message)  # a part of many, of which nothing is noted
+            return
+        kind = kind.removeprefix("websocket.")
         if kind in ("http.response.start", "accept"):
             self.status = message.get("status", _SWITCHING_STATUS)
             self.begun_at = time.monotonic()
             message.setdefault("headers", [])
             MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
         await self._send(message)
-        ends = kind == "http.response.body" and not message.get("more_body", False)
-        if ends or kind == "close":
+        if kind in ("http.response.body", "close"):
             self.complete = True
 
 

@@ -13,9 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
-import anyio
 import orjson
-from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -23,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from chatserve.api import sse
 from chatserve.api.body import BodyBudget, decode_object, read_body
 from chatserve.api.collaborators import ChatService, Health, ModelInfo
+from chatserve.api.event_stream import EventStream
 from chatserve.api.gate import RequestGate
 from chatserve.api.keys import Holder
 from chatserve.api.limits import Limits
@@ -154,17 +153,7 @@ class Answer:
         )
 
     def _streamed(self, events: Merged) -> Response:
-        limits = self._desk.limits
-        return EventSourceResponse(
-            self._frames(events),
-            sep="\n",
-            # Whole seconds are all that the keep-alive of proxies needs.
-            ping=limits.ping_seconds,
-            ping_message_factory=lambda: ServerSentEvent(comment="still here", sep="\n"),
-            # Our own drain comes first (see server.py); this is what is left after it.
-            shutdown_event=anyio.Event(),
-            shutdown_grace_period=limits.farewell_seconds,
-        )
+        return EventStream(self._frames(events), self._desk.limits)
 
     async def _frames(self, events: Merged) -> AsyncIterator[bytes]:
         """Owns nothing, so that it does not matter whether it runs to its end."""

@@ -10,9 +10,7 @@ last id it saw. Everything here is an owner's own, so nothing of it is to be sto
 
 from collections.abc import AsyncIterator
 
-import anyio
 import orjson
-from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,6 +30,7 @@ from chatserve.api.chat_schema import (
     turn_ask,
 )
 from chatserve.api.chat_transfer import exported, imported, shown, shown_whole
+from chatserve.api.event_stream import EventStream
 from chatserve.api.keys import Holder
 from chatserve.api.limits import Limits
 from chatserve.api.presence import never, unless_gone
@@ -188,15 +187,7 @@ async def _stream(
 ) -> None:
     """Look at a reply for as long as its response lasts."""
     with reply.view(after) as events:
-        response = EventSourceResponse(
-            _frames(events, limits.event_text_max),
-            sep="\n",
-            ping=limits.ping_seconds,
-            ping_message_factory=lambda: ServerSentEvent(comment="still here", sep="\n"),
-            # Our own drain comes first (see server.py); this is what is left after it.
-            shutdown_event=anyio.Event(),
-            shutdown_grace_period=limits.farewell_seconds,
-        )
+        response = EventStream(_frames(events, limits.event_text_max), limits)
         await response(scope, never, send)
 
 

@@ -3,13 +3,18 @@
 It may not know what frames say. Theory of operation: `put` waits until its frame is written, so a
 source has at most one frame here while the rest of its text merges where it comes from; `post`
 does not wait, for answers, of which only so many may be waiting. The writer takes frames in the
-order of their coming. `finish` ends it all: what came before still goes out, then the close frame.
+order of their coming; a source that finds nothing ahead of it and nothing under way writes by
+itself, which saves two turns of the loop for nearly every token. `finish` ends it all: what came
+before still goes out, then the close frame.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 
 from starlette.types import Send
+
+from chatserve.bell import Bell
 
 _POLICY_VIOLATION = 1008
 
@@ -22,7 +27,9 @@ class Outbox:
         self._answers = 0
         self._frames: deque[tuple[str, asyncio.Future[None] | None]] = deque()
         self._close: tuple[int, str] | None = None
-        self._news = asyncio.Event()
+        self._news = Bell()
+        self._send: Send | None = None  # once there is a writer
+        self._writing = False  # a frame is on its way out
 
     @property
     def finished(self) -> bool:
@@ -38,14 +45,18 @@ class Outbox:
             return
         self._answers += 1
         self._frames.append((frame, None))
-        self._news.set()
+        self._news.ring()
 
     async def put(self, frame: str) -> None:
         """Take a frame and wait until it is written; cancelled while it waits, it is withdrawn."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not self.finished:
+        if self._send is not None and not (self._writing or self._frames or self.finished):
+            with contextlib.suppress(OSError):  # the peer has gone, and so will the source
+                await self._write_one(self._send, frame)
+                return
+        elif not self.finished:
             self._frames.append((frame, written))
-            self._news.set()
+            self._news.ring()
         # After `finish` nothing is written: the source waits until the socket's end cancels it.
         await written
 
@@ -53,13 +64,14 @@ class Outbox:
         """Take nothing more, and close after what is here; the first word counts."""
         if not self.finished:
             self._close = (code, reason)
-            self._news.set()
+            self._news.ring()
 
     async def write(self, send: Send) -> None:
         """The writer: until the close frame is out. Raises OSError for a peer that has gone."""
-        while self._frames or self._close is None:
-            if not self._frames:
-                self._news.clear()
+        self._send = send
+        while self._writing or self._frames or self._close is None:
+            if self._writing or not self._frames:
+                self._news.mute()
                 await self._news.wait()
                 continue
             frame, written = self._frames.popleft()
@@ -67,8 +79,17 @@ class Outbox:
                 self._answers -= 1
             elif written.cancelled():
                 continue
-            await send({"type": "websocket.send", "text": frame})
+            await self._write_one(send, frame)
             if written is not None and not written.done():
                 written.set_result(None)
         code, reason = self._close
         await send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def _write_one(self, send: Send, frame: str) -> None:
+        self._writing = True
+        try:
+            await send({"type": "websocket.send", "text": frame})
+        finally:
+            self._writing = False
+            if self._frames or self.finished:
+                self._news.ring()

@@ -178,6 +178,8 @@ class BlockManager:
         """
         shared = self._shared(table, start, end)
         new = max(0, self.pages_for(end) - len(table.pages))
+        if not shared and not new:
+            return ()
         if not self._make_room(new + len(shared)):
             return None
         copies: list[PageCopy] = []
@@ -337,12 +339,12 @@ class BlockManager:
 
     def _shared(self, table: PageTable, start: int, end: int) -> list[int]:
         """Indices of pages under these positions that somebody else owns too."""
-        last = min(len(table.pages), self.pages_for(end))
-        return [
-            index
-            for index in range(start // self.page_size, last)
-            if self.pool.references(table.pages[index]) > 1
-        ]
+        pages, references = table.pages, self.pool.references
+        shared: list[int] = []
+        for index in range(start // self.page_size, min(len(pages), self.pages_for(end))):
+            if references(pages[index]) > 1:
+                shared.append(index)
+        return shared
 
     def _retain(self, page: PageId) -> None:
         if self.pool.references(page) == 0:

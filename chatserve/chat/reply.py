@@ -26,6 +26,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Self
 
+from chatserve.bell import Bell
 from chatserve.chat.audience import Audience, Clock, Patience
 from chatserve.chat.text.sample import Cursor, SampleText
 from chatserve.chat.values import Delta, Done, Failed, ReplyEvent, Timings, Usage
@@ -185,7 +186,7 @@ class Viewing:
         self._ended: set[int] = set()
         # Samples that may have something new, in the order in which they got it.
         self._news: dict[int, None] = dict.fromkeys(range(len(reply.samples)))
-        self._arrived = asyncio.Event()
+        self._arrived = Bell()
         self._over = False
 
     def __enter__(self) -> Self:
@@ -200,14 +201,14 @@ class Viewing:
         """Look away."""
         self._over = True
         self._news.clear()
-        self._arrived.set()
+        self._arrived.ring()
         self._reply.detach(self)
 
     def wake(self, samples: Sequence[int]) -> None:
         """Called by the reply: these samples have news."""
         if not self._over:
             self._news.update(dict.fromkeys(samples))
-            self._arrived.set()
+            self._arrived.ring()
 
     def __aiter__(self) -> Self:
         return self
@@ -219,7 +220,7 @@ class Viewing:
                 return event
             if self._over:
                 raise StopAsyncIteration
-            self._arrived.clear()
+            self._arrived.mute()
             await self._arrived.wait()
 
     def _next(self) -> ReplyEvent | None:

@@ -7,18 +7,20 @@ A plan names everything that touches device memory in its step: page copies firs
              s1: position  91     of sequence 9  ──▶ row 0
              s2: positions  0..5  of sequence 12 ──▶ rows 1, 2, 3   (three samples of one prompt)
 
+Orders and slices are tuples, since a step makes one of each for every sequence.
+
 A slice whose last token is not known yet (the step before is still in flight) names it by that
 step's output row: `pending`.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from chatserve.cache.block_manager import PageCopy
 from chatserve.engine.values import Sampling, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class SampleOrder:
+class SampleOrder(NamedTuple):
     """Sample one token: for whom, how, and with what noise.
 
     position is the absolute position of the token to be sampled. banned: ids that may not be
@@ -36,8 +38,7 @@ class SampleOrder:
     prompt_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """Compute positions start .. start + len(tokens) (+ 1 if pending) of one sequence.
 
     tokens: their known ids. pending: output row of the step before whose token comes last.

@@ -89,19 +89,21 @@ class Planner:
     def _plan_running(self, outline: Outline) -> None:
         """Order what runs, and admit who waits."""
         running = tuple(self._roster.running)
-        begun = [sequence for sequence in running if _todo(sequence) > 1]
-        nexts = sum(1 for sequence in running if _todo(sequence) == 1)
+        todo = [sequence.todo for sequence in running]
+        begun = [sequence for sequence, count in zip(running, todo, strict=True) if count > 1]
+        nexts = todo.count(1)
         room = max(self._pace.budget() - nexts, self._roster.blocks.page_size)
         short, room = self._share(outline, begun, room)
         for sequence in running:
             self.touching = sequence
-            todo = _todo(sequence) if sequence.life is Life.RUNNING else 0
-            if not todo:
+            # Looked at anew: those before it may have robbed it, or `_share` admitted to it.
+            count = sequence.todo if sequence.life is Life.RUNNING else 0
+            if not count:
                 continue
-            if todo == 1 or sequence.id in short:
-                self._order(outline, sequence, todo)
+            if count == 1 or sequence.id in short:
+                self._order(outline, sequence, count)
             elif room > 0:
-                room -= self._order(outline, sequence, min(todo, room))
+                room -= self._order(outline, sequence, min(count, room))
         self._admit(outline, room)
 
     def _share(self, outline: Outline, begun: list[Sequence], room: int) -> tuple[set[int], int]:
@@ -113,11 +115,11 @@ class Planner:
         """
         short: set[int] = set()
         half = room // 2 if begun else 0
-        for sequence in sorted(begun[1:], key=_todo):
-            if sequence.priority == begun[0].priority and _todo(sequence) <= half:
+        for sequence in sorted(begun[1:], key=lambda item: item.todo):
+            if sequence.priority == begun[0].priority and sequence.todo <= half:
                 short.add(sequence.id)
-                half -= _todo(sequence)
-                room -= _todo(sequence)
+                half -= sequence.todo
+                room -= sequence.todo
         head = self._roster.waiting.peek(self._clock())
         if half and head is not None and head.priority <= begun[0].priority:
             room -= half - self._admit(outline, half)
@@ -128,6 +130,8 @@ class Planner:
         is promised to those who run; not in a step that had to preempt. Returns the budget left.
         """
         roster, blocks = self._roster, self._roster.blocks
+        if not len(roster.waiting):
+            return room
         seats = self._limits.sequences_max - sum(map(_seats, roster.running))
         promised = sum(map(self._promised, roster.running))
         while (
@@ -150,7 +154,7 @@ class Planner:
                 break
             seats -= _seats(sequence)
             roster.start(sequence, matched)
-            room -= self._order(outline, sequence, min(_todo(sequence), room))
+            room -= self._order(outline, sequence, min(sequence.todo, room))
             promised += self._promised(sequence)
         return room
 
@@ -173,7 +177,7 @@ class Planner:
             matched = self._roster.blocks.adopt(sequence.table, sequence.names, tokens)
             self._roster.start(sequence, matched)
         self.touching = sequence
-        self._order(outline, sequence, min(_todo(sequence), self._pace.budget()))
+        self._order(outline, sequence, min(sequence.todo, self._pace.budget()))
 
     def _order(self, outline: Outline, sequence: Sequence, count: int) -> int:
         """Put the next `count` positions into the outline; returns how many it was (maybe 0)."""
@@ -249,11 +253,6 @@ class Planner:
             self._roster.preempt(victim)
             if victim is sequence:
                 return None
-
-
-def _todo(sequence: Sequence) -> int:
-    """Positions that can be ordered now."""
-    return 0 if sequence.ordered_enough else sequence.known - sequence.planned
 
 
 def _seats(sequence: Sequence) -> int:

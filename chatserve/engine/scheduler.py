@@ -284,7 +284,11 @@ class Scheduler:
                 if not item.orders:
                     self._seal(sequence)
             for index, order in enumerate(item.orders, first):
-                child = self.roster.alive(order.sequence, order.incarnation)
+                child = (
+                    sequence
+                    if order.sequence == item.sequence
+                    else self.roster.alive(order.sequence, order.incarnation)
+                )
                 if child is None:
                     continue
                 self._touching = child

@@ -88,9 +88,15 @@ class Sequence:
         return len(self.tokens) - len(self.request.tokens)
 
     @property
-    def ordered_enough(self) -> bool:
-        """Whether all tokens it may generate are generated or on their way."""
-        return self.known - len(self.request.tokens) >= self.request.max_tokens
+    def todo(self) -> int:
+        """Positions that can be ordered now; 0 too where all tokens that it may generate are
+        generated or on their way."""
+        # Asked of every running sequence at every step, so without the other properties.
+        known = len(self.tokens) + (self.pending is not None)
+        request = self.prepared.request
+        if known - len(request.tokens) >= request.max_tokens:
+            return 0
+        return known - self.planned
 
     def emit(
         self,

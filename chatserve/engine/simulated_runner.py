@@ -7,7 +7,7 @@ its context through its page table, as attention does.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -53,13 +53,12 @@ class SimulatedRunner:
         self.before_step(plan)
         for copy in plan.copies:
             self._pages[copy.target] = self._pages[copy.source]
-        for item in plan.slices:
-            self._write(item)
+        self._write(plan.slices)
         tokens: list[int] = []
         finite: list[bool] = []
         logprobs: list[TokenLogprobs | None] = []
-        for item in plan.slices:
-            digest = self._digest(item) if item.orders else 0
+        asked = [item for item in plan.slices if item.orders]
+        for item, digest in zip(asked, self._digests(asked), strict=True):
             for order in item.orders:
                 tokens.append(self._choose(digest, order))
                 finite.append(self.after_row(order))
@@ -80,26 +79,53 @@ class SimulatedRunner:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _write(self, item: Slice) -> None:
-        if not item.write:
+    def _write(self, slices: Sequence[Slice]) -> None:
+        """All of them at once: a step of thousands of rows must not take the interpreter's time
+        that the loop needs."""
+        written = [item for item in slices if item.write]
+        if not written:
             return
-        tokens = item.tokens
-        if item.pending is not None:
-            tokens = (*tokens, self._last[item.pending])
+        tokens: list[int] = []
+        for item in written:
+            tokens += item.tokens
+            if item.pending is not None:
+                tokens.append(self._last[item.pending])
+        pages, first = _tables(written)
+        ends = np.array([item.end for item in written], dtype=np.int64)
+        counts = ends - np.array([item.start for item in written], dtype=np.int64)
+        # Row i of the flat arrays is position `positions[i]` of the slice that it came from.
+        positions = _steps_up(counts) + np.repeat(ends - counts, counts)
         size = self._pages.shape[1]
-        table = np.frombuffer(item.pages, dtype=np.int32)
-        positions = np.arange(item.start, item.end)
-        self._pages[table[positions // size], positions % size] = tokens
+        where = pages[np.repeat(first, counts) + positions // size]
+        self._pages[where, positions % size] = tokens
 
-    def _digest(self, item: Slice) -> int:
+    def _digests(self, slices: Sequence[Slice]) -> list[int]:
+        """`hash_context` of each slice's whole context, read through its page table."""
+        if not slices:
+            return []
+        pages, first = _tables(slices)
+        ends = np.array([item.end for item in slices], dtype=np.int64)
+        positions = _steps_up(ends)
         size = self._pages.shape[1]
-        table = np.frombuffer(item.pages, dtype=np.int32)
-        context = self._pages[table[: -(-item.end // size)]].reshape(-1)[: item.end]
-        assert int(context.min()) >= 0, "a row read a position that nobody wrote"
-        return hash_context(context, self._weights)
+        tokens = self._pages[pages[np.repeat(first, ends) + positions // size], positions % size]
+        assert int(tokens.min()) >= 0, "a row read a position that nobody wrote"
+        hashes = (tokens.astype(np.uint64) + np.uint64(1)) * self._weights[positions]
+        return [int(each) for each in np.add.reduceat(hashes, np.cumsum(ends) - ends)]
 
     def _choose(self, digest: int, order: SampleOrder) -> int:
         return choose_token(digest, order, self._vocabulary_size)
+
+
+def _tables(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.int32], Tokens]:
+    """All page tables end to end, and where each begins."""
+    lengths = np.array([len(item.pages) // 4 for item in slices], dtype=np.int64)
+    flat = np.frombuffer(b"".join([item.pages for item in slices]), dtype=np.int32)
+    return flat, np.cumsum(lengths) - lengths
+
+
+def _steps_up(counts: Tokens) -> Tokens:
+    """0, 1, .. for each count, end to end."""
+    return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def hash_context(context: Tokens, weights: npt.NDArray[np.uint64]) -> int:

@@ -8,11 +8,10 @@ until there is something. Each sample ends in exactly one emission with `finish`
 last sample's the stream is over and `get` raises StopAsyncIteration through `async for`.
 """
 
-import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Self
 
+from chatserve.bell import Bell
 from chatserve.engine.values import Emission, Progress
 
 
@@ -38,7 +37,7 @@ class Stream:
         self._on_finish = on_finish
         self._on_progress = on_progress
         self._mail: dict[int, Emission] = {}
-        self._arrived = asyncio.Event()
+        self._arrived = Bell()
         self._ended: set[int] = set()
         self._delivered: set[int] = set()
         self._closed = False
@@ -80,7 +79,7 @@ class Stream:
         self._mail[sample] = emission if waiting is None else _merge(waiting, emission)
         if emission.finish is not None:
             self._ended.add(sample)
-        self._arrived.set()
+        self._arrived.ring()
 
     async def get(self) -> tuple[Emission, ...]:
         """Wait for mail and take all of it; an empty tuple means the stream is over."""
@@ -88,7 +87,7 @@ class Stream:
             if self._closed or len(self._delivered) == self.samples:
                 return ()
             await self._arrived.wait()
-        self._arrived.clear()
+        self._arrived.mute()
         batch = tuple(self._mail.values())
         self._mail.clear()
         self._delivered.update(item.sample for item in batch if item.finish is not None)
@@ -115,14 +114,13 @@ class Stream:
             return
         self._closed = True
         self._mail.clear()
-        self._arrived.set()
+        self._arrived.ring()
         if not self.over:
             self._on_close(self)
 
 
 def _merge(first: Emission, second: Emission) -> Emission:
-    return replace(
-        first,
+    return first._replace(
         tokens=first.tokens + second.tokens,
         logprobs=first.logprobs + second.logprobs,
         finish=second.finish,

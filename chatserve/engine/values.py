@@ -5,6 +5,7 @@ Nothing here knows text (floor 4) or tensors (`batch.py`, `model_runner.py`).
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from chatserve.errors import ChatserveError
 
@@ -99,8 +100,7 @@ class Receipt:
     computed: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Emission:
+class Emission(NamedTuple):
     """New tokens of one sample, merged over as many steps as the consumer was late.
 
     `finish` is set in exactly one emission of a sample, its last. logprobs is empty, or as long

@@ -38,6 +38,7 @@ class Spoken:
         self.logged: tuple[int, ...] = ()
         self.progress: ReplyProgress | None = None
         self.final: ReplyFinal | None = None
+        self.broken_off = False
         self.texts: list[str] = []
         self.viewings: set[ChatViewing] = set()
 

@@ -21,11 +21,11 @@ A cursor `<epoch>-<seq>` says what a viewer has:
 An ended reply is a KeptReply: the same from the store, without anything that grows.
 """
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
 from typing import Protocol, Self
 
+from chatserve.bell import Bell
 from chatserve.chat.audience import Audience, Clock, Patience, Timer
 from chatserve.chat.conversations.reply_events import (
     ChatEvent,
@@ -94,7 +94,7 @@ class ChatViewing:
         self._replaces = place is None  # the first text comes as a snapshot
         self._skip = place or 0  # code points that the viewer has
         self._texts = 0  # pieces of the text that were given
-        self._arrived = asyncio.Event()
+        self._arrived = Bell()
         self._over = False
 
     def __enter__(self) -> Self:
@@ -108,12 +108,12 @@ class ChatViewing:
     def close(self) -> None:
         """Look away."""
         self._over = True
-        self._arrived.set()
+        self._arrived.ring()
         self._reply.detach(self)
 
     def wake(self) -> None:
         """Called by the reply: there is news."""
-        self._arrived.set()
+        self._arrived.ring()
 
     def __aiter__(self) -> Self:
         return self
@@ -125,7 +125,7 @@ class ChatViewing:
                 return event
             if self._reply.broken_off:
                 break
-            self._arrived.clear()
+            self._arrived.mute()
             await self._arrived.wait()
         raise StopAsyncIteration
 
