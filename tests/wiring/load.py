@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import httpx
 
+from chatserve.model.attention import padded_rows
 from tests.wiring.server import MODEL, Server
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+STEP_ROWS_MAX = 2_048  # a CPU's largest step
+SAMPLES_MAX = 96  # a storm's 48 clients, with two samples each
+PAGE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ def holdings(server: Server) -> Holdings:
 async def mixed_load(
     server: Server, *, requests: int, seed: int, at_once: int = 48
 ) -> Counter[str]:
-    """So many requests, a tenth of which leave at a random point. Counts how they ended."""
+    """So many requests, a tenth of which leave at a random point. Counts how they ended.
+
+    One seed is one storm: the same requests in the same order, their samples' seeds included.
+    """
     dice = random.Random(seed)
     ends: Counter[str] = Counter()
     places = asyncio.Semaphore(at_once)
@@ -64,6 +71,7 @@ async def mixed_load(
             "temperature": dice.choice([0, 1]),
             "n": dice.choice([1, 1, 1, 2]),
             "stream": dice.random() < 0.6,
+            "seed": dice.randrange(1 << 16),
         }
         if dice.random() < 0.2:
             common["stop"] = [dice.choice(["e", "the", ". "])]
@@ -71,8 +79,12 @@ async def mixed_load(
             return PLAIN, common | {"prompt": text}
         return CHAT, common | {"messages": [{"role": "user", "content": text}]}
 
-    async def one(client: httpx.AsyncClient, number: int, leave_after: float | None) -> None:
-        path, fields = body(number)
+    async def one(
+        client: httpx.AsyncClient,
+        path: str,
+        fields: dict[str, object],
+        leave_after: float | None,
+    ) -> None:
         try:
             async with asyncio.timeout(leave_after):
                 async with client.stream("POST", path, json=fields) as answer:
@@ -88,9 +100,9 @@ async def mixed_load(
         base_url=server.url, timeout=120, limits=httpx.Limits(max_connections=None)
     ) as client:
 
-        async def placed(number: int, leave_after: float | None) -> None:
+        async def placed(path: str, fields: dict[str, object], leave_after: float | None) -> None:
             try:
-                await one(client, number, leave_after)
+                await one(client, path, fields, leave_after)
             finally:
                 places.release()
 
@@ -98,5 +110,26 @@ async def mixed_load(
             for number in range(requests):
                 await places.acquire()
                 leave = dice.random() ** 2 * 0.4 if dice.random() < 0.1 else None
-                group.create_task(placed(number, leave))
+                group.create_task(placed(*body(number), leave))
     return ends
+
+
+async def every_row_count(server: Server) -> None:
+    """Steps of every size that there is a kernel for, as far as one prompt fits the pool.
+
+    oneDNN makes a kernel for a number of rows when it first meets it, and keeps it; the rows are
+    padded to a few sizes (`padded_rows`). Prompts of random ids: none is found in the cache.
+    """
+    pages: dict[str, int] = server.cache()["cache"]["pages"]  # type: ignore[assignment]
+    sizes = sorted({padded_rows(rows) for rows in range(1, STEP_ROWS_MAX + 1)})
+    dice = random.Random(1)
+    common = {"model": MODEL, "ignore_eos": True, "max_tokens": 2}
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        for size in sizes:
+            prompt = [dice.randrange(300, 2_000) for _ in range(size)]
+            for samples in {1, min(size, SAMPLES_MAX)}:
+                # Two pages for each sample's own tokens, beside those of the prompt.
+                if size // PAGE_TOKENS + 2 * samples + 2 > pages["total"]:
+                    continue
+                answer = await client.post(PLAIN, json=common | {"prompt": prompt, "n": samples})
+                assert answer.status_code == 200, answer.text
