@@ -103,8 +103,12 @@ class RedisLease:
         """Renew it, until cancelled."""
         while True:
             await self._sleep(RENEW_SECONDS)
-            with contextlib.suppress(Unavailable):
+            try:
                 self._note(*await self._claim())
+            except Unavailable:
+                pass  # told by the link; there are some tries before it expires
+            except Exception:
+                _log.exception("the lease of %s cannot be renewed", self._link.place)
 
     async def release(self) -> None:
         """Let the next process have it at once."""

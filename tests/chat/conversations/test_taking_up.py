@@ -3,12 +3,15 @@
 import asyncio
 import json
 
+import pytest
+
+from chatserve.chat.conversations.reply_events import ReplySnapshot
 from chatserve.chat.store.conversation import LogEntry, ReplyCursor, ReplyState
 from chatserve.chat.store.memory_store import MemoryStore
 from chatserve.chat.store.session_store import Unlogged
 from chatserve.engine.values import Emission, FinishReason
 from chatserve.errors import Busy
-from tests.chat.conversations.chats import OWNER, Client, process, tick, until
+from tests.chat.conversations.chats import OWNER, Client, begun, process, tick, until
 
 
 async def test_the_last_words_of_a_sample_are_left_to_the_replys_end():
@@ -219,3 +222,55 @@ async def test_who_asks_for_a_left_over_reply_before_it_is_taken_up_gets_the_liv
         await life.chats.stop(OWNER, reply.id)
         await life.chats.wait_quiet()
     assert await store.running() == ()
+
+
+# Two processes that both believe to be alone --------------------------------------------------
+
+
+@pytest.mark.parametrize("noticed_by", ["append", "end"])
+async def test_who_was_superseded_breaks_off_and_the_other_ends_it(noticed_by: str):
+    store = MemoryStore()
+    async with process(store) as former, process(store) as later:
+        conversation = await former.conversation()
+        reply = await former.send(conversation)
+        run = await begun(former)
+        client = Client()
+        reading = asyncio.create_task(client.read(reply))
+        run.give(former.ids("the dog"))
+        await until(lambda: client.text)
+        await tick(former)
+        await later.chats.resume_all()
+        again = await later.chats.reply(OWNER, reply.id)
+        if noticed_by == "append":
+            run.give(former.ids(" sleeps"))
+            await until(lambda: client.text == "the dog sleeps")
+            await tick(former)
+            await reading
+            assert run.aborted
+            assert "end" not in former.store.calls
+        else:
+            run.give(former.ids(" sleeps"), finish=FinishReason.LENGTH)
+            await reading
+            assert "end" in former.store.calls
+        assert (client.text, client.final) == ("the dog sleeps", None)
+        await until(lambda: not former.chats.statistics().running)
+        assert await store.running() == (reply.id,)
+        (await begun(later)).give(later.ids(" barks"), finish=FinishReason.LENGTH)
+        await client.read(again)
+        assert (client.text, client.final.kind) == ("the dog barks", "done")
+        assert any(isinstance(event, ReplySnapshot) for event in client.events)
+        _, (_, answer), _ = await store.tree(OWNER, conversation)
+        assert answer.text == "the dog barks"
+
+
+async def test_who_comes_to_a_viewing_that_broke_off_gets_its_text_and_no_end():
+    store = MemoryStore()
+    async with process(store) as life:
+        reply = await life.send(await life.conversation())
+        (await begun(life)).give(life.ids("the dog"))
+        await until(lambda: reply.length)
+        await life.chats.close()
+        client = Client()
+        await client.read(reply)
+        assert (client.text, client.final) == ("the dog", None)
+        assert reply.end is None
