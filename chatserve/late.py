@@ -41,9 +41,14 @@ class LateConversations:
         await self._behind().delete(owner, conversation)
 
     async def add(
-        self, owner: str, conversation: Conversation, turns: Sequence[Turn]
+        self,
+        owner: str,
+        conversation: Conversation,
+        turns: Sequence[Turn],
+        *,
+        ask: str | None = None,
     ) -> Conversation:
-        return await self._behind().add(owner, conversation, turns)
+        return await self._behind().add(owner, conversation, turns, ask=ask)
 
     async def send(self, turn: TurnAsk) -> ChatReply:
         return await self._behind().send(turn)

@@ -91,9 +91,15 @@ class Conversations(Protocol):
         ...
 
     async def add(
-        self, owner: str, conversation: Conversation, turns: Sequence[Turn]
+        self,
+        owner: str,
+        conversation: Conversation,
+        turns: Sequence[Turn],
+        *,
+        ask: str | None = None,
     ) -> Conversation:
-        """Import: fresh ids for the conversation, its turns as given (parents first)."""
+        """Import: a fresh id for the conversation, its turns as given (parents first). ask: the
+        client's id of this import; the same again gives the same conversation."""
         ...
 
     async def send(self, turn: TurnAsk) -> ChatReply:

@@ -29,7 +29,7 @@ from chatserve.api.chat_schema import (
     page_query,
     turn_ask,
 )
-from chatserve.api.chat_transfer import exported, imported, shown, shown_whole
+from chatserve.api.chat_transfer import exported, import_name, imported, shown, shown_whole
 from chatserve.api.event_stream import EventStream
 from chatserve.api.keys import Holder
 from chatserve.api.limits import Limits
@@ -101,9 +101,10 @@ class Shelf:
 
     async def take_in(self, request: Request) -> Response:
         fields = await self._body(request, self._desk.limits.import_bytes_max)
+        ask = import_name(fields)
         conversation, turns = imported(fields, _owner(request), self._desk.limits)
         del fields
-        added = await self._conversations.add(_owner(request), conversation, turns)
+        added = await self._conversations.add(_owner(request), conversation, turns, ask=ask)
         return _json(shown(added), 201)
 
     async def stop(self, request: Request) -> Response:

@@ -4,7 +4,7 @@ It may not know where they are kept. The file, version 1:
 
     {"format": "chatserve.conversation", "version": 1,
      "title": text, "system": text | null, "settings": {sampling fields}, "leaf": turn id | null,
-     "created": seconds since 1970,
+     "created": seconds since 1970, "id"?: the client's id of this import,
      "turns": [{"id", "parent": turn id | null, "role": "user" | "assistant", "content": text,
                 "created", "final"?: what an assistant's turn ended with}]}
 
@@ -50,6 +50,7 @@ class FileFields(Struct, kw_only=True, forbid_unknown_fields=True):
 
     format: str
     version: int
+    id: str | None = None
     title: str = ""
     system: str | None = None
     settings: dict[str, object] = {}
@@ -117,6 +118,12 @@ def exported(conversation: Conversation, turns: Sequence[Turn]) -> JsonObject:
         "created": conversation.created,
         "turns": [_turn(turn) for turn in turns],
     }
+
+
+def import_name(fields: Mapping[str, object]) -> str | None:
+    """The client's id of this import, if it gives one. Raises RequestError."""
+    given = fields.get("id")
+    return None if given is None else turn_name(given, "id")
 
 
 def imported(

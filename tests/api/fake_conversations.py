@@ -157,6 +157,7 @@ class FakeConversations:
         self.send_cancelled = asyncio.Event()
         self._numbers = itertools.count(1)
         self._times = itertools.count(1_700_000_000)
+        self.import_asks: list[str | None] = []
         self._listeners: list[tuple[str, asyncio.Queue[ConversationChanged | Exception]]] = []
 
     async def create(
@@ -166,9 +167,15 @@ class FakeConversations:
         return await self.add(owner, replace(empty, system=system, settings=settings), ())
 
     async def add(
-        self, owner: str, conversation: Conversation, turns: Sequence[Turn]
+        self,
+        owner: str,
+        conversation: Conversation,
+        turns: Sequence[Turn],
+        *,
+        ask: str | None = None,
     ) -> Conversation:
         self._may()
+        self.import_asks.append(ask)
         now = float(next(self._times))
         name = f"c{next(self._numbers)}"
         made = replace(conversation, id=name, owner=owner, created=now, updated=now)

@@ -401,6 +401,14 @@ async def test_an_export_is_imported_as_what_it_was(served: Site) -> None:
         assert without_times(again) == without_times(first)
 
 
+async def test_an_import_may_have_a_name(served: Site) -> None:
+    async with served.client() as client:
+        for more in ({}, {"id": None}, {"id": "mine"}):
+            answer = await client.post("/api/conversations/import", json=FILE | more)
+            assert answer.status_code == 201
+        assert served.conversations.import_asks == [None, None, "mine"]
+
+
 def without_times(file: dict[str, Any]) -> dict[str, Any]:
     turns = [{k: v for k, v in turn.items() if k != "created"} for turn in file["turns"]]
     return {k: v for k, v in file.items() if k != "created"} | {"turns": turns}
@@ -426,6 +434,8 @@ FILE: dict[str, Any] = {
         ({"version": 2}, "version"),
         ({"version": "1"}, "version"),
         ({"owner": "x"}, "owner"),
+        ({"id": "a/b"}, "id"),
+        ({"id": 1}, "id"),
         ({"title": "a\nb"}, "title"),
         ({"settings": {"n": 2}}, "settings.n"),
         ({"created": -1}, "created"),

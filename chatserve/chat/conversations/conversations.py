@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic, Protocol
 
 from chatserve.chat.conversations.assignment import AnswerMeans, AnswerOptions
@@ -27,6 +27,7 @@ from chatserve.chat.conversations.chat_reply import ChatReply, KeptReply
 from chatserve.chat.conversations.chat_request import ChatRequest
 from chatserve.chat.conversations.drafts import DraftDoor, DraftMeans, Drafts, Typist
 from chatserve.chat.conversations.history import History
+from chatserve.chat.conversations.imports import ID_BYTES, import_id, taken_in
 from chatserve.chat.conversations.live_replies import LiveLimits, LiveReplies
 from chatserve.chat.conversations.recall import first_assignment
 from chatserve.chat.conversations.reply_events import ConversationChanged
@@ -41,7 +42,6 @@ from chatserve.chat.store.conversation import (
     Turn,
 )
 from chatserve.chat.store.session_store import (
-    TURNS_MAX,
     Elsewhere,
     NewTurn,
     Page,
@@ -50,9 +50,7 @@ from chatserve.chat.store.session_store import (
     no_reply,
 )
 from chatserve.chat.text.text_floor import TextFloor
-from chatserve.errors import Busy, Conflict, NotFound, TooLarge, Unavailable
-
-ID_BYTES = 18  # of a drawn id: 144 bits, 24 characters
+from chatserve.errors import Busy, Conflict, NotFound, Unavailable
 
 
 class TurnAsk(Protocol):
@@ -250,20 +248,24 @@ class Conversations(Generic[PreparedT]):
         self._changes.publish(owner, conversation, None)
 
     async def add(
-        self, owner: str, conversation: Conversation, turns: Sequence[Turn]
+        self,
+        owner: str,
+        conversation: Conversation,
+        turns: Sequence[Turn],
+        *,
+        ask: str | None = None,
     ) -> Conversation:
         """Import: a fresh id, the turns as given (parents first). Raises TooLarge.
 
-        Token ids are not taken from outside: they are made again from the texts.
+        ask: the client's id of this import. The same again is the same conversation, as it is now.
         """
-        if len(turns) > TURNS_MAX:
-            raise TooLarge(f"A conversation has at most {TURNS_MAX} turns.", param="turns")
-        kept = tuple(replace(turn, token_ids=None, encoding="") for turn in turns)
-        leaf = conversation.leaf
-        if leaf not in {turn.id for turn in kept}:
-            leaf = kept[-1].id if kept else None
-        added = replace(conversation, id=draw_id(), owner=owner, revision=1, leaf=leaf)
+        name = draw_id()
+        if ask is not None:
+            name = await asyncio.to_thread(import_id, owner, ask, conversation, turns)
+        added, kept = taken_in(owner, conversation, turns, id=name)
         await self._store.create(added, kept)
+        if ask is not None:
+            added = await self._store.get(owner, name)
         return self._changed(added)
 
     def changes(self, owner: str) -> AbstractContextManager[AsyncIterator[ConversationChanged]]:

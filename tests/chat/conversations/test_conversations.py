@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -295,6 +296,35 @@ async def test_an_import_gets_a_fresh_id_and_no_ids_of_tokens(life: Process):
     assert (kept.owner, kept.title, kept.leaf) == (OWNER, "Old", "b")
     assert [(each.text, each.token_ids) for each in found] == [("hi", None), ("dog", None)]
     await answered(life, added.id, content="and?", ask="t9")
+
+
+async def test_an_import_that_is_asked_for_again_is_the_same_conversation(
+    life: Process, store: MemoryStore
+):
+    given = Conversation(id="", owner=OWNER, title="Old", created=1.0, updated=2.0, leaf="a")
+    turns = (Turn(id="a", parent=None, role=Role.USER, text="hi", created=1.0),)
+    life.store.plot = lambda name, number: "after" if (name, number) == ("create", 0) else None
+    with pytest.raises(Unavailable):
+        await life.chats.add(OWNER, given, turns, ask="mine")
+    (kept,) = (await store.list(OWNER)).conversations
+    later = replace(turns[0], created=5.0), replace(given, created=5.0, updated=6.0)
+    added = await life.chats.add(OWNER, later[1], later[:1], ask="mine")
+    assert added == kept
+    await answered(life, added.id, content=None, ask="t9", parent="a")
+    again = await life.chats.add(OWNER, given, turns, ask="mine")
+    assert again == await store.get(OWNER, added.id)
+    assert again.revision > added.revision
+    others = [
+        await life.chats.add(OWNER, given, turns),
+        await life.chats.add(OWNER, given, turns, ask="other"),
+        await life.chats.add("bob", given, turns, ask="mine"),
+        await life.chats.add(OWNER, given, (replace(turns[0], text="ho"),), ask="mine"),
+        await life.chats.add(OWNER, replace(given, settings={"top_k": 1}), turns, ask="mine"),
+    ]
+    ids = {each.id for each in others}
+    assert len(ids) == len(others)
+    assert added.id not in ids
+    assert all(len(each) == len(added.id) == 24 for each in ids)
 
 
 async def test_deleting_ends_the_running_replies(life: Process, store: MemoryStore):
