@@ -11,7 +11,7 @@ list, cleaned after it, so that a crash between the two hides nothing. What is w
     end      script ▸ (later) SREM cs:running  the script has: assistant's turn, ending, no log
 
 A log entry's cursor is its stream id, so that resending one is harmless, and one of a former epoch
-is refused by the server itself.
+is refused by the server itself (`redis_log.py`).
 """
 
 import asyncio
@@ -36,6 +36,7 @@ from chatserve.chat.store.redis_link import (
     ServerFacts,
 )
 from chatserve.chat.store.redis_list import RedisList
+from chatserve.chat.store.redis_log import ALREADY_THERE, TRIP_ENTRIES, RedisLog
 from chatserve.chat.store.redis_values import (
     OWNER_INDEX,
     RUNNING_INDEX,
@@ -44,8 +45,6 @@ from chatserve.chat.store.redis_values import (
     encoded_ids,
     ending_value,
     keys_of,
-    log_fields,
-    log_key,
     meta_arguments,
     pack,
     pack_settings,
@@ -81,8 +80,6 @@ T = TypeVar("T")
 
 CHORES_MAX = 4_096  # index entries to be mended with the next call; the oldest are forgotten
 READ_ON_LOOP_BYTES_MAX = 128 << 10  # a longer answer is read in a thread: about a millisecond
-APPEND_TRIP_ENTRIES = 500  # log entries in one trip: packing more would hold the loop
-ALREADY_THERE = "equal or smaller"  # of a stream id, as the server says it
 
 
 class RedisStore:
@@ -93,6 +90,7 @@ class RedisStore:
         self._lease = lease
         self._lease_id = "" if lease is None else lease.id
         self._list = RedisList(link)
+        self._log = RedisLog(self._run, link.tell)
         self._facts: ServerFacts | None = None
         self._chores: dict[tuple[Argument, ...], Command] = {}
 
@@ -231,53 +229,7 @@ class RedisStore:
 
     async def append(self, entries: Sequence[LogEntry]) -> Unlogged:
         """Write log entries; the replies that are gone or superseded."""
-        gone: set[str] = set()
-        superseded: set[str] = set()
-        for first in range(0, len(entries), APPEND_TRIP_ENTRIES):
-            part = entries[first : first + APPEND_TRIP_ENTRIES]
-            commands = [_append_command(entry) for entry in part]
-            answers = await self._run(commands, excused=(ALREADY_THERE, WRONG_TYPE))
-            known: list[LogEntry] = []
-            nowhere: list[str] = []
-            for entry, answer in zip(part, answers, strict=True):
-                if answer is None:
-                    nowhere.append(entry.reply)
-                elif isinstance(answer, Exception) and WRONG_TYPE in str(answer):
-                    # This log takes nothing any more; its reply's end keeps the whole text.
-                    self._link.tell(answer)
-                elif isinstance(answer, Exception):
-                    known.append(entry)
-            superseded |= await self._gone_on(known)
-            ended = await self._ended(nowhere)
-            superseded |= ended
-            gone |= set(nowhere) - ended
-        return Unlogged(gone=frozenset(gone), superseded=frozenset(superseded))
-
-    async def _ended(self, replies: Sequence[str]) -> set[str]:
-        """Of replies without a log: those that somebody has ended. Whoever still logs did not."""
-        if not replies:
-            return set()
-        commands = [_has_ended(reply) for reply in replies]
-        answers = await self._run(commands, excused=(WRONG_TYPE,))
-        return {reply for reply, answer in zip(replies, answers, strict=True) if answer == 1}
-
-    async def _gone_on(self, entries: Sequence[LogEntry]) -> set[str]:
-        """Of entries that were refused: the replies whose log has gone on without them."""
-        if not entries:
-            return set()
-        commands: list[Command] = []
-        for entry in entries:
-            key, cursor = log_key(conversation_of(entry.reply), entry.reply), str(entry.cursor)
-            commands.append(("XRANGE", key, cursor, cursor))
-        answers = await self._run(commands)
-        superseded: set[str] = set()
-        for entry, answer in zip(entries, answers, strict=True):
-            if not answer:
-                superseded.add(entry.reply)
-                continue
-            ((_, fields),) = cast("list[tuple[bytes, object]]", answer)
-            assert _text_field(fields) == entry.text, "one cursor, two texts"
-        return superseded
+        return await self._log.append(entries)
 
     async def end(self, ending: Ending) -> Conversation:
         """Keep the assistant's turn and the end of the reply. Raises NotFound, Superseded."""
@@ -316,8 +268,8 @@ class RedisStore:
         (answer,) = await self._run([("SMEMBERS", RUNNING_INDEX)])
         listed = sorted(member.decode("utf-8") for member in cast("list[bytes]", answer))
         running: list[str] = []
-        for first in range(0, len(listed), APPEND_TRIP_ENTRIES):
-            part = listed[first : first + APPEND_TRIP_ENTRIES]
+        for first in range(0, len(listed), TRIP_ENTRIES):
+            part = listed[first : first + TRIP_ENTRIES]
             # One whose conversation is damaged counts: whoever takes it up is told so.
             there = await self._run([_is_running(reply) for reply in part], excused=(WRONG_TYPE,))
             running += [reply for reply, runs in zip(part, there, strict=True) if runs]
@@ -462,23 +414,6 @@ def _identities(items: Items) -> tuple[str, ...]:
     return tuple((item or b"").decode("utf-8") for item in items)
 
 
-def _append_command(entry: LogEntry) -> Command:
-    assert entry.cursor.seq > 0, "an entry has text; 0 is an epoch's head"
-    key = log_key(conversation_of(entry.reply), entry.reply)
-    return ("XADD", key, "NOMKSTREAM", str(entry.cursor), *log_fields(entry))
-
-
 def _is_running(reply: str) -> Command:
     running = keys_of(conversation_of(reply))[6]
     return ("HEXISTS", running, reply)
-
-
-def _has_ended(reply: str) -> Command:
-    ended = keys_of(conversation_of(reply))[7]
-    return ("HEXISTS", ended, reply)
-
-
-def _text_field(fields: object) -> str:
-    """Of a stream entry's fields, in a row."""
-    row = cast("list[bytes]", fields)
-    return dict(zip(row[::2], row[1::2], strict=True))[b"t"].decode("utf-8")
