@@ -319,6 +319,7 @@ async def test_an_import_that_is_asked_for_again_is_the_same_conversation(
         await life.chats.add(OWNER, given, turns, ask="other"),
         await life.chats.add("bob", given, turns, ask="mine"),
         await life.chats.add(OWNER, given, (replace(turns[0], text="ho"),), ask="mine"),
+        await life.chats.add(OWNER, given, (replace(turns[0], final=b"{}"),), ask="mine"),
         await life.chats.add(OWNER, replace(given, settings={"top_k": 1}), turns, ask="mine"),
     ]
     ids = {each.id for each in others}

@@ -7,7 +7,7 @@ import pytest
 
 from chatserve.chat.store.conversation import ReplyState, Role
 from chatserve.chat.store.memory_store import MemoryStore
-from chatserve.chat.store.session_store import Accepted, NewTurn
+from chatserve.chat.store.session_store import Accepted, Elsewhere, NewTurn
 from chatserve.engine.values import FinishReason
 from chatserve.errors import (
     Conflict,
@@ -240,6 +240,22 @@ async def test_a_turn_that_arrives_after_its_doubt_was_settled_is_refused(
     assert reply.id != late.reply
     _, turns, records = await store.tree(OWNER, conversation)
     assert ([each.text for each in turns], records) == (["hi", "the dog"], ())
+
+
+async def test_a_turn_that_another_server_should_get_is_in_no_doubt(life: Process):
+    conversation = await life.conversation()
+
+    async def refuse(_: NewTurn) -> Accepted:
+        raise Elsewhere
+
+    life.store.accept = refuse
+    with pytest.raises(Elsewhere) as refused:
+        await life.send(conversation)
+    assert refused.value.retry_after
+    assert life.chats.statistics().doubts == 0
+    assert "settle" not in life.store.calls
+    del life.store.accept
+    await answered(life, conversation)
 
 
 # Points of cancellation ------------------------------------------------------------------------

@@ -166,6 +166,28 @@ async def test_a_dead_ones_lease_that_does_not_expire_is_taken_over(
         assert 0 < int(str(left)) <= 1_000 * LEASE_SECONDS
 
 
+async def test_nobody_is_held_for_dead_while_redis_does_not_answer(
+    process: RedisProcess, link: RedisLink
+) -> None:
+    async with other(link):
+        await process.command("PEXPIRE", LEASE_KEY, 3_600_000)
+        steps, answers_at = Steps(), 0.75 * LEASE_SECONDS
+
+        async def refuse_for_a_while(seconds: float) -> None:
+            if steps.now == 0.0:
+                await process.command("ACL", "SETUSER", "default", "-evalsha")
+            elif steps.now == answers_at:
+                await process.command("ACL", "SETUSER", "default", "+evalsha")
+
+        steps.on_sleep = refuse_for_a_while
+        second = RedisLease(link, clock=steps.clock, sleep=steps.sleep)
+        try:
+            await second.take()
+        finally:
+            await process.command("ACL", "SETUSER", "default", "+evalsha")
+        assert steps.now >= answers_at + LEASE_SECONDS
+
+
 async def test_one_that_is_missing_is_taken_again(
     process: RedisProcess, link: RedisLink, caplog: pytest.LogCaptureFixture
 ) -> None:
