@@ -73,11 +73,18 @@ class Tally:
         self.answers_per_second.append((self.answers - answers) / seconds)
 
 
-async def ask(client: LightClient, number: int, tally: Tally) -> float:
-    """One request; the seconds after which to come back, 0 where it was answered."""
+_numbers = itertools.count()
+
+
+async def ask(client: LightClient, tally: Tally) -> float:
+    """One request; the seconds after which to come back, 0 where it was answered.
+
+    Each asks something else: whoever asked the same again would have its whole prompt from the
+    cache, and that would be the peak's clients alone.
+    """
     body = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": f"Tell me about number {number}"}],
+        "messages": [{"role": "user", "content": f"Tell me about number {next(_numbers)}"}],
         "max_tokens": REPLY_TOKENS,
         "ignore_eos": True,
     }
@@ -93,11 +100,11 @@ async def ask(client: LightClient, number: int, tally: Tally) -> float:
     raise RuntimeError(f"{status}: {answer}")
 
 
-async def client_loop(url: str, number: int, until: float, tally: Tally) -> None:
+async def client_loop(url: str, until: float, tally: Tally) -> None:
     """Ask, and ask again, until the phase is over."""
     async with LightClient(url) as client:
         while time.monotonic() < until:
-            wait = await ask(client, number, tally)
+            wait = await ask(client, tally)
             if wait:
                 await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))
 
@@ -106,7 +113,7 @@ async def crowd(url: str, clients: int, tally: Tally) -> None:
     """A phase of so many clients."""
     with tally.phase():
         until = time.monotonic() + SECONDS
-        await asyncio.gather(*(client_loop(url, n, until, tally) for n in range(clients)))
+        await asyncio.gather(*(client_loop(url, until, tally) for _ in range(clients)))
 
 
 async def storm(url: str, per_second: float, tally: Tally, source: random.Random) -> None:
@@ -119,21 +126,21 @@ async def send_storm(url: str, per_second: float, tally: Tally, source: random.R
     """Connections are used again."""
     idle: list[LightClient] = []
 
-    async def one(number: int, stack: AsyncExitStack) -> None:
+    async def one(stack: AsyncExitStack) -> None:
         client = idle.pop() if idle else await stack.enter_async_context(LightClient(url))
-        await ask(client, number, tally)
+        await ask(client, tally)
         idle.append(client)
 
     async with AsyncExitStack() as stack:
         due = time.monotonic()
         until = due + SECONDS
         async with asyncio.TaskGroup() as tasks:
-            for number in itertools.count():
+            while True:
                 due += source.expovariate(per_second)
                 if due > until:
                     break
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-                tasks.create_task(one(number, stack))
+                tasks.create_task(one(stack))
 
 
 @contextmanager

@@ -69,7 +69,7 @@ PAGES_MIN = 4
 # New objects before the garbage collector looks for cycles, and how many such looks before it
 # looks at older ones too. A step for a thousand streams makes and drops tens of thousands of
 # objects, nearly none in a cycle: Python's own 700 would have it look all the time.
-COLLECTIONS = (50_000, 10, 10)
+COLLECTIONS = (20_000, 5, 5)
 BATCH_TOKENS_CPU = 2_048
 BATCH_TOKENS_GPU = 8_192
 
