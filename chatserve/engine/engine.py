@@ -7,9 +7,10 @@
 Theory of operation. With two steps in flight the runner is never idle: step n+1 is planned and
 handed over while step n runs, and its unknown tokens are named by (step, row). When n's result
 arrives it is committed, n+2 is planned and dispatched, and only then are n's tokens delivered.
-With one step in flight the same code plans after each commit. Tokens are delivered a few streams
-at a turn of the loop: a step's thousands of consumers would else be woken in one turn, and all
-that waits for the loop would wait for all of them.
+With one step in flight the same code plans after each commit. A result of very many rows leaves
+the loop a turn between commit and plan, since the step in flight keeps the runner busy. Tokens are
+delivered a few streams at a turn of the loop: a step's thousands of consumers would else be woken
+in one turn, and all that waits for the loop would wait for all of them.
 
 All scheduling state lives on the event loop. `prepare` is the one method for other threads.
 An exception of our own in planning or committing starts the cache anew and queues everything
@@ -36,6 +37,7 @@ from prefix_store.names import PageNamer, RootFields, token_bytes
 
 _log = logging.getLogger(__name__)
 
+ROWS_A_TURN = 512  # to commit before something else has its turn: some milliseconds
 DELIVERIES_A_TURN = 64  # a few milliseconds of consumers' work
 CLOSE_TIMEOUT_SECONDS = 30.0  # a step on a slow CPU with a long slice
 
@@ -180,6 +182,8 @@ class Engine:
         try:
             while True:
                 self._signal.clear()
+                if self._commit() > ROWS_A_TURN and self._running_steps:
+                    await asyncio.sleep(0)
                 self._step()
                 await self._signal.wait()
                 await asyncio.sleep(0)  # arrivals of this tick join the same step
@@ -190,14 +194,24 @@ class Engine:
             self._end_streams()
             await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
 
-    def _step(self) -> None:
-        """Commit what has arrived, dispatch what is possible, deliver what was committed."""
+    def _commit(self) -> int:
+        """Commit what has arrived; returns how many rows that was."""
+        rows = 0
         try:
             while self._results and not self._recovering:
                 self._running_steps -= 1
                 result = self._results.popleft()
+                rows += len(result.tokens)
                 self._outcomes += self._scheduler.commit(result)
                 self.on_step()
+        except Exception:
+            _log.exception("the engine starts again on an empty cache")
+            self._recovering = True
+        return rows
+
+    def _step(self) -> None:
+        """Dispatch what is possible, deliver what was committed."""
+        try:
             self._dispatch()
         except Exception:
             _log.exception("the engine starts again on an empty cache")

@@ -217,7 +217,8 @@ class Planner:
         banned = tuple(sorted(request.stop_ids)) if end - prompt < request.min_tokens else ()
         history = tuple(sequence.tokens) if request.sampling.needs_history else ()
         orders: list[SampleOrder] = []
-        for child in (sequence, *self._roster.fork(sequence)):
+        forked = self._roster.fork(sequence) if sequence.unforked else ()
+        for child in (sequence, *forked):
             child.pending = (outline.number, outline.rows)
             outline.rows += 1
             orders.append(

@@ -263,40 +263,40 @@ class Scheduler:
         return self._take_outcomes()
 
     def _take_outcomes(self) -> tuple[Outcome, ...]:
-        taken = tuple(self._outcomes)
-        self._outcomes.clear()
+        taken, self._outcomes = tuple(self._outcomes), []
         return taken
 
     def _apply(self, plan: StepPlan, result: StepResult) -> None:
+        served: dict[str, tuple[int, int]] = {}  # by tenant: prompt tokens computed, rows
         row = 0
         for item in plan.slices:
             first, row = row, row + len(item.orders)
+            end = item.end
             sequence = self.roster.alive(item.sequence, item.incarnation)
             if sequence is not None:
                 self._touching = sequence
                 request = sequence.request
-                prompt_part = max(0, min(item.end, len(request.tokens)) - item.start)
-                self.counts.prompt_tokens += prompt_part
-                self.roster.waiting.charge(
-                    request.tenant, computed=prompt_part, generated=len(item.orders)
-                )
-                sequence.computed = item.end
+                prompt_part = max(0, min(end, len(request.tokens)) - item.start)
+                before = served.get(request.tenant, (0, 0))
+                served[request.tenant] = (before[0] + prompt_part, before[1] + len(item.orders))
+                sequence.computed = end
                 if not item.orders:
                     self._seal(sequence)
             for index, order in enumerate(item.orders, first):
-                child = (
-                    sequence
-                    if order.sequence == item.sequence
-                    else self.roster.alive(order.sequence, order.incarnation)
-                )
+                child = sequence
+                if order.sequence != item.sequence:
+                    child = self.roster.alive(order.sequence, order.incarnation)
                 if child is None:
                     continue
                 self._touching = child
                 if child.life is Life.RETIRED:
-                    self._keep(child, item.end, finite=result.finite[index])
+                    self._keep(child, end, finite=result.finite[index])
                 else:
-                    child.computed = item.end
+                    child.computed = end
                     self._outcomes.append(self._append(child, plan.number, result, index))
+        for tenant, (computed, generated) in served.items():
+            self.counts.prompt_tokens += computed
+            self.roster.waiting.charge(tenant, computed=computed, generated=generated)
 
     def _keep(self, sequence: Sequence, end: int, *, finite: bool) -> None:
         """Name what was computed of a retired sequence; its new token is nobody's."""
@@ -334,7 +334,8 @@ class Scheduler:
     def _seal(self, sequence: Sequence) -> None:
         """Name the pages that are full up to `computed`."""
         size, table = self.blocks.page_size, sequence.table
-        self._suspects.progressed(sequence, sequence.computed)
+        if sequence is self._suspects.on_probation:
+            self._suspects.progressed(sequence, sequence.computed)
         for index in range(table.sealed, sequence.computed // size):
             page = sequence.tokens[index * size : (index + 1) * size]
             if index == len(sequence.names):

@@ -19,7 +19,10 @@ _UNWRITTEN = -1
 _MIX = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
+_NOISE = 0x2545F4914F6CDD1D
+
 Tokens = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
 
 
 class SimulatedRunner:
@@ -54,16 +57,13 @@ class SimulatedRunner:
         for copy in plan.copies:
             self._pages[copy.target] = self._pages[copy.source]
         self._write(plan.slices)
-        tokens: list[int] = []
-        finite: list[bool] = []
-        logprobs: list[TokenLogprobs | None] = []
         asked = [item for item in plan.slices if item.orders]
-        for item, digest in zip(asked, self._digests(asked), strict=True):
-            for order in item.orders:
-                tokens.append(self._choose(digest, order))
-                finite.append(self.after_row(order))
-                wanted = order.sampling.top_logprobs
-                logprobs.append(None if wanted is None else TokenLogprobs(-1.0))
+        digests = np.repeat(self._digests(asked), [len(item.orders) for item in asked])
+        orders = [order for item in asked for order in item.orders]
+        tokens = _choose(digests, orders, self._vocabulary_size)
+        finite = [self.after_row(order) for order in orders]
+        wanted = [order.sampling.top_logprobs for order in orders]
+        logprobs = [None if each is None else TokenLogprobs(-1.0) for each in wanted]
         self._last = tuple(tokens)
         self.computed_positions += plan.token_count
         if self._step_seconds:
@@ -99,10 +99,10 @@ class SimulatedRunner:
         where = pages[np.repeat(first, counts) + positions // size]
         self._pages[where, positions % size] = tokens
 
-    def _digests(self, slices: Sequence[Slice]) -> list[int]:
+    def _digests(self, slices: Sequence[Slice]) -> Hashes:
         """`hash_context` of each slice's whole context, read through its page table."""
         if not slices:
-            return []
+            return np.empty(0, dtype=np.uint64)
         pages, first = _tables(slices)
         ends = np.array([item.end for item in slices], dtype=np.int64)
         positions = _steps_up(ends)
@@ -110,10 +110,7 @@ class SimulatedRunner:
         tokens = self._pages[pages[np.repeat(first, ends) + positions // size], positions % size]
         assert int(tokens.min()) >= 0, "a row read a position that nobody wrote"
         hashes = (tokens.astype(np.uint64) + np.uint64(1)) * self._weights[positions]
-        return [int(each) for each in np.add.reduceat(hashes, np.cumsum(ends) - ends)]
-
-    def _choose(self, digest: int, order: SampleOrder) -> int:
-        return choose_token(digest, order, self._vocabulary_size)
+        return np.add.reduceat(hashes, np.cumsum(ends) - ends)
 
 
 def _tables(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.int32], Tokens]:
@@ -128,33 +125,37 @@ def _steps_up(counts: Tokens) -> Tokens:
     return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def hash_context(context: Tokens, weights: npt.NDArray[np.uint64]) -> int:
+def hash_context(context: Tokens, weights: Hashes) -> int:
     """A 64-bit hash of token ids and their positions."""
     return int(((context.astype(np.uint64) + np.uint64(1)) * weights[: len(context)]).sum())
 
 
-def choose_token(digest: int, order: SampleOrder, vocabulary_size: int) -> int:
-    """The token for a context: of the context alone if greedy, else of seed and sample too."""
-    value = digest
-    if order.sampling.temperature > 0.0:
-        value ^= (order.sampling.seed * 0x2545F4914F6CDD1D + order.sample * _MIX) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    token = (value ^ (value >> 31)) % vocabulary_size
-    while token in order.banned:
-        token = (token + 1) % vocabulary_size
-    return token
+def _choose(digests: Hashes, orders: Sequence[SampleOrder], vocabulary_size: int) -> list[int]:
+    """The token for each context: of the context alone if greedy, else of seed and sample too."""
+    noise = [
+        (order.sampling.seed * _NOISE + order.sample * _MIX) & _MASK
+        if order.sampling.temperature > 0.0
+        else 0
+        for order in orders
+    ]
+    value = digests ^ np.array(noise, dtype=np.uint64)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    tokens = ((value ^ (value >> np.uint64(31))) % np.uint64(vocabulary_size)).tolist()
+    for row, order in enumerate(orders):
+        while tokens[row] in order.banned:
+            tokens[row] = (tokens[row] + 1) % vocabulary_size
+    return tokens
 
 
 def predict(tokens: list[int], order: SampleOrder, vocabulary_size: int) -> int:
     """What the simulated model says after `tokens`, computed without any page."""
     context = np.array(tokens, dtype=np.int64)
-    return choose_token(
-        hash_context(context, _position_weights(len(tokens))), order, vocabulary_size
-    )
+    digest = hash_context(context, _position_weights(len(tokens)))
+    return _choose(np.array([digest], dtype=np.uint64), [order], vocabulary_size)[0]
 
 
-def _position_weights(count: int) -> npt.NDArray[np.uint64]:
+def _position_weights(count: int) -> Hashes:
     """Odd, position-dependent weights: Weyl's sequence, mixed."""
     positions = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_MIX)
     mixed = (positions ^ (positions >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
