@@ -299,7 +299,14 @@ async def long_reply(server: ServerProcess) -> str:
             now=now,
         )
         record = (await store.accept(asked)).record
-        turn = Turn(id=record.id, parent=record.turn, role=Role.ASSISTANT, text=text, created=now)
+        turn = Turn(
+            id=record.id,
+            parent=record.turn,
+            role=Role.ASSISTANT,
+            text=text,
+            created=now,
+            final=b"{}",
+        )
         ending = Ending(
             reply=record.id,
             epoch=record.epoch,
