@@ -32,6 +32,10 @@ from chatserve.api.body import BodyBudget
 from chatserve.api.limits import Limits
 from chatserve.api.write_watch import WriteWatch
 
+# The library's own name, not ours, whose lines go out from info up: it tells of each connection,
+# which is the access log's to do.
+_log = logging.getLogger("websockets.server")
+
 DRAIN = "chatserve.drain"
 _VERSION = "13"  # of the WebSocket protocol: RFC 6455
 _EARLY = (
@@ -54,8 +58,7 @@ class SocketConnection(WebSocketsSansIOProtocol):
         budget: BodyBudget,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # The library tells of each connection; the access log does.
-        self.conn.logger = logging.getLogger("chatserve.socket")
+        self.conn.logger = _log
         self.limits = limits
         self.close_timeout = limits.linger_seconds
         self._budget = budget
