@@ -262,13 +262,27 @@ class Serving:
         """Load, run the engine until told to stop. A failure stops the server."""
         stopping = asyncio.create_task(self._stopping.wait())
         collections = gc.get_threshold()
+        # A given Redis may be away, or still another's, for many seconds; ours never is.
+        awaiting_store = self._settings.redis_url is not None
+        this = asyncio.current_task()
+        assert this is not None
+
+        def leave(told: "asyncio.Task[bool]") -> None:
+            if awaiting_store and not told.cancelled():
+                this.cancel()
+
+        stopping.add_done_callback(leave)
         try:
             loading = in_daemon_thread(self._load)
             async with session_store(self._settings) as store:
+                awaiting_store = False
                 await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not loading.done():
                     return  # the thread is left to itself: nothing has begun that must be ended
                 await self._serve(loading.result()(group, store, self._telemetry), group, stopping)
+        except asyncio.CancelledError:
+            if not self._stopping.is_set() or this.uncancel():
+                raise
         except Exception as error:
             self._failure = _only(error)
             if not isinstance(self._failure, StartError):

@@ -7,14 +7,18 @@ Real processes; TLS is a proxy's. How a whole chatserve lives with one is in
 import argparse
 import logging
 import re
+import signal
+import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from chatserve import session_keeping
@@ -31,7 +35,7 @@ from tests.wiring.given_redis import (
     TcpWay,
     make_certificate,
 )
-from tests.wiring.server import free_port
+from tests.wiring.server import free_port, launched
 
 PROCESS_SECONDS_MAX = 120.0
 
@@ -214,6 +218,29 @@ def test_a_whole_server_that_is_refused_ends_with_one_line(given: Given, tmp_pat
     assert "wrong-word" not in ended.stdout + ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
     assert line.endswith("refuses the name or password.")
+
+
+def test_a_server_that_is_told_to_stop_does_not_wait_for_one_that_is_silent(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        with launched(tmp_path, ["--port", str(free_port()), "--redis-url", url]) as (process, at):
+            until = time.monotonic() + PROCESS_SECONDS_MAX
+            while not _answers(f"{at}/health"):
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            # Whoever waited to its end would say that Redis does not answer, and end with 2.
+            assert process.wait(PROCESS_SECONDS_MAX) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 async def test_one_that_comes_later_is_waited_for(site: GivenSite) -> None:

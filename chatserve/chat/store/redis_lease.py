@@ -82,18 +82,23 @@ class RedisLease:
             LEASE_SECONDS,
         )
         began = unchanged_since = self._clock()
+        answers = True
         while self._clock() < began + WAIT_SECONDS_MAX:
             await self._sleep(LOOK_SECONDS)
             is_dead = self._clock() >= unchanged_since + LEASE_SECONDS
             try:
                 is_ours, found = await self._claim(over=seen if is_dead else b"")
+                answers = True
             except Unavailable:
+                answers = False
                 unchanged_since = self._clock()  # it could not renew it either
                 continue
             if is_ours:
                 return
             if found != seen:
                 break
+        if not answers:
+            raise StartError(f"--redis-url: {self._link.place} does not answer any more.")
         raise StartError(
             f"--redis-url: {self._link.place} has the conversations of another chatserve, "
             f"{described(seen)}: end that one first, or name another database."

@@ -188,6 +188,26 @@ async def test_nobody_is_held_for_dead_while_redis_does_not_answer(
         assert steps.now >= answers_at + LEASE_SECONDS
 
 
+async def test_a_redis_that_falls_silent_while_a_lease_is_waited_for_is_no_living_server(
+    process: RedisProcess, link: RedisLink
+) -> None:
+    async with other(link):
+        steps = Steps()
+
+        async def fall_silent(seconds: float) -> None:
+            if steps.now == 0.0:
+                await process.command("ACL", "SETUSER", "default", "-evalsha")
+
+        steps.on_sleep = fall_silent
+        second = RedisLease(link, clock=steps.clock, sleep=steps.sleep)
+        try:
+            with pytest.raises(StartError) as refusal:
+                await second.take()
+        finally:
+            await process.command("ACL", "SETUSER", "default", "+evalsha")
+        assert "does not answer any more" in str(refusal.value)
+
+
 async def test_one_that_is_missing_is_taken_again(
     process: RedisProcess, link: RedisLink, caplog: pytest.LogCaptureFixture
 ) -> None:
