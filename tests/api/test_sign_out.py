@@ -6,10 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from chatserve.api.keys import key_ring
-from chatserve.api.session import COOKIE_NAME
-from chatserve.api.signed_in import SIGNED_OUT
+from chatserve.api.session import COOKIE_NAME, Sessions
+from chatserve.api.signed_in import SIGNED_OUT, SignedIn
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import CHAT, PATIENCE_SECONDS, Site, site, soon, until
 from tests.api.socket_peer import Tab, conversation, reply_in, tab
@@ -149,3 +150,63 @@ async def test_a_stream_that_begins_after_the_sign_out_ends_at_once(keyed: Site)
         assert b"done" not in answer.content
         reply = await reply_in(keyed, name)
         await soon(reply.left)
+
+
+EVENTS = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (
+            "http",
+            [
+                EVENTS,
+                {"type": "http.response.body", "body": b"x", "more_body": True},
+                {"type": "http.response.body", "body": b"", "more_body": False},
+            ],
+        ),
+        # The last piece need not say that it is the last.
+        ("http", [EVENTS, {"type": "http.response.body", "body": b"x"}]),
+        (
+            "websocket",
+            [{"type": "websocket.accept"}, {"type": "websocket.close", "code": 1000}],
+        ),
+    ],
+)
+async def test_what_was_over_before_the_sign_out_gets_no_second_end(
+    kind: str, said: list[Message]
+) -> None:
+    ring = key_ring(api_key=KEY)
+    holder = ring.find(KEY)
+    assert holder is not None
+    sessions = Sessions(bytes(32), ring, seconds=60, ended_max=1)
+    cookie = sessions.issue(holder)
+    sent: list[Message] = []
+    over, signed_out, tidied = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in said:
+            await send(message)
+        over.set()
+        await signed_out.wait()
+        tidied.set()
+
+    async def receive() -> Message:
+        raise AssertionError("nobody asks for more")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(SignedIn(send, sessions, cookie).run(app, {"type": kind}, receive))
+        await soon(over)
+        sessions.end(cookie)
+        assert sessions.find(cookie) is None
+        signed_out.set()
+        await soon(tidied)
+    assert sent == said

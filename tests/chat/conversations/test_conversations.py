@@ -321,6 +321,9 @@ async def test_an_import_that_is_asked_for_again_is_the_same_conversation(
         await life.chats.add(OWNER, given, (replace(turns[0], text="ho"),), ask="mine"),
         await life.chats.add(OWNER, given, (replace(turns[0], final=b"{}"),), ask="mine"),
         await life.chats.add(OWNER, replace(given, settings={"top_k": 1}), turns, ask="mine"),
+        await life.chats.add(OWNER, replace(given, system="Be brief."), turns, ask="mine"),
+        await life.chats.add(OWNER, replace(given, title="New"), turns, ask="mine"),
+        await life.chats.add(OWNER, replace(given, leaf=None), turns, ask="mine"),
     ]
     ids = {each.id for each in others}
     assert len(ids) == len(others)
