@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -119,6 +120,40 @@ def test_the_input_that_breaks_a_step_twice_is_quarantined_and_the_others_finish
     assert stepper.scheduler.broken is None, "one input is not a broken device"
     with pytest.raises(Quarantined):
         stepper.ask(ask(poison, 3))
+    stepper.house.assert_baseline()
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_probation_ends_where_the_step_failed_and_company_is_kept_again(*, caching: bool) -> None:
+    """Without a cache a suspect is computed anew, in several steps, before it gets that far."""
+    setup = Setup(page_size=4, budget_min=16, budget_max=16, steps_in_flight=1, caching=caching)
+    stepper = Stepper(setup)
+    suspects = [stepper.ask(ask(prompt(30, seed), 24)) for seed in range(3)]
+    stepper.until(lambda: all(len(one.heard[0].tokens) >= 3 for one in suspects))
+    plans: list[StepPlan] = []
+
+    def hook(plan: StepPlan) -> None:
+        plans.append(plan)
+        if len(plans) == 1:
+            raise InjectedFault("once")
+
+    stepper.house.runner.before_step = hook
+    stepper.step()
+    newcomer = stepper.ask(ask(prompt(5, 9), 4))
+    failed = {item.sequence: item.end for item in plans[0].slices}
+    assert len(failed) == 3
+    stepper.until(lambda: newcomer.over)
+    assert not any(one.over for one in suspects), "they generated in company for no step"
+    after = [[item.sequence for item in plan.slices] for plan in plans[1:]]
+    solo = next(index for index, company in enumerate(after) if len(company) > 1)
+    reached = {plan.slices[0].sequence: plan.slices[0].end for plan in plans[1 : solo + 1]}
+    assert reached == failed, "each is alone as far as the failed step, and no further"
+    assert sum(a != b for a, b in pairwise(after[:solo])) == 2, "one after the other"
+    assert (solo == 3) == caching
+    stepper.run_all()
+    assert all(len(plan.slices) > 1 for plan in plans[solo + 1 : solo + 9]), "alone again"
+    stepper.assert_right()
+    assert stepper.scheduler.counts.failed_steps == 1
     stepper.house.assert_baseline()
 
 

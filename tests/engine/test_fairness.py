@@ -60,6 +60,43 @@ def test_generated_tokens_count_as_served_twice_what_a_prompts_do() -> None:
     stepper.assert_right()
 
 
+@pytest.mark.parametrize(
+    ("requests", "samples", "length", "steps"),
+    [
+        pytest.param(4, 1, 12, 1, id="prompts"),
+        pytest.param(4, 1, 4, 5, id="rows"),
+        pytest.param(1, 4, 4, 1, id="samples"),
+    ],
+)
+@pytest.mark.parametrize("lead", [1, -1])
+def test_a_tenant_is_charged_for_all_that_a_step_computed_for_it(
+    requests: int, samples: int, length: int, *, steps: int, lead: int
+) -> None:
+    budget = 128  # all prompts are computed in the first step
+    setup = replace(FEW, sequences_max=6, budget_min=budget, budget_max=budget, steps_in_flight=1)
+    stepper = Stepper(setup)
+    # Each step a crowd has four rows and a lone request has one; a row costs 2. The lone one's
+    # prompt makes up for that, but for one token more or less.
+    lone = requests * length + 2 * 4 * steps - 2 * steps - lead
+    seat = stepper.ask(ask(prompt(4), 20, tenant="other"))
+    for seed in range(requests):
+        request = ask(
+            prompt(length), 20, tenant="crowd", samples=samples, temperature=1.0, seed=seed
+        )
+        stepper.ask(request)
+    stepper.ask(ask(prompt(lone), 20, tenant="lone"))
+    queued = {tenant: stepper.ask(ask(prompt(8), 4, tenant=tenant)) for tenant in ("crowd", "lone")}
+    for _ in range(steps):
+        assert stepper.step()
+    assert all(stepper.lives(one) == {Life.QUEUED} for one in queued.values())
+    stepper.abort(seat)
+    stepper.plan()
+    admitted = [tenant for tenant, one in queued.items() if stepper.lives(one) == {Life.RUNNING}]
+    assert admitted == ["lone" if lead > 0 else "crowd"]
+    stepper.run_all()
+    stepper.assert_right()
+
+
 def test_idleness_is_neither_saved_up_nor_owed() -> None:
     stepper = Stepper(FEW)
     waiting = stepper.scheduler.roster.waiting
