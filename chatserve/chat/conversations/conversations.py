@@ -262,7 +262,7 @@ class Conversations(Generic[PreparedT]):
         name = draw_id()
         if ask is not None:
             name = await asyncio.to_thread(import_id, owner, ask, conversation, turns)
-        added, kept = taken_in(owner, conversation, turns, id=name)
+        added, kept = await asyncio.to_thread(taken_in, owner, conversation, turns, id=name)
         await self._store.create(added, kept)
         if ask is not None:
             added = await self._store.get(owner, name)
