@@ -43,7 +43,7 @@ from chatserve.errors import SettingsError, StartError, Unavailable
 from chatserve.late import LateConversations
 from chatserve.loop_watch import LoopWatch
 from chatserve.session_keeping import session_store
-from chatserve.settings import Settings
+from chatserve.settings import LOADING_THREAD, Settings
 from prefix_store import MasterSecret
 
 if TYPE_CHECKING:
@@ -403,7 +403,7 @@ def in_daemon_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(deliver, result, failure)
 
-    threading.Thread(target=work, name="chatserve-loading", daemon=True).start()
+    threading.Thread(target=work, name=LOADING_THREAD, daemon=True).start()
     return future
 
 

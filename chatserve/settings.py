@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from chatserve.errors import SettingsError
 
+LOADING_THREAD = "chatserve-loading"  # the name of the one that loads the model
 ENVIRONMENT_PREFIX = "CHATSERVE_"
 PAGE_SIZES = (8, 256)
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B)?", re.IGNORECASE)
