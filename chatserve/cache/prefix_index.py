@@ -1,24 +1,33 @@
 """PrefixIndex: which resident page has which name, as a tree, and which leaf goes first.
 
-It knows names, parents and last uses; states and owners are the pool's (`page_pool.py`).
+It knows names, parents and uses; states and owners are the pool's (`page_pool.py`).
 
     p is in the index under n   ⇔   page p's name is n
     a page's parent is resident as long as the page is
 
 Eviction takes leaves only, so parents outlive children and whatever is resident can be found from
-the root. Among the leaves the least recently used goes first. Ticks come from one counter;
-when a sequence is released its last page gets the smallest, so that a chain dies from its end.
+the root. Which leaf goes first is a policy's word (`eviction.py`), kept in order by an
+`EvictionOrder`, which also knows the shares of tenants and leases. Ticks come from one counter;
+when a sequence is released its last page gets the smallest, so that a chain dies from its end
+where a policy makes no difference.
 
 A page that was computed ahead of any request (*drafted*) goes before all others, until a request
 has adopted it. Whoever adopts a page has adopted its parents, so a drafted page has drafted
 children only, and the leaves that go first are never in the way of others.
 """
 
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
 
+from chatserve.cache.eviction import DEFAULT_POLICY, EvictionPolicy, PageUse, UseMemory
+from chatserve.cache.eviction_order import EvictionOrder, Tenant
 from chatserve.cache.page_pool import PageId
 from prefix_store.names import PageName
+
+REMEMBERED_SLOTS = 65_536  # uses of pages that are gone: 256 KiB
+TOKEN_BYTES = 4  # token ids are int32
+NOBODY: Tenant = ""  # the tenant of pages that were named without one
 
 
 @dataclass(slots=True)
@@ -27,25 +36,40 @@ class _Entry:
     name: PageName
     parent: PageName | None
     tokens: bytes
+    tenant: Tenant
+    sealed: int
+    run: int
+    uses: int
     children: int = 0
     used: int = 0
+    seconds: float = 0.0
     idle: bool = False  # nobody owns the page: it may be evicted once it has no children
     drafted: bool = False  # computed ahead, and no request has adopted it
 
     @property
-    def place(self) -> tuple[bool, int, PageId]:
-        """Its place in the order of eviction."""
-        return (not self.drafted, self.used, self.page)
+    def evictable(self) -> bool:
+        return self.idle and not self.children
 
 
 class PrefixIndex:
     """Names of resident pages. Raises nothing: a broken invariant is an AssertionError."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        eviction: EvictionPolicy = DEFAULT_POLICY,
+        shares: Mapping[Tenant, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        remembered: int = REMEMBERED_SLOTS,
+    ) -> None:
+        """shares: pages guaranteed to tenants. clock: seconds. remembered: slots for the uses of
+        pages that are gone (`UseMemory`)."""
         self._by_name: dict[PageName, _Entry] = {}
         self._by_page: dict[PageId, _Entry] = {}
-        # A heap of (kept, used, page); stale entries are skipped.
-        self._leaves: list[tuple[bool, int, PageId]] = []
+        self._policy = eviction
+        self._order = EvictionOrder(shares=shares, clock=clock)
+        self._clock = clock
+        self._gone = UseMemory(remembered)
         self._tick = 0
         self._drafted = 0
 
@@ -83,16 +107,38 @@ class PrefixIndex:
         tokens: bytes,
         *,
         drafted: bool = False,
+        tenant: Tenant = NOBODY,
     ) -> None:
-        """Name an owned page. Its parent is resident, or None for a namespace's first page."""
+        """Name an owned page. Its parent is resident, or None for a namespace's first page.
+
+        tenant: whose share the page counts in.
+        """
         assert name not in self._by_name, "two pages of one name"
         assert page not in self._by_page, "two names for one page"
+        run = len(tokens) // TOKEN_BYTES
         if parent is not None:
-            self._by_name[parent].children += 1
-        entry = _Entry(page=page, name=name, parent=parent, tokens=tokens, drafted=drafted)
+            above = self._by_name[parent]
+            if above.evictable:
+                self._order.withdraw(above.page)
+            above.children += 1
+            if above.uses <= 1:  # the parent is new as well
+                run += above.run
+        self._tick += 1
+        entry = _Entry(
+            page=page,
+            name=name,
+            parent=parent,
+            tokens=tokens,
+            tenant=tenant,
+            sealed=self._tick,
+            run=run,
+            uses=self._gone.recall(name) + (not drafted),
+            drafted=drafted,
+        )
         self._drafted += drafted
         self._by_name[name] = entry
         self._by_page[page] = entry
+        self._order.enter(tenant)
 
     def remove(self, page: PageId) -> None:
         """Forget a page's name. It has no resident children."""
@@ -100,11 +146,13 @@ class PrefixIndex:
         assert entry.children == 0, "a parent must outlive its children"
         del self._by_name[entry.name]
         self._drafted -= entry.drafted
+        self._order.leave(page, entry.tenant)
+        self._gone.remember(entry.name, entry.uses)
         if entry.parent is not None:
             above = self._by_name[entry.parent]
             above.children -= 1
-            if above.idle and above.children == 0:
-                self._push(above)
+            if above.evictable:
+                self._offer(above)
 
     def has_children(self, page: PageId) -> bool:
         """Whether a named page has resident children."""
@@ -115,41 +163,55 @@ class PrefixIndex:
         entry = self._by_page[page]
         self._tick += 1
         entry.used = self._tick
+        entry.seconds = self._clock()
         entry.idle = True
-        if entry.children == 0:
-            self._push(entry)
+        if entry.evictable:
+            self._offer(entry)
 
     def set_owned(self, page: PageId) -> None:
         """The page has an owner again."""
-        self._by_page[page].idle = False
+        entry = self._by_page[page]
+        if entry.evictable:
+            self._order.withdraw(page)
+        entry.idle = False
 
     def keep(self, page: PageId) -> bool:
-        """A request has adopted the page. Returns whether it was a drafted one until now."""
+        """A request has adopted the page, which counts as a use. Returns whether it was a drafted
+        one until now."""
         entry = self._by_page[page]
         was, entry.drafted = entry.drafted, False
         self._drafted -= was
+        entry.uses += 1
+        if entry.evictable:
+            self._offer(entry)
         return was
+
+    def lease(self, page: PageId, until: float) -> None:
+        """Others go before this named page until then (seconds of the clock), however long ago its
+        last use is; the lease ends by itself, or with a time that is over. Its parents outlive it
+        anyway; its children need leases of their own. It is no pin: when every evictable page is
+        leased, the one whose lease ends first goes."""
+        assert page in self._by_page, "a lease on a page without a name"
+        self._order.lease(page, until)
+
+    def pages_of(self, tenant: Tenant) -> int:
+        """How many named pages a tenant has."""
+        return self._order.pages_of(tenant)
 
     def next_victim(self) -> PageId | None:
         """The idle leaf to evict first, by the module's order; None where there is none. Changes
         nothing."""
-        leaves = self._leaves
-        while leaves:
-            _, used, page = leaves[0]
-            entry = self._by_page.get(page)
-            if entry is None or not entry.idle or entry.children or entry.used != used:
-                heappop(leaves)
-                continue
-            return page
-        return None
+        return self._order.first()
 
     def check(self) -> None:
         """Every invariant, in O(pages). For tests."""
         assert len(self._by_name) == len(self._by_page)
         children: dict[PageName, int] = {}
+        tenants: dict[Tenant, int] = {}
         for name, entry in self._by_name.items():
             assert entry.name == name
             assert self._by_page[entry.page] is entry
+            tenants[entry.tenant] = tenants.get(entry.tenant, 0) + 1
             if entry.parent is not None:
                 assert entry.parent in self._by_name, "an orphan"
                 children[entry.parent] = children.get(entry.parent, 0) + 1
@@ -158,20 +220,23 @@ class PrefixIndex:
         for name, entry in self._by_name.items():
             assert entry.children == children.get(name, 0)
         assert self._drafted == sum(entry.drafted for entry in self._by_name.values())
-        live = set(self._leaves)
-        for entry in self._by_page.values():
-            if entry.idle and entry.children == 0:
-                assert entry.place in live, "an evictable leaf that nobody would find"
+        assert all(self.pages_of(tenant) == count for tenant, count in tenants.items())
+        self._order.check()
+        evictable = [page for page, entry in self._by_page.items() if entry.evictable]
+        assert len(evictable) == len(self._order), "offered and not evictable"
+        assert all(page in self._order for page in evictable), "a leaf that nobody would find"
 
     def pages(self) -> dict[PageId, PageName]:
         """All named pages. For tests and for pictures of the cache."""
         return {page: entry.name for page, entry in self._by_page.items()}
 
-    def _push(self, leaf: _Entry) -> None:
-        """A pool that is never full never looks for victims, so stale entries are swept here."""
-        heappush(self._leaves, leaf.place)
-        if len(self._leaves) > 2 * len(self._by_page) + 64:
-            self._leaves = [
-                entry.place for entry in self._by_page.values() if entry.idle and not entry.children
-            ]
-            heapify(self._leaves)
+    def _offer(self, leaf: _Entry) -> None:
+        """The leaf may go, in the place that the policy gives it."""
+        use = PageUse(leaf.sealed, leaf.used, leaf.seconds, leaf.uses, leaf.run)
+        self._order.offer(
+            leaf.page,
+            self._policy.place(use),
+            tick=leaf.used,
+            tenant=leaf.tenant,
+            early=leaf.drafted,
+        )
