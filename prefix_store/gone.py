@@ -8,6 +8,7 @@ off or damaged is skipped: an append that a crash cut off belongs to a drop that
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prefix_store.files import Files, read_bytes, write_all
@@ -28,7 +29,7 @@ BATCH_RECORDS = 4096
 
 
 class Gone:
-    """The gone file of one slab. Not for two threads at once, but for `__contains__`."""
+    """The gone file of one slab. `save` by one thread at a time, the rest under its lock."""
 
     def __init__(
         self, files: Files, path: Path, keys: StoreKeys, shape: PageShape, slab_id: bytes
@@ -39,6 +40,7 @@ class Gone:
         self._shape = shape
         self._slab_id = slab_id
         self._tombstones: dict[bytes, int] = {}  # and where in the file each one is
+        self._unsaved: list[bytes] = []
         self._descriptor: int | None = None
         self._end = GONE_OFFSET
         self._whole_anew = False  # after a failed sync nobody knows what of the file is there
@@ -77,21 +79,21 @@ class Gone:
                 self._tombstones.setdefault(tombstone, offset)
         return True
 
-    def add(self, nonces: Iterable[bytes]) -> None:
-        """Remember dropped writes; on the disk when it returns. Raises OSError, and then the next
-        `add` writes the whole file anew, on a descriptor that never failed."""
-        fresh = [
-            tombstone
-            for tombstone in dict.fromkeys(self._keys.tombstone(nonce) for nonce in nonces)
-            if tombstone not in self._tombstones
-        ]
-        if not fresh and not self._whole_anew:
+    def remember(self, nonces: Iterable[bytes]) -> None:
+        """From here on these writes are gone for this process; `save` makes it last."""
+        for nonce in nonces:
+            tombstone = self._keys.tombstone(nonce)
+            if tombstone not in self._tombstones:
+                self._tombstones[tombstone] = self._end
+                self._end += GONE_RECORD_BYTES
+                self._unsaved.append(tombstone)
+
+    def save(self) -> None:
+        """Put on the disk what is remembered. Raises OSError, and then the next `save` writes the
+        whole file anew, on a descriptor that never failed."""
+        if not self._unsaved and not self._whole_anew:
             return
-        # In memory first: whatever the disk says, nobody reads these any more.
-        for tombstone in fresh:
-            self._tombstones[tombstone] = self._end
-            self._end += GONE_RECORD_BYTES
-        wanted = list(self._tombstones) if self._whole_anew else fresh
+        wanted = list(self._tombstones) if self._whole_anew else list(self._unsaved)
         try:
             if self._descriptor is None:
                 self._descriptor = self._files.open(self._path, create=False)
@@ -105,17 +107,15 @@ class Gone:
             self.close()
             raise
         self._whole_anew = False
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether an `add` failed and the next one must write everything again."""
-        return self._whole_anew
+        saved = set(wanted)
+        self._unsaved = [tombstone for tombstone in self._unsaved if tombstone not in saved]
 
     def close(self) -> None:
         """Give the descriptor back."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            self._files.close(descriptor)
+            with suppress(OSError):
+                self._files.close(descriptor)
 
     def _append(self, descriptor: int, tombstones: list[bytes]) -> None:
         """Write tombstones where they belong; those that follow each other in one write."""

@@ -11,8 +11,10 @@ slot holds is decided by reading it.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from prefix_store.layout import NO_LINK
 from prefix_store.names import PageName
@@ -148,11 +150,16 @@ class Index:
     def victims(self, count: int) -> list[Victim]:
         """Up to `count` entries in the order in which they should go: what hangs on orphans, then
         the leaf unused for longest; a page after all that continue it. Changes nothing."""
-        chosen: list[Victim] = []
-        for victim in self._unreachable():
-            if len(chosen) == count:
-                return chosen
-            chosen.append(victim)
+        chosen = list(islice(self._unreachable(), max(0, count)))
+        return self._continue(chosen, count, math.inf)
+
+    def expired(self, before: float) -> list[Victim]:
+        """All entries unused since `before`, but for those that a younger one continues; in the
+        order in which they should go. Changes nothing."""
+        return self._continue([], len(self), before)
+
+    def _continue(self, chosen: list[Victim], count: int, before: float) -> list[Victim]:
+        """Add leaves to `chosen`, and what is a leaf without those."""
         taken = {victim.entry for victim in chosen}
         # Children that are chosen, by parent: a parent is next in line when all of its are.
         gone: dict[bytes, int] = {}
@@ -161,6 +168,8 @@ class Index:
         while len(chosen) < count:
             entry = self._oldest(line, popped)
             if entry is None:
+                break
+            if entry.last_use >= before:
                 break
             if entry in taken or entry.pins:
                 continue

@@ -12,6 +12,7 @@ Nothing found here is trusted when a page is read: it is a hint where to look.
 """
 
 import logging
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from prefix_store.index import Entry, Index
 from prefix_store.layout import (
     FILE_HEADER_BYTES,
     FORMAT_VERSION,
+    GONE_OFFSET,
     SLAB_ID_BYTES,
     SLAB_MAGIC,
     SLOT_HEADER_BYTES,
@@ -33,6 +35,7 @@ from prefix_store.layout import (
     SlotLayout,
     file_header_version,
     pack_file_header,
+    shape_of,
     slab_id_of,
     slab_stem,
     unpack_slot_header,
@@ -40,7 +43,7 @@ from prefix_store.layout import (
 from prefix_store.room import Room
 from prefix_store.sealing import Sealer, StoreKeys
 from prefix_store.slab_file import SlabFile
-from prefix_store.slots import Former, Slots
+from prefix_store.slots import GONE_STEP, Former, Slots
 from prefix_store.table import State, Table
 from prefix_store.values import PageShape
 
@@ -48,6 +51,9 @@ log = logging.getLogger(__name__)
 ENDINGS = (".slab", ".table", ".gone")
 # Tombstones may take this part of the capacity; then the slab is formatted anew when next opened.
 GONE_PART = 8
+
+
+MINIMUM_BYTES = SLOTS_OFFSET + Table.bytes_for(0) + GONE_OFFSET + GONE_STEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +171,22 @@ def remove_slab(place: Place, stem: str) -> None:
         place.files.sync_folder(place.folder)
 
 
+def saved_at(place: Place, stem: str) -> float | None:
+    """When a slab that is not opened was last in use (its last checkpoint); None where that cannot
+    be read."""
+    try:
+        descriptor = place.files.open(place.path(stem, ".slab"), create=False, writable=False)
+        try:
+            raw = read_bytes(place.files, descriptor, UNIT, 0)
+        finally:
+            place.files.close(descriptor)
+        shape = shape_of(raw)
+        table = Table(place.files, place.path(stem, ".table"), place.keys, shape, slab_id_of(raw))
+        return table.saved_at()
+    except (OSError, ValueError, struct.error):
+        return None
+
+
 def _slots(
     place: Place, shape: PageShape, slab_id: bytes, gone: Gone, table: Table, counters: Counters
 ) -> tuple[Slots, Sealer]:
@@ -181,7 +203,6 @@ def _slots(
         clock=place.clock,
         free_bytes=place.free_bytes,
     )
-    place.room.force(stem, slots.bytes_for(0))
     return slots, sealer
 
 
@@ -192,8 +213,12 @@ def _load(place: Place, shape: PageShape, slab_id: bytes, gone: Gone) -> tuple[S
     try:
         slots.high = slots.file.slots()
         state, records, lost = table.load(slots.high)
-        place.room.force(stem, slots.bytes_for(slots.high))
         slots.counters = Counters.from_mapping(state.counters)
+        if slots.table.is_longer(slots.high):
+            slots.table.truncate(slots.high)
+        if any(records[slots.high :]):
+            lost.append(slots.high - 1)  # the slab was cut: its last block is written again
+        del records[slots.high :]
         _Loading(place, slots, sealer, state, records, lost).run()
     except OSError:
         slots.file.retire()
@@ -259,7 +284,9 @@ class _Loading:
             former.append(Former(record.name, record.nonce))
         if header is not None and not whole:
             former.append(Former(header.name, header.nonce))
-        if found is None:
+        if found is None and header is None and record is None and self._is_empty():
+            self._slots.unclean.pop(slot, None)
+        elif found is None:
             self._slots.unclean.setdefault(slot, []).extend(former)
         else:
             self._slots.unclean.pop(slot, None)
@@ -268,9 +295,15 @@ class _Loading:
 
     def _header(self, slot: int, length: int) -> SlotHeader | None:
         buffer = self._slots.file.buffer()
+        buffer[:length] = bytes(length)
         if not self._slots.file.read(slot, buffer, length):
             return None
         return unpack_slot_header(self._sealer.shape, self._sealer.slab_id, buffer)
+
+    def _is_empty(self) -> bool:
+        """Whether there are only zeros in this thread's buffer, as far as it was read."""
+        sealed = self._sealer.layout.sealed_bytes
+        return bytes(self._slots.file.buffer()[:sealed]) == bytes(sealed)
 
     def _is_whole(self, header: SlotHeader) -> bool:
         """Whether the slot in this thread's buffer opens."""

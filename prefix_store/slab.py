@@ -7,6 +7,8 @@ A put announces its names first (tickets), so that a drop finds what is on its w
 written is not written any more, one being written is awaited and wiped.
 """
 
+import logging
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 
@@ -15,6 +17,7 @@ from prefix_store.index import Entry
 from prefix_store.layout import unpack_slot_header
 from prefix_store.names import PageName
 from prefix_store.sealing import Sealer, StoreKeys
+from prefix_store.shrinking import shrink
 from prefix_store.slots import Former, Slots
 from prefix_store.values import (
     Evictions,
@@ -25,6 +28,9 @@ from prefix_store.values import (
     SlabStatistics,
     check_name,
 )
+
+SHRINK_PART = 16  # of the slots are given back to a disk that is full
+log = logging.getLogger(__name__)
 
 
 class _Ticket:
@@ -264,6 +270,7 @@ class Slab:
                 entry = self._index.entries.get(name)
                 if entry is not None:
                     self._index.remove(entry)
+                    slots.gone.remember([entry.nonce])
                     slots.spoil(entry.slot, Former(name, entry.nonce))
                     slots.counters.evicted_forgotten += 1
                     count += 1
@@ -296,15 +303,16 @@ class Slab:
                 for slot, formers in slots.former.items()
                 if any(former.name in names for former in formers)
             ]
-            nonces = [
+            slots.gone.remember(
                 former.nonce
                 for formers in (*slots.unclean.values(), *slots.former.values())
                 for former in formers
                 if former.name in names and former.nonce is not None
-            ]
-        if nonces or slots.gone.unfinished:
-            slots.claim_gone(len(nonces))
-            slots.gone.add(nonces)
+            )
+        if not slots.claim_tombstones():
+            shrink(slots, 1)
+            slots.claim_tombstones()
+        slots.gone.save()
         slots.clean()
         if covered:
             slots.file.sync()
@@ -327,12 +335,44 @@ class Slab:
         slots = self._slots
         slots.file.refresh()
         slots.file.try_scratch()
-        slots.gone.add([])
-        slots.clean()
+        slots.gone.save()
+        if slots.full:
+            shrink(slots, max(1, slots.high // SHRINK_PART))
+        else:
+            slots.settle_all()
         with self._lock:
             slots.degraded = None
-        slots.checkpoint()
-        return slots.degraded is None
+        log.info("The page store writes again.")
+        return True
+
+    def gc(self, max_age_seconds: float | None) -> int:
+        """Remove pages unused for longer (never one that a younger page continues), overwritten
+        as in `drop`; finish what was left undone; save when pages were used. How many were removed.
+        Nothing while degraded."""
+        slots = self._slots
+        with slots.order:
+            if self._closed or slots.degraded is not None:
+                return 0
+            with self._lock:
+                before = -math.inf if max_age_seconds is None else self._clock() - max_age_seconds
+                expired = [victim.entry for victim in self._index.expired(before)]
+                for entry in expired:
+                    self._index.remove(entry)
+                    slots.counters.evicted_age += 1
+                    slots.spoil(entry.slot, Former(entry.name, entry.nonce))
+            slots.checkpoint(uses=True)
+            return len(expired)
+
+    def give_back(self, bytes_: int) -> None:
+        """Shrink the files by about so many bytes for another slab, unless this one is busy."""
+        slots = self._slots
+        # Whoever asks may hold the order of another slab, whose owner may be asking us.
+        if slots.order.acquire(blocking=False):
+            try:
+                if not self._closed and slots.degraded is None:
+                    slots.guard("shrinking", lambda: shrink(slots, slots.slots_for(bytes_)))
+            finally:
+                slots.order.release()
 
     def statistics(self) -> SlabStatistics:
         """What was counted, and what is there now."""
@@ -342,7 +382,7 @@ class Slab:
             return SlabStatistics(
                 shape=self.shape,
                 pages=len(self._index),
-                bytes=slots.bytes_for(slots.high),
+                bytes=slots.file_bytes,
                 slot_bytes=self._sealer.layout.slot_bytes,
                 orphans=len(self._index.orphans),
                 hits=c.hits,
@@ -383,7 +423,7 @@ class Slab:
         slots = self._slots
         with slots.order:
             if slots.degraded is None:
-                slots.checkpoint(closing=True)
+                slots.checkpoint(uses=True, ahead=False)
             slots.file.retire()
             slots.table.close()
             slots.gone.close()

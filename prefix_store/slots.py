@@ -85,7 +85,7 @@ class Slots:
         self.dirty: set[int] = set()
         self.used: set[int] = set()  # read since: their records lack the last use, no more
         self._window: deque[Victim | int] = deque()
-        self._stem = stem
+        self.stem = stem
         self._room = room
         self._clock = clock
         self._free_bytes = free_bytes
@@ -114,7 +114,7 @@ class Slots:
                 if not self.index.still_goes(candidate):
                     continue
                 slot = candidate.entry.slot
-                self._evict(candidate.entry, orphan=candidate.orphan is not None)
+                self.evict(candidate.entry, orphan=candidate.orphan is not None)
                 self.former.setdefault(slot, []).append(
                     Former(candidate.entry.name, candidate.entry.nonce)
                 )
@@ -132,7 +132,8 @@ class Slots:
             return slot
         return None
 
-    def _evict(self, entry: Entry, *, orphan: bool) -> None:
+    def evict(self, entry: Entry, *, orphan: bool) -> None:
+        """Take an entry out to make room. Call with `lock` held."""
         self.index.remove(entry)
         if orphan:
             self.counters.evicted_orphan += 1
@@ -160,32 +161,41 @@ class Slots:
 
     # Checkpoints.
 
-    def checkpoint(self, *, closing: bool = False) -> bool:
+    def checkpoint(self, *, uses: bool = False, ahead: bool = True) -> bool:
         """Make all writes that have settled certain and choose the next window; False where the
-        disk refuses, or no slot can be had. Call with `order` held."""
-        return self.guard("a checkpoint", lambda: self._checkpoint(closing=closing))
+        disk refuses, or no slot can be had. Call with `order` held.
 
-    def _checkpoint(self, *, closing: bool) -> bool:
+        uses: save when pages were last used, too. ahead: False leaves the window empty.
+        """
+        return self.guard("a checkpoint", lambda: self._checkpoint(uses=uses, ahead=ahead))
+
+    def settle_all(self) -> None:
+        """A checkpoint without a window. Raises OSError. Call with `order` held."""
+        self._checkpoint(uses=False, ahead=False)
+
+    def _checkpoint(self, *, uses: bool, ahead: bool) -> bool:
         with self.lock:
             settled = self.taken - self.busy
         self.clean()
         self.file.sync()
-        if closing:
+        if uses:
             with self.lock:
                 self.dirty |= self.used & self.index.owners.keys()
                 self.used.clear()
         self.save_records(set(self.dirty))
+        if ahead:
+            self._press()
         with self.lock:
             # Slots that settled while we synced are in doubt until the next checkpoint.
             self.taken -= settled
             for slot in settled:
                 self.former.pop(slot, None)
-            plan = [] if closing else self._plan()
-            ahead = [each.entry.slot if isinstance(each, Victim) else each for each in plan]
+            plan = self._plan() if ahead else []
+            coming = [each.entry.slot if isinstance(each, Victim) else each for each in plan]
             in_doubt = sorted(self.taken)
             self.dirty |= self.taken
             self._window = deque()
-        self.save_state(ahead + in_doubt)
+        self.save_state(coming + in_doubt)
         self._window = deque(plan)
         return bool(plan)
 
@@ -241,14 +251,22 @@ class Slots:
 
     def _plan(self) -> list[Victim | int]:
         """The slots of the next window: free ones, then growth, then what may be evicted."""
-        size = self.file.layout.slot_bytes
-        # A part of a small slab only, so that what is chosen is not long out of date.
-        count = max(1, min(LARGEST_WINDOW - len(self.taken), WINDOW_BYTES // size))
+        count = max(1, min(LARGEST_WINDOW - len(self.taken), self._window_slots))
         plan: list[Victim | int] = [*heapq.nsmallest(count, self.free)]
         plan.extend(range(self.high, self.high + self._growth(count - len(plan))))
         if not plan:
+            # A part of a small slab only, so that what is chosen is not long out of date.
             plan.extend(self.index.victims(max(1, min(count, self.high // 8))))
         return plan
+
+    @property
+    def _window_slots(self) -> int:
+        return max(1, min(LARGEST_WINDOW, WINDOW_BYTES // self.file.layout.slot_bytes))
+
+    def _press(self) -> None:
+        """Before the window is chosen: where it will not fit, others may make room."""
+        if not self._full and len(self.free) < self._window_slots:
+            self._room.press(self.stem, self.bytes_for(self.high + self._window_slots))
 
     def _growth(self, wanted: int) -> int:
         """By how many slots the files may grow now; the room for them is claimed."""
@@ -258,26 +276,55 @@ class Slots:
             grown = 0
         else:
             size = self.file.layout.slot_bytes
-            left = self._room.largest(self._stem, self.bytes_for(self.high + 1))
-            left = min(left, self.bytes_for(self.high) + self._free_bytes() // 2)
+            left = min(
+                self._room.left(self.stem), self.bytes_for(self.high) + self._free_bytes() // 2
+            )
             grown = max(0, min(wanted, (left - self.bytes_for(self.high)) // size))
             while grown and self.bytes_for(self.high + grown) > left:
                 grown -= 1
-        while not self._room.claim(self._stem, self.bytes_for(self.high + grown)):
+        while not self._room.claim(self.stem, self.bytes_for(self.high + grown)):
             if grown == 0:
                 break
             grown //= 2
         return grown
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the slab's files now, or a little more."""
+        return (
+            SLOTS_OFFSET
+            + self.high * self.file.layout.slot_bytes
+            + Table.bytes_for(self.high)
+            + self.gone.file_bytes
+        )
+
+    def slots_for(self, bytes_: int) -> int:
+        """How many slots must go to give so many bytes back."""
+        return -(-bytes_ // self.file.layout.slot_bytes)
 
     def bytes_for(self, slots: int) -> int:
         """Size of the slab's files with so many slots, with room for the next tombstones."""
         gone = -(-(self.gone.file_bytes + 1) // GONE_STEP) * GONE_STEP
         return SLOTS_OFFSET + slots * self.file.layout.slot_bytes + Table.bytes_for(slots) + gone
 
-    def claim_gone(self, count: int) -> None:
-        """Claim the room that so many more tombstones need. Raises OSError."""
-        wanted = self.bytes_for(self.high) + count * GONE_RECORD_BYTES
-        self._room.claim(self._stem, wanted)
+    def cut(self, target: int) -> None:
+        """Shorten the files to `target` slots, none beyond is in use. Raises OSError. Call with
+        `order` held."""
+        self.file.truncate(target)
+        self.file.sync()
+        self.table.truncate(target)
+        with self.lock:
+            self.high = target
+            self.free = {slot for slot in self.free if slot < target}
+            self.dirty = {slot for slot in self.dirty if slot < target}
+        if target:
+            self.save_records([target - 1])  # the rest of its block is empty now
+        self.save_state([])
+        self._room.claim(self.stem, self.bytes_for(target))
+
+    def claim_tombstones(self) -> bool:
+        """Claim the room for the tombstones that are remembered; False if there is none."""
+        return self._room.claim(self.stem, self.bytes_for(self.high))
 
     # Faults.
 

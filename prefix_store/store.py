@@ -6,13 +6,21 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from prefix_store.errors import StoreError, StoreLocked
 from prefix_store.files import FOLDER_MODE, Files, LocalFiles
 from prefix_store.keys import MasterSecret
 from prefix_store.layout import slab_stem
-from prefix_store.recovery import ENDINGS, Place, open_slots, remove_slab
+from prefix_store.recovery import (
+    ENDINGS,
+    MINIMUM_BYTES,
+    Place,
+    open_slots,
+    remove_slab,
+    saved_at,
+)
 from prefix_store.room import Room
 from prefix_store.sealing import StoreKeys
 from prefix_store.slab import Slab
@@ -33,10 +41,7 @@ class PageStore:
         self._lock_descriptor: int | None = lock_descriptor
         self._max_age_seconds = max_age_seconds
         self._slabs: dict[str, Slab] = {}
-        self._reclaimed = 0
-        self._sizes: dict[str, int] = {}  # of the slabs that were there when we came
         self._lock = threading.RLock()
-        place.room.reclaim = self._reclaim
 
     @classmethod
     def open(
@@ -61,10 +66,7 @@ class PageStore:
             files.make_folder(folder)
             if files.folder_mode(folder) & ~FOLDER_MODE:
                 raise StoreError(f"{folder} is open to other users; expected mode 0700")
-            descriptor = files.open(folder / LOCK_NAME, create=True)
-            if not files.lock(descriptor):
-                files.close(descriptor)
-                raise StoreLocked(f"{folder} is in use by another process")
+            descriptor = _take_lock(files, folder)
         except OSError as error:
             raise StoreError(f"{folder} cannot be a page store: {error}") from error
         place = Place(
@@ -94,23 +96,61 @@ class PageStore:
             if self._lock_descriptor is None:
                 raise StoreError("the page store is closed")
             if stem not in self._slabs:
-                try:
-                    slots, sealer = open_slots(self._place, shape)
-                except OSError as error:
-                    raise StoreError(f"a slab cannot be opened: {error}") from error
-                self._slabs[stem] = Slab(slots, sealer, self._place.keys, self._place.clock)
+                self._slabs[stem] = self._open_slab(shape, stem)
             return self._slabs[stem]
+
+    def _open_slab(self, shape: PageShape, stem: str) -> Slab:
+        place, room = self._place, self._place.room
+        if room.capacity_bytes < MINIMUM_BYTES:
+            raise StoreError(f"a page store needs {MINIMUM_BYTES} bytes at least")
+        room.adopt(stem)
+        try:
+            slots, sealer = open_slots(place, shape)
+        except OSError as error:
+            with suppress(OSError):
+                self._survey(stem)
+            raise StoreError(f"a slab cannot be opened: {error}") from error
+        slab = Slab(slots, sealer, place.keys, place.clock)
+        room.opened(stem, slots.bytes_for(slots.high), slab.give_back)
+        if room.excess():
+            try:
+                room.press(stem, slots.bytes_for(slots.high))
+            except OSError as error:
+                log.warning("A slab of another model cannot be removed: %s", error)
+            slab.give_back(room.excess())
+        return slab
+
+    def gc(self) -> int:
+        """Remove pages, and slabs that are not opened, unused for longer than `max_age_seconds`;
+        keep the folder within its capacity; save when pages were last used. How many pages were
+        removed from open slabs. Call it now and then (it overwrites what it removes)."""
+        with self._lock:
+            self._remove_idle()
+            return sum(slab.gc(self._max_age_seconds) for slab in self._slabs.values())
+
+    def _remove_idle(self) -> None:
+        room, age = self._place.room, self._max_age_seconds
+        for stem in room.idle:
+            saved = saved_at(self._place, stem)
+            old = age is not None and (saved is None or saved < self._place.clock() - age)
+            if old or room.excess():
+                try:
+                    room.remove(stem)
+                except OSError as error:
+                    log.warning("A slab of another model cannot be removed: %s", error)
 
     def statistics(self) -> StoreStatistics:
         """The folder and its open slabs."""
         with self._lock:
+            room = self._place.room
+            slabs = tuple(slab.statistics() for slab in self._slabs.values())
             return StoreStatistics(
                 folder=self._place.folder,
                 capacity_bytes=self._place.room.capacity_bytes,
-                bytes=self._place.room.claimed_bytes,
-                unopened=len(self._unopened()),
-                reclaimed=self._reclaimed,
-                slabs=tuple(slab.statistics() for slab in self._slabs.values()),
+                bytes=room.idle_bytes() + sum(slab.bytes for slab in slabs),
+                unopened=len(room.idle),
+                reclaimed=room.reclaimed,
+                slabs=slabs,
             )
 
     def close(self) -> None:
@@ -123,36 +163,31 @@ class PageStore:
             with suppress(OSError):
                 self._place.files.close(descriptor)
 
-    def _survey(self) -> None:
-        """Count what lies in the folder."""
+    def _survey(self, only: str | None = None) -> None:
+        """Count the slabs in the folder, all or one: nobody has opened them yet."""
         sizes: dict[str, int] = {}
-        files = self._place.files
-        for name in files.list_folder(self._place.folder):
+        files, folder = self._place.files, self._place.folder
+        for name in files.list_folder(folder):
             stem, dot, ending = name.partition(".")
-            if dot + ending not in ENDINGS:
+            if dot + ending not in ENDINGS or (only is not None and stem != only):
                 continue
-            descriptor = files.open(self._place.folder / name, create=False, writable=False)
+            descriptor = files.open(folder / name, create=False, writable=False)
             try:
                 sizes[stem] = sizes.get(stem, 0) + files.size(descriptor)
             finally:
                 files.close(descriptor)
         for stem, size in sizes.items():
-            self._place.room.force(stem, size)
-        self._sizes = sizes
+            self._place.room.leave(stem, size, partial(remove_slab, self._place, stem))
 
-    def _unopened(self) -> list[str]:
-        return [stem for stem in self._sizes if stem not in self._slabs]
 
-    def _reclaim(self, missing_bytes: int) -> None:
-        """Remove slabs that are not opened until so many bytes are free."""
-        for stem in self._unopened():
-            if missing_bytes <= 0:
-                return
-            try:
-                remove_slab(self._place, stem)
-            except OSError as error:
-                log.warning("A slab of another model cannot be removed: %s", error)
-                continue
-            self._place.room.release(stem)
-            missing_bytes -= self._sizes.pop(stem)
-            self._reclaimed += 1
+def _take_lock(files: Files, folder: Path) -> int:
+    descriptor = files.open(folder / LOCK_NAME, create=True)
+    try:
+        taken = files.lock(descriptor)
+    except OSError:
+        files.close(descriptor)
+        raise
+    if not taken:
+        files.close(descriptor)
+        raise StoreLocked(f"{folder} is in use by another process")
+    return descriptor

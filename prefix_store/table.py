@@ -9,6 +9,7 @@ counters. It has two places, written in turn, so that one of them is always whol
 import json
 import struct
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,7 +79,8 @@ class Table:
             self.save_state(State())
 
     def load(self, slots: int) -> tuple[State, list[Record | None], list[int]]:
-        """The state, a record for each of `slots` slots, and the slots whose record is lost.
+        """The state, a record for each of `slots` slots and the rest of the last block, and the
+        slots whose record is lost.
 
         Raises OSError; a file that is missing or not this slab's counts as all records lost.
         """
@@ -111,7 +113,7 @@ class Table:
                     records.extend([None] * RECORDS_PER_BLOCK)
         state, whole = self._load_state()
         # With one state damaged, the newer one may be lost: any slot may have been written since.
-        return state, records[:slots], lost if whole else list(range(slots))
+        return state, records, lost if whole else list(range(slots))
 
     def save_blocks(
         self, slots: Collection[int], record: Callable[[int], Record | None], length: int
@@ -160,17 +162,31 @@ class Table:
         self.sync()
         self._turn = turn
 
+    def is_longer(self, slots: int) -> bool:
+        """Whether the file has records of more slots. Raises OSError."""
+        return self._files.size(self._writable()) > self.bytes_for(slots)
+
     def truncate(self, slots: int) -> None:
         """Cut the file to so many slots. Raises OSError."""
         self._files.truncate(self._writable(), self.bytes_for(slots))
         kept = -(-slots // RECORDS_PER_BLOCK)
         self._unsynced = {block for block in self._unsynced if block < kept}
 
+    def saved_at(self) -> float | None:
+        """When the newest state was written, or None where none is whole. Raises OSError."""
+        self._descriptor = self._files.open(self._path, create=False, writable=False)
+        try:
+            state, _ = self._load_state()
+            return state.saved_at if self._turn else None
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Give the descriptor back."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            self._files.close(descriptor)
+            with suppress(OSError):
+                self._files.close(descriptor)
 
     def _writable(self) -> int:
         if self._descriptor is None:
