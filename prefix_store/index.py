@@ -215,8 +215,11 @@ class Index:
             below: list[Entry] = [orphan]
             for entry in below:  # grows while we walk: parents before children
                 below.extend(self._children.get(entry.own, ()))
+            kept: set[bytes] = set()  # links of pages that a pinned one continues
             for entry in reversed(below):
-                if not entry.pins:
+                if entry.pins or entry.own in kept:
+                    kept.add(entry.link)
+                else:
                     yield Victim(entry, entry.last_use, orphan)
 
     def _push(self, entry: Entry) -> None:

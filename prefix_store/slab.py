@@ -197,6 +197,21 @@ class Slab:
             return True
 
     def _write(self, ticket: _Ticket, write: PageWrite) -> bool:
+        parent = None
+        if write.parent is not None:
+            # The page before this one may be a leaf and first in line: it must not make room.
+            with self._lock:
+                parent = self._index.entries.get(write.parent)
+                if parent is not None:
+                    parent.pins += 1
+        try:
+            return self._write_slot(ticket, write)
+        finally:
+            if parent is not None:
+                with self._lock:
+                    parent.pins -= 1
+
+    def _write_slot(self, ticket: _Ticket, write: PageWrite) -> bool:
         slots = self._slots
         began = time.perf_counter()
         with slots.order:

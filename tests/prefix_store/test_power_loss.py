@@ -1,0 +1,147 @@
+"""Crashes at every call to the disk: no wrong page, and what was forgotten stays forgotten."""
+
+import random
+from collections import defaultdict
+
+import pytest
+
+from prefix_store import PageStore, Slab
+from prefix_store.layout import SLOT_MAGIC
+from tests.prefix_store.fake_disk import SECTOR, Crash, FakeDisk, crash_at
+from tests.prefix_store.pages import SHAPE, get, name, open_store, write
+
+NUMBERS = 40
+CAPACITY = 150_000  # 20 slots or so: everything moves all the time
+
+
+class House:
+    """A store on a fake disk, what was asked of it, and every sector that it wrote of a page."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.disk = FakeDisk()
+        self.disk.on_write = self._see
+        self.sectors: dict[int, set[bytes]] = defaultdict(set)
+        self.dropped: set[int] = set()  # for good: the drop returned, and no put began after it
+        self.store: PageStore | None = None
+        self.slab: Slab
+        self._numbers = {name(number): number for number in range(NUMBERS)}
+
+    def _see(self, offset: int, raw: bytes) -> None:
+        number = self._numbers.get(raw[68:100]) if raw[:8] == SLOT_MAGIC else None
+        if number is not None:
+            # What a header says is where this test believes it is, or it would see nothing.
+            pieces = [raw[at : at + SECTOR] for at in range(0, len(raw), SECTOR)]
+            self.sectors[number].update(piece for piece in pieces if any(piece))
+
+    def open(self) -> None:
+        self.store = open_store(self.disk, capacity_bytes=CAPACITY)
+        self.slab = self.store.slab(SHAPE)
+
+    def act(self) -> None:
+        """One random operation."""
+        dice = self.dice
+        match dice.choices(["put", "get", "drop", "gc", "reopen"], [10, 5, 3, 0.3, 0.5])[0]:
+            case "put":
+                first = dice.randrange(NUMBERS)
+                numbers = range(first, min(NUMBERS, first + dice.randint(1, 6)))
+                self.dropped.difference_update(numbers)
+                self.slab.put([write(number) for number in numbers])
+            case "get":
+                get(self.slab, dice.randrange(NUMBERS))
+            case "drop":
+                numbers = dice.sample(range(NUMBERS), dice.randint(1, 4))
+                self.slab.drop([name(number) for number in numbers])
+                self.dropped.update(numbers)
+                self.check_forgotten()
+            case "gc":
+                assert self.store is not None
+                self.store.gc()
+            case _:
+                assert self.store is not None
+                self.store.close()
+                self.open()
+        assert self.disk.total_bytes() <= CAPACITY
+
+    def run(self, operations: int) -> None:
+        self.open()
+        for _ in range(operations):
+            self.act()
+
+    def check(self) -> None:
+        """After a crash and a new start."""
+        for number in range(NUMBERS):
+            hit = get(self.slab, number)
+            assert not (hit and number in self.dropped), f"page {number} came back"
+        self.check_forgotten()
+        assert self.disk.total_bytes() <= CAPACITY
+
+    def check_forgotten(self) -> None:
+        """No sector of a forgotten page, and no name of one, is anywhere on the disk."""
+        parts = self.disk.on_disk()
+        on_disk = {part[at : at + SECTOR] for part in parts for at in range(0, len(part), SECTOR)}
+        for number in self.dropped:
+            assert not self.sectors[number] & on_disk, f"part of page {number} is left"
+            assert not any(name(number) in part for part in parts), f"name {number} is left"
+
+
+def survive(seed: int, operations: int, crash: int, *, power: bool) -> bool:
+    """Crash in call `crash`, start again, crash in the start too, go on; False if there were fewer
+    calls."""
+    house = House(seed)
+    house.disk.on_call = crash_at(crash)
+    try:
+        house.run(operations)
+    except Crash:
+        pass
+    else:
+        return False
+    later = random.Random(f"{seed} {crash}")
+
+    def end() -> None:
+        if power:
+            house.disk.power_loss(later)
+        else:
+            house.disk.kill()
+
+    end()
+    parts = house.disk.on_disk()
+    for number in house.dropped:
+        assert not any(name(number) in part for part in parts), f"name {number} is left"
+    house.disk.on_call = crash_at(later.randint(1, 60))
+    try:
+        house.open()
+    except Crash:
+        end()
+        house.open()
+    house.disk.on_call = None
+    assert house.sectors or crash < 100, "no slot was seen being written"
+    house.check()
+    for _ in range(12):
+        house.act()
+    house.slab.drop([name(number) for number in range(0, NUMBERS, 2)])
+    house.dropped.update(range(0, NUMBERS, 2))
+    house.check()
+    return True
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["kill", "power"])
+def test_a_crash_at_any_call_costs_no_more_than_pages(power: bool) -> None:
+    points = 0
+    for seed in (1, 2):
+        print(f"seed {seed}")
+        crash = 1
+        while survive(seed, 40, crash, power=power):
+            crash += 1
+        points += crash - 1
+    assert points >= 300
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("power", [False, True], ids=["kill", "power"])
+def test_crashes_at_random_calls_of_long_runs(power: bool) -> None:
+    dice = random.Random(20)
+    for round_number in range(3000):
+        seed, crash = dice.randrange(1 << 30), dice.randint(1, 3000)
+        print(f"round {round_number} seed {seed} crash {crash}")
+        survive(seed, 200, crash, power=power)
