@@ -9,6 +9,8 @@
     settle   a step has committed
     extend   room for what is computed ahead of any request
     claims   who computes what now (`claims.py`)
+    below    how much more of a prefix the tiers below have; begin_load, end_load: bring it up
+    take_unkept, end_keep    copies for the tiers below (`transit.py`)
 
 Theory of operation. A table's sealed pages are named and immutable; only its last, partial page
 is written, and only by its only owner: `reserve` orders a PageCopy for any other writer. When a
@@ -27,10 +29,13 @@ Without caching (`caching=False`) nothing is ever named: the same code, no hits.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chatserve.cache.claims import Claims, ClaimStatistics
-from chatserve.cache.page_pool import PageId, PagePool, PageState, PoolStatistics
+from chatserve.cache.below import Below
+from chatserve.cache.claims import Claims
+from chatserve.cache.page_pool import PageId, PagePool, PageState
 from chatserve.cache.page_table import PageTable
 from chatserve.cache.prefix_index import PrefixIndex
+from chatserve.cache.statistics import CacheCounts, CacheStatistics
+from chatserve.cache.transit import Keep, Keeps, Load, Transit
 from prefix_store.names import PageName
 
 
@@ -42,61 +47,24 @@ class PageCopy:
     target: PageId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheStatistics:
-    """The cache floor at one moment. *_tokens and *_total count from the start of the process.
+class BlockManager:
+    """Pages of one device under names of one page size. Owned by the event loop.
 
-    logical_pages counts every owner of a page, physical_pages each owned page once: their
-    difference is what sharing saves. draft_pages were computed ahead and wait for their request;
-    draft_adopted_total: pages whose request came.
+    below: the tiers below the device, None where pages have no other place.
     """
 
-    page_size: int
-    pages: PoolStatistics
-    claims: ClaimStatistics
-    named_pages: int
-    logical_pages: int
-    physical_pages: int
-    query_tokens: int
-    hit_tokens: int
-    sealed_total: int
-    twins_total: int
-    copies_total: int
-    evicted_for_space_total: int
-    evicted_by_flush_total: int
-    truncated_total: int
-    draft_pages: int = 0
-    draft_sealed_total: int = 0
-    draft_adopted_total: int = 0
-
-
-@dataclass(slots=True)
-class _Counts:
-    """The running sums behind the statistics."""
-
-    query_tokens: int = 0
-    hit_tokens: int = 0
-    sealed: int = 0
-    twins: int = 0
-    copies: int = 0
-    evicted: int = 0
-    flushed: int = 0
-    truncated: int = 0
-    draft_sealed: int = 0
-    draft_adopted: int = 0
-
-
-class BlockManager:
-    """Pages of one device under names of one page size. Owned by the event loop."""
-
-    def __init__(self, *, pages: int, page_size: int, caching: bool = True) -> None:
+    def __init__(
+        self, *, pages: int, page_size: int, caching: bool = True, below: Below | None = None
+    ) -> None:
         assert page_size > 0, "a page has at least one position"
         self.page_size = page_size
         self.pool = PagePool(pages)
         self.claims = Claims()
+        self.transit = Transit()
+        self._below = below if caching else None
         self._caching = caching
         self._index = PrefixIndex()
-        self._counts = _Counts()
+        self._counts = CacheCounts()
 
     # What there is -------------------------------------------------------------------------
 
@@ -114,6 +82,12 @@ class BlockManager:
     def caching(self) -> bool:
         """Whether pages are named at all."""
         return self._caching
+
+    @property
+    def in_transit(self) -> int:
+        """Pages that nobody but a transit owns: available when an I/O thread has reported."""
+        owners = self.transit.owners()
+        return sum(1 for page, count in owners.items() if self.pool.references(page) == count)
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold so many positions."""
@@ -149,6 +123,7 @@ class BlockManager:
             self._retain(page)
             if not drafting:
                 self._counts.draft_adopted += self._index.keep(page)
+                self._want_copy(table, page, name, tokens[index * step : (index + 1) * step])
             table.pages.append(page)
             table.names.append(name)
         return len(table.pages)
@@ -157,6 +132,7 @@ class BlockManager:
         """Take the place of another one, whose pages are lost: what it counted goes on."""
         self._counts = before._counts
         self.claims.count_on(before.claims)
+        self.transit.count_on(before.transit)
 
     def count_query(self, prompt_tokens: int, hit_tokens: int) -> None:
         """Book one request's look-up, in tokens."""
@@ -252,10 +228,11 @@ class BlockManager:
             return []  # a name with other tokens: the newcomer, and what follows, stay nameless
         else:
             self.pool.seal(page)
-            parent = table.names[-1] if table.names else None
-            self._index.add(page, name, parent, tokens, drafted=drafting)
+            self._index.add(page, name, table.last_name, tokens, drafted=drafting)
             self._counts.sealed += 1
             self._counts.draft_sealed += drafting
+            if not drafting:
+                self._want_copy(table, page, name, tokens)
         table.names.append(name)
         return self.claims.sealed(name)
 
@@ -269,7 +246,7 @@ class BlockManager:
             table.names.pop()
             page = table.pages[table.sealed]
             if self.pool.references(page) == 1 and not self._index.has_children(page):
-                self._index.remove(page)
+                self._unname(page, lost=False)
                 self.pool.truncate(page)
                 self._counts.truncated += 1
 
@@ -288,11 +265,108 @@ class BlockManager:
     def flush(self) -> int:
         """Forget every page that nobody owns. Returns how many."""
         count = 0
-        while self._evict_one():
+        while self._evict_one(lost=False):
             count += 1
         self._counts.evicted -= count
         self._counts.flushed += count
         return count
+
+    # The tiers below -----------------------------------------------------------------------
+
+    def below(self, names: Sequence[PageName], matched: int) -> int:
+        """How many pages after the first `matched` of this prefix the tiers below have."""
+        return 0 if self._below is None else self._below.find(names[matched:])
+
+    def begin_load(
+        self,
+        holder: int,
+        table: PageTable,
+        names: Sequence[PageName],
+        tokens: bytes,
+        *,
+        drafting: bool = False,
+    ) -> Load | None:
+        """Room for the pages of these names and tokens, which follow those of `table`, to be filled
+        from below.
+
+        holder: claims the names. The load takes what the table holds, and retains it until it ends,
+        so that what arrives has its parents. None with nothing changed where there are not enough
+        pages.
+        """
+        assert len(table) == table.sealed, "a load goes on where the resident part ends"
+        if not self._make_room(len(names)):
+            return None
+        above = len(table)
+        taken = PageTable(pages=table.pages, names=table.names)
+        table.pages, table.names = table.pages[:0], []
+        taken.pages.extend(self.pool.load() for _ in range(len(names)))
+        wanted = tuple(names)
+        load = Load(
+            holder=holder,
+            table=taken,
+            above=above,
+            names=wanted,
+            tokens=tokens[: 4 * self.page_size * len(names)],
+            drafting=drafting,
+        )
+        self.transit.begin_load(load)
+        self.claims.claim(holder, wanted)
+        return load
+
+    def end_load(self, load: Load, arrived: Sequence[bool]) -> tuple[int, list[int]]:
+        """The I/O thread is done with the pages; arrived: which of them hold what was asked for.
+
+        Names those up to the first that does not, and leaves them to whoever wants them. Returns
+        how many, and the followers that waited for them.
+        """
+        good = arrived.index(False) if False in arrived else len(arrived)
+        table, step = load.table, 4 * self.page_size
+        self.transit.end_load(load, good)
+        woken: list[int] = []
+        kept = table.pages[: load.above]
+        parent = table.last_name
+        for index, page in enumerate(load.pages):
+            name, tokens = load.names[index], load.tokens[index * step : (index + 1) * step]
+            twin = self._index.find(name, tokens)
+            if index >= good or self._index.holds(name):
+                self.pool.load_failed(page)
+                if twin is not None and not load.drafting:  # a draft has computed it meanwhile
+                    self._counts.draft_adopted += self._index.keep(twin)
+            else:
+                self.pool.loaded(page)
+                self._index.add(page, name, parent, tokens, drafted=load.drafting)
+                kept.append(page)
+                woken += self.claims.sealed(name)
+            parent = name
+        table.pages = kept
+        woken += self.claims.drop(load.holder)
+        self.release(table, step=0)
+        return good, woken
+
+    def take_unkept(self, most: int) -> Keeps | None:
+        """Up to so many pages that no tier below has, oldest first, retained until `end_keep`; None
+        where there are none."""
+        taken: list[Keep] = []
+        held: dict[PageId, None] = {}
+        while self._below is not None and len(taken) < most:
+            keep = self.transit.next_unkept()
+            if keep is None:
+                break
+            if not self._below.contains(keep.name):
+                self._hold_chain(held, keep.page)
+                taken.append(keep)
+        return self.transit.begin_keep(taken, tuple(held)) if taken else None
+
+    def end_keep(self, keeps: Keeps, stored: Sequence[bool]) -> None:
+        """The I/O thread has read these pages; stored: which of them have a copy now."""
+        self.transit.end_keep(keeps, sum(stored))
+        for page in keeps.held:
+            self._release_page(page, 0)
+
+    def touch_below(self, names: Sequence[PageName]) -> None:
+        """A request had these pages on the device: their copies are as good as used."""
+        if self._below is not None and names:
+            self._below.touch(names)
 
     # Looking at it -------------------------------------------------------------------------
 
@@ -303,6 +377,7 @@ class BlockManager:
             page_size=self.page_size,
             pages=pages,
             claims=self.claims.statistics(),
+            transit=self.transit.statistics(),
             named_pages=len(self._index),
             logical_pages=pages.references,
             physical_pages=pages.open + pages.loading + pages.sealed,
@@ -325,6 +400,9 @@ class BlockManager:
         self._index.check()
         self.claims.check()
         named = self._index.pages()
+        self.transit.check(named)
+        for page, count in self.transit.owners().items():
+            assert self.pool.references(page) >= count, "a page in transit without an owner"
         for page in range(self.pool.total):
             state = self.pool.state(page)
             has_name = state in (PageState.SEALED, PageState.CACHED, PageState.NAMED_LEAVING)
@@ -363,11 +441,31 @@ class BlockManager:
                 return False
         return True
 
-    def _evict_one(self) -> bool:
+    def _want_copy(self, table: PageTable, page: PageId, name: PageName, tokens: bytes) -> None:
+        """Before the page is appended to the table's names: its copy below, if it has none."""
+        if self._below is not None and not self._below.contains(name):
+            position = len(table.names)
+            self.transit.want(Keep(page, name, table.last_name, position, tokens))
+
+    def _hold_chain(self, held: dict[PageId, None], page: PageId) -> None:
+        """Retain a named page and all before it, those that are held already left out."""
+        chain: PageId | None = page
+        while chain is not None and chain not in held:
+            self._retain(chain)
+            held[chain] = None
+            chain = self._index.parent(chain)
+
+    def _unname(self, page: PageId, *, lost: bool) -> None:
+        name = self._index.name(page)
+        assert name is not None, "a page without a name"
+        self.transit.forget(name, lost=lost)
+        self._index.remove(page)
+
+    def _evict_one(self, *, lost: bool = True) -> bool:
         page = self._index.next_victim()
         if page is None:
             return False
-        self._index.remove(page)
+        self._unname(page, lost=lost)
         self.pool.evict(page)
         self._counts.evicted += 1
         return True

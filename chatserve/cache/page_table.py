@@ -27,6 +27,11 @@ class PageTable:
         """How many pages, from the first, have names."""
         return len(self.names)
 
+    @property
+    def last_name(self) -> PageName | None:
+        """The name of the last sealed page: the parent of the next one."""
+        return self.names[-1] if self.names else None
+
     def snapshot(self) -> bytes:
         """The page ids as native int32 bytes: a frozen value that may cross to another thread."""
         return self.pages.tobytes()

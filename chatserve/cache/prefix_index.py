@@ -154,6 +154,11 @@ class PrefixIndex:
             if above.evictable:
                 self._offer(above)
 
+    def parent(self, page: PageId) -> PageId | None:
+        """The page that a named page follows; None for a namespace's first."""
+        name = self._by_page[page].parent
+        return None if name is None else self._by_name[name].page
+
     def has_children(self, page: PageId) -> bool:
         """Whether a named page has resident children."""
         return self._by_page[page].children > 0

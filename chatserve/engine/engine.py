@@ -24,13 +24,15 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from chatserve.cache.block_manager import CacheStatistics
+from chatserve.cache.statistics import CacheStatistics
+from chatserve.cache.transit import Keeps
 from chatserve.engine.plan import StepResult
 from chatserve.engine.runner import Runner, RunnerThread
 from chatserve.engine.scheduler import Outcome, Scheduler
 from chatserve.engine.sequence import PreparedRequest
 from chatserve.engine.statistics import EngineStatistics
 from chatserve.engine.stream import Stream
+from chatserve.engine.traffic import Delivery, Traffic
 from chatserve.engine.values import Emission, FinishReason, Progress, Request
 from chatserve.errors import EngineError, Unavailable
 from prefix_store.names import PageNamer, RootFields, token_bytes
@@ -65,8 +67,12 @@ class Engine:
         namer: PageNamer,
         *,
         settings: EngineSettings,
+        traffic: Traffic | None = None,
     ) -> None:
+        """traffic: to and from the tiers below the device, None where there are none."""
         assert settings.steps_in_flight in (1, 2)
+        self._traffic = traffic
+        self._deliveries: deque[Delivery] = deque()
         self._scheduler = scheduler
         self._runner = runner
         self._namer = namer
@@ -179,6 +185,8 @@ class Engine:
         """Run steps until cancelled; then the runner's thread is joined and streams are ended."""
         assert not self._stopped, "an engine runs once"
         self._thread = RunnerThread(self._runner, self._arrive)
+        if self._traffic is not None:
+            self._traffic.begin(self._arrive_below)
         try:
             while True:
                 self._signal.clear()
@@ -191,13 +199,23 @@ class Engine:
             # The streams first: a second cancellation may cut the waiting short.
             self._stopped = True
             self._thread.close()
+            if self._traffic is not None:
+                self._traffic.close()
             self._end_streams()
             await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
+            if self._traffic is not None:
+                await asyncio.to_thread(self._traffic.join, CLOSE_TIMEOUT_SECONDS)
 
     def _commit(self) -> int:
-        """Commit what has arrived; returns how many rows that was."""
+        """Commit what has arrived; returns how many rows that was.
+
+        What came from below first, whoever it is for: no queue's head may strand it.
+        """
         rows = 0
         try:
+            while self._deliveries and not self._recovering:
+                self._scheduler.tiers.finish(self._deliveries.popleft())
+                self.on_step()
             while self._results and not self._recovering:
                 self._running_steps -= 1
                 result = self._results.popleft()
@@ -216,7 +234,7 @@ class Engine:
         except Exception:
             _log.exception("the engine starts again on an empty cache")
             self._recovering = True
-        if self._recovering and self._running_steps == len(self._results):
+        if self._recovering and self._running_steps == len(self._results) and not self._moving:
             self._recover()
         if self._scheduler.idle:
             self._idle.set()
@@ -233,10 +251,27 @@ class Engine:
             self._thread.submit(plan)
             self._running_steps += 1
             self.on_step()
+        if self._traffic is not None and not self._recovering:
+            self._order_traffic(self._traffic)
+
+    def _order_traffic(self, traffic: Traffic) -> None:
+        tiers = self._scheduler.tiers
+        tiers.order_keeps(idle=self._scheduler.idle)
+        for job in tiers.take_orders():
+            if isinstance(job, Keeps):
+                traffic.keep(job)
+            else:
+                traffic.load(job)
+
+    @property
+    def _moving(self) -> int:
+        """Jobs whose pages the I/O threads have."""
+        return 0 if self._traffic is None else self._traffic.in_flight
 
     def _recover(self) -> None:
-        """All steps have come back: begin anew."""
+        """All steps and pages have come back: begin anew."""
         self._results.clear()
+        self._deliveries.clear()
         self._running_steps = 0
         self._recovering = False
         self._outcomes += self._scheduler.recover()
@@ -268,6 +303,10 @@ class Engine:
 
     def _arrive(self, result: StepResult) -> None:
         self._results.append(result)
+        self._signal.set()
+
+    def _arrive_below(self, delivery: Delivery) -> None:
+        self._deliveries.append(delivery)
         self._signal.set()
 
     # Streams talk back ---------------------------------------------------------------------

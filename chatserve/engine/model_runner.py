@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from chatserve.cache.page_pool import PageId
 from chatserve.engine.batch import build_batch
 from chatserve.engine.plan import StepPlan, StepResult
 from chatserve.engine.runner import DeviceLost, OutOfMemory
@@ -37,6 +38,9 @@ class ModelRunner:
             self._pool = model.layout.allocate(pages, device=model.device, fill=fill)
         except RuntimeError as error:
             raise OutOfMemory(f"{pages} pages do not fit in memory") from error
+        on_cpu = model.device.type == "cpu"
+        # A view for I/O threads, uint8 [pages, page_bytes]; it holds on to the pool's memory.
+        self._bytes = self._pool.view(torch.uint8).numpy() if on_cpu else None
 
     def run(self, plan: StepPlan) -> StepResult:
         """Copies, one forward pass, sampling. Raises what `runner.Runner.run` may raise."""
@@ -60,6 +64,13 @@ class ModelRunner:
     def close(self) -> None:
         """Let the pool go."""
         self._pool = torch.empty(0)
+        self._bytes = None
+
+    def page_view(self, page: PageId) -> memoryview:
+        """The page's bytes, writable (`traffic.PageMemory`). Only where the device's memory is the
+        process's own; AssertionError elsewhere."""
+        assert self._bytes is not None, "this device's memory is not the process's"
+        return memoryview(self._bytes[page])
 
     def _run(self, plan: StepPlan) -> StepResult:
         model = self._model

@@ -10,7 +10,8 @@ whole, and at worst gives up its own; the first in the order is never robbed, an
 on. Queued sequences are admitted while pages and budget last: a resident prefix is adopted before
 anything is allocated, the rest of the prompt must fit as a whole beside what is promised to those
 who run, and its page names are claimed. A sequence whose next page is claimed by a running one
-follows that one instead.
+follows that one instead. One whose next pages are below the device waits for a load of them
+(`tiers.py`).
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import Life, Sequence
 from chatserve.engine.statistics import EngineCounts
 from chatserve.engine.suspects import Suspects
+from chatserve.engine.tiers import TierLimits, Tiers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,8 @@ class SchedulerLimits:
     sequences_max: running at once. queued_max: waiting at once, after which requests are refused.
     context_length: tokens a sequence may ever have, at most what all pages hold.
     preemptions_max: in one step; what is still short then waits for the next.
-    drafts: of what is computed ahead of requests; none of it counts above.
+    drafts: of what is computed ahead of requests; none of it counts above. tiers: of what is
+    copied to and from the tiers below.
     """
 
     sequences_max: int
@@ -42,6 +45,7 @@ class SchedulerLimits:
     preemptions_max: int = 8
     aging_seconds: float = 10.0
     drafts: DraftLimits = field(default_factory=DraftLimits)
+    tiers: TierLimits = field(default_factory=TierLimits)
 
 
 @dataclass(slots=True)
@@ -63,6 +67,7 @@ class Planner:
         roster: Roster,
         pace: Pace,
         suspects: Suspects,
+        tiers: Tiers,
         *,
         limits: SchedulerLimits,
         counts: EngineCounts,
@@ -72,6 +77,7 @@ class Planner:
         self._roster = roster
         self._pace = pace
         self._suspects = suspects
+        self._tiers = tiers
         self._limits = limits
         self._counts = counts
         self._clock = clock
@@ -152,6 +158,10 @@ class Planner:
                 blocks.release(sequence.table, step=0)
                 assert roster.running or roster.coming, "admission let in what can never fit"
                 break
+            if self._tiers.begin_load(sequence, matched, tokens):
+                waits = roster.follow(sequence, matched)
+                assert waits, "a load claims what it brings"
+                continue
             seats -= _seats(sequence)
             roster.start(sequence, matched)
             room -= self._order(outline, sequence, min(sequence.todo, room))

@@ -67,12 +67,14 @@ class Roster:
 
     @property
     def coming(self) -> int:
-        """Pages that will be available when the steps in flight have committed: those that are
-        leaving already, and those that only the retired own."""
+        """Pages that will be available when the steps in flight have committed and the I/O threads
+        have reported: those that are leaving already, and those that nobody owns but the retired
+        and what is in transit."""
         owners = Counter(page for item in self.retired.values() for page in item.table.pages)
+        owners.update(self.blocks.transit.owners())
         references = self.blocks.pool.references
-        retiring = sum(1 for page, count in owners.items() if references(page) == count)
-        return self.blocks.coming + retiring
+        coming = sum(1 for page, count in owners.items() if references(page) == count)
+        return self.blocks.coming + coming
 
     def group(self, group: int) -> dict[int, Sequence]:
         """Living sequences of a request by sample; before the fork all samples name one."""
@@ -87,16 +89,21 @@ class Roster:
         found = self._sequences.get(sequence)
         return found if found is not None and found.incarnation == incarnation else None
 
+    def new_id(self) -> int:
+        """A number that no sequence has, and nobody else who claims names."""
+        self._next_id += 1
+        return self._next_id
+
     def submit(self, prepared: PreparedRequest) -> Sequence:
         """Queue a new request; its id is also its group's."""
         request = prepared.request
-        self._next_id += 1
+        number = self.new_id()
         sequence = Sequence(
-            id=self._next_id,
-            group=self._next_id,
+            id=number,
+            group=number,
             prepared=prepared,
             sample=0,
-            arrival=self._next_id,
+            arrival=number,
             arrived_at=self._clock(),
             tokens=array("i", request.tokens),
             names=list(prepared.names),
@@ -127,35 +134,44 @@ class Roster:
         sequence.admission = self._admissions
         self.blocks.claim(sequence.id, sequence.names[matched:])
         if sequence.receipt is None:
-            prompt = len(sequence.request.tokens)
-            sequence.receipt = Receipt(device=min(hit, prompt), computed=prompt - min(hit, prompt))
-            self.blocks.count_query(prompt, sequence.receipt.device)
+            self._account(sequence, matched, hit)
         self.running.append(sequence)
         self._sort()
 
-    def follow(self, sequence: Sequence, matched: int) -> bool:
-        """Let a queued sequence wait for the leader of its next page, if it has one.
+    def _account(self, sequence: Sequence, matched: int, hit: int) -> None:
+        """Write the receipt: where the first `hit` positions, in `matched` pages, came from."""
+        prompt = len(sequence.request.tokens)
+        hit = min(hit, prompt)
+        size = self.blocks.page_size
+        loaded = sum(size for index in sequence.loaded if index < matched)
+        disk = min(loaded, hit)
+        sequence.receipt = Receipt(device=hit - disk, disk=disk, computed=prompt - hit)
+        self.blocks.count_query(prompt, hit)
+        self.blocks.touch_below(sequence.names[:matched])
 
-        The leader inherits the follower's priority.
+    def follow(self, sequence: Sequence, matched: int) -> bool:
+        """Let a queued sequence wait for the leader of its next page, if it has one: a running
+        sequence, which inherits the follower's priority, or a load.
         """
         leader = self.blocks.claims.follow(sequence.id, sequence.names[matched:])
         if leader is None:
             return False
         self.waiting.pop(sequence)
         sequence.life = Life.FOLLOWING
-        ahead = self._sequences[leader]
-        if sequence.priority < ahead.priority:
+        ahead = self._sequences.get(leader)
+        if ahead is not None and sequence.priority < ahead.priority:
             ahead.priority = sequence.priority
             self._sort()
         return True
 
-    def wake(self, followers: Iterable[int]) -> None:
-        """What these waited for is resident, or will not come."""
-        for follower in followers:
-            sequence = self._sequences[follower]
+    def wake(self, followers: Iterable[int]) -> list[Sequence]:
+        """What these waited for is resident, or will not come. Returns them."""
+        woken = [self._sequences[follower] for follower in followers]
+        for sequence in woken:
             assert sequence.life is Life.FOLLOWING, "only a follower is woken"
             sequence.life = Life.QUEUED
             self.waiting.push(sequence)
+        return woken
 
     def fork(self, parent: Sequence) -> list[Sequence]:
         """One child for each sample that has no sequence of its own yet; they share all pages."""
@@ -163,9 +179,8 @@ class Roster:
         while parent.unforked:
             sample = parent.unforked[0]
             table = self.blocks.fork(parent.table)
-            self._next_id += 1
             child = Sequence(
-                id=self._next_id,
+                id=self.new_id(),
                 group=parent.group,
                 prepared=parent.prepared,
                 sample=sample,
@@ -273,6 +288,7 @@ class Roster:
                 assert not sequence.table.pages, "only running sequences hold pages"
                 assert sequence.pending is None
         owners = sum(len(item.table) for item in (*self.running, *self.retired.values()))
+        owners += sum(self.blocks.transit.owners().values())
         assert owners + drafted == self.blocks.pool.statistics().references, (
             "pages without an owner"
         )

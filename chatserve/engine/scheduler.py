@@ -19,25 +19,17 @@ from dataclasses import dataclass
 
 from chatserve.cache.block_manager import BlockManager, PageCopy
 from chatserve.engine.drafts import Drafts
+from chatserve.engine.entrance import Entrance
 from chatserve.engine.pace import Pace
 from chatserve.engine.plan import Slice, StepFailure, StepPlan, StepResult
 from chatserve.engine.planner import Planner, SchedulerLimits
-from chatserve.engine.refusals import Refusals
 from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import Life, PreparedRequest, Sequence
 from chatserve.engine.statistics import EngineCounts, EngineStatistics
 from chatserve.engine.suspects import Suspects
+from chatserve.engine.tiers import Tiers
 from chatserve.engine.values import Emission, FinishReason, Progress, TokenLogprobs
-from chatserve.errors import (
-    Busy,
-    ChatserveError,
-    ContextLengthExceeded,
-    NumericalFault,
-    Quarantined,
-    RequestError,
-    StepFault,
-    Unavailable,
-)
+from chatserve.errors import ChatserveError, NumericalFault, StepFault, Unavailable
 from prefix_store.names import PageNamer, token_bytes
 
 RECOVERIES_MAX = 8  # in a row, without one good commit between: then nothing helps any more
@@ -73,11 +65,18 @@ class Scheduler:
         self.roster = Roster(blocks, aging_seconds=limits.aging_seconds, clock=clock)
         self._make_blocks = make_blocks
         self._namer = namer
-        self._refusals = Refusals(clock)
         self._pace = pace
         self._suspects = Suspects()
+        self._entrance = Entrance(self.roster, self._suspects, limits=limits, clock=clock)
+        self.tiers = Tiers(self.roster, pace, limits=limits.tiers, clock=clock)
         self._planner = Planner(
-            self.roster, pace, self._suspects, limits=limits, counts=self.counts, clock=clock
+            self.roster,
+            pace,
+            self._suspects,
+            self.tiers,
+            limits=limits,
+            counts=self.counts,
+            clock=clock,
         )
         self._drafts = Drafts(self.roster, limits.drafts)
         self._in_flight: deque[StepPlan] = deque()
@@ -113,46 +112,20 @@ class Scheduler:
     def submit(self, prepared: PreparedRequest) -> int:
         """Queue a request; returns its group.
 
-        Raises ContextLengthExceeded or RequestError for what can never run, Quarantined for an
-        input that broke a step before, Busy for a full queue, Unavailable for a broken device.
+        Raises what `Entrance.check` raises, and Unavailable for a broken device.
         """
-        request, limits = prepared.request, self.limits
-        self.check_room(samples=min(request.samples, limits.sequences_max))
-        assert request.tokens, "a request has at least one token"
-        assert request.max_tokens > 0, "a request asks for at least one token"
-        assert 0 <= request.answered < len(request.tokens), "there was a prompt before the answer"
-        length = len(request.tokens) + request.max_tokens
-        if length > limits.context_length:
-            raise ContextLengthExceeded(
-                f"The context is {limits.context_length} tokens; this request needs {length}: "
-                f"{len(request.tokens)} of the prompt and {request.max_tokens} to generate."
-            )
-        prompt_pages = self.blocks.pages_for(len(request.tokens) + 1) + request.samples - 1
-        if request.samples > limits.sequences_max or prompt_pages > self.blocks.pool.total:
-            raise RequestError(f"n={request.samples} is more than this server can run.", param="n")
-        if self._suspects.refuses(prepared.digest):
-            raise Quarantined("The same request broke this server before; it is not run again.")
+        self._check_device()
+        self._entrance.check(prepared)
         return self.roster.submit(prepared).group
 
-    def check_room(self, preparing: int = 0, *, samples: int = 1) -> None:
-        """Raise Busy for a full queue, Unavailable for a broken device; else return.
+    def check_room(self, preparing: int = 0) -> None:
+        """Raise what `submit` would for any request now; see `Entrance.check_room`."""
+        self._check_device()
+        self._entrance.check_room(preparing)
 
-        Those for whom there is a seat are not waiting for one, only for the next plan.
-        `preparing` requests were let in before and will be submitted: of each, one sample has its
-        place (how many it wants is not known yet: `submit` looks again).
-        """
+    def _check_device(self) -> None:
         if self.broken is not None:
             raise Unavailable("The device failed; the server must be restarted.")
-        places, roster = self.limits.queued_max, self.roster
-        waiting = roster.waiting_length + preparing
-        if waiting < places:
-            return
-        seats = max(0, self.limits.sequences_max - roster.seats_taken)
-        if waiting < places + seats:
-            seated, seats = roster.seated(seats)
-            if seats >= preparing + samples or max(0, waiting - seated - seats) < places:
-                return
-        raise Busy("Too many requests are waiting.", retry_after=self._refusals.refuse())
 
     def draft(self, key: Hashable, prepared: PreparedRequest) -> bool:
         """Compute a prompt's full pages while there are no requests, in place of what this key
@@ -421,7 +394,8 @@ class Scheduler:
         return [end for item in self.roster.sequences() for end in self._give_up(item, error)]
 
     def recover(self) -> tuple[Outcome, ...]:
-        """After an exception of our own in `plan` or `commit`, with no step running.
+        """After an exception of our own in `plan` or `commit`, with no step running and no page in
+        the hands of an I/O thread.
 
         The cache is begun anew and all sequences are queued again from the tokens that were
         emitted; one that was being handled at a second such exception ends with an error.
@@ -437,6 +411,7 @@ class Scheduler:
         blocks.count_on(self.blocks)
         blocks.settle(self._committed)
         self.roster.restart(blocks)
+        self.tiers.restart()
         self._drafts.restart()
         if culprit is not None and culprit.life is not Life.ENDED:
             culprit.faults += 1
@@ -471,6 +446,7 @@ class Scheduler:
             broken=self.broken,
             drafts=len(self._drafts),
             draft_tokens_total=self._drafts.computed_tokens,
+            tiers=self.tiers.statistics(),
         )
 
     def check(self) -> None:

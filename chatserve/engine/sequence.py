@@ -8,6 +8,7 @@ its only writer, on the event loop.
     planned     positions 0..planned are computed, or ordered in a step in flight
     computed    positions 0..computed are committed
     emitted     generated tokens that were handed to the consumer
+    loads       how often pages were brought up from below for it; loaded: which (their indices)
     incarnation grows when the sequence loses its pages or ends, so that a result for an older
                 life is told from a current one
 """
@@ -68,6 +69,8 @@ class Sequence:
     priority: int = 0
     probation_until: int = 0
     faults: int = 0
+    loads: int = 0
+    loaded: set[int] = field(default_factory=set[int])
     receipt: Receipt | None = None
     receipt_sent: bool = False
     emitted: int = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from chatserve.cache.page_pool import PageId
 from chatserve.engine.plan import SampleOrder, Slice, StepPlan, StepResult
 from chatserve.engine.values import TokenLogprobs
 
@@ -78,6 +79,15 @@ class SimulatedRunner:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def page_view(self, page: PageId) -> memoryview:
+        """The bytes of a page's token ids, writable (`traffic.PageMemory`)."""
+        return memoryview(self._pages[page]).cast("B")
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of a page."""
+        return self._pages.strides[0]
 
     def _write(self, slices: Sequence[Slice]) -> None:
         """All of them at once: a step of thousands of rows must not take the interpreter's time

@@ -19,6 +19,16 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierStatistics:
+    """Decisions, in requests, and measured rates, in seconds a page (None: not measured)."""
+
+    loads_total: int = 0
+    recomputes_total: int = 0
+    load_page_seconds: float | None = None
+    keep_page_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatistics:
     """The engine at one moment. *_total count from the start of the process.
 
@@ -44,6 +54,7 @@ class EngineStatistics:
     broken: str | None
     drafts: int = 0
     draft_tokens_total: int = 0
+    tiers: TierStatistics = field(default_factory=TierStatistics)
 
 
 @dataclass(slots=True)

@@ -91,12 +91,13 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Where a request's prompt tokens came from. device + computed = the prompt's length.
+    """Where a request's prompt tokens came from. device + disk + computed = the prompt's length.
 
     For a full hit the one recomputed position counts as computed.
     """
 
     device: int = 0
+    disk: int = 0
     computed: int = 0
 
 

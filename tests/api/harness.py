@@ -20,7 +20,7 @@ from chatserve.api.connection import Connection
 from chatserve.api.keys import KeyRing
 from chatserve.api.limits import Limits
 from chatserve.api.server import server_config
-from chatserve.cache.block_manager import CacheStatistics
+from chatserve.cache.statistics import CacheStatistics
 from chatserve.cache.claims import ClaimStatistics
 from chatserve.cache.page_pool import PoolStatistics
 from chatserve.chat.conversations.conversations import ConversationStatistics

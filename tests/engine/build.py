@@ -18,9 +18,12 @@ from chatserve.engine.pace import Pace
 from chatserve.engine.scheduler import Scheduler, SchedulerLimits
 from chatserve.engine.sequence import PreparedRequest
 from chatserve.engine.simulated_runner import SimulatedRunner
+from chatserve.engine.tiers import TierLimits
+from chatserve.engine.traffic import Traffic
 from chatserve.engine.values import LOCAL_TENANT, Request, Sampling
 from prefix_store.names import PageNamer
 from tests.engine.auditor import Auditor
+from tests.engine.fake_depot import FakeDepot
 
 VOCABULARY = 97
 HANG_SECONDS = 600.0  # a test that takes so long hangs; none comes near
@@ -54,6 +57,8 @@ class Setup:
     vocabulary: int = VOCABULARY
     drafts: DraftLimits = field(default_factory=DraftLimits)
     make_blocks: Callable[["Setup"], BlockManager] | None = None
+    depot: FakeDepot | None = None  # below the device
+    tiers: TierLimits = field(default_factory=TierLimits)
 
 
 @dataclass(slots=True)
@@ -108,7 +113,12 @@ def build(setup: Setup) -> House:
     def make_blocks() -> BlockManager:
         if setup.make_blocks is not None:
             return setup.make_blocks(setup)
-        return BlockManager(pages=setup.pages, page_size=setup.page_size, caching=setup.caching)
+        return BlockManager(
+            pages=setup.pages,
+            page_size=setup.page_size,
+            caching=setup.caching,
+            below=setup.depot,
+        )
 
     scheduler = Scheduler(
         make_blocks,
@@ -121,9 +131,13 @@ def build(setup: Setup) -> House:
             preemptions_max=setup.preemptions_max,
             aging_seconds=setup.aging_seconds,
             drafts=setup.drafts,
+            tiers=setup.tiers,
         ),
         clock=clock,
     )
+    traffic = None
+    if setup.depot is not None:
+        traffic = Traffic(setup.depot, runner, page_bytes=runner.page_bytes)
     engine = Engine(
         scheduler,
         runner,
@@ -134,6 +148,7 @@ def build(setup: Setup) -> House:
             vocabulary_size=setup.vocabulary,
             steps_in_flight=setup.steps_in_flight,
         ),
+        traffic=traffic,
     )
     auditor = Auditor(scheduler, setup.page_size)
     _audit_plans(scheduler, auditor)
@@ -209,7 +224,7 @@ async def running(house: House, *, recoveries: int = 0) -> AsyncIterator[Engine]
 
 async def quiet(house: House) -> None:
     """Let the last steps of those who left commit; there is nothing else to wait for."""
-    while house.scheduler.busy:  # noqa: ASYNC110
+    while house.scheduler.busy or house.scheduler.tiers.in_flight:  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 

@@ -7,6 +7,7 @@ from tests.engine.build import Setup
 from tests.engine.stepper import InjectedFault
 
 METHODS = ["match", "adopt", "reserve", "fork", "seal", "truncate", "release", "settle", "claim"]
+METHODS += ["begin_load", "end_load", "take_unkept", "end_keep"]
 Plot = Callable[[str], str | None]
 
 
@@ -36,7 +37,12 @@ def faulty_maker(plot: Plot) -> Callable[[Setup], BlockManager]:
     """What makes the block managers of a setup."""
 
     def make(setup: Setup) -> BlockManager:
-        blocks = FaultyBlocks(pages=setup.pages, page_size=setup.page_size, caching=setup.caching)
+        blocks = FaultyBlocks(
+            pages=setup.pages,
+            page_size=setup.page_size,
+            caching=setup.caching,
+            below=setup.depot,
+        )
         blocks.plot = plot
         return blocks
 

@@ -14,6 +14,7 @@ from chatserve.engine.plan import StepPlan, StepResult
 from chatserve.engine.runner import StepRunner
 from chatserve.engine.scheduler import Outcome
 from chatserve.engine.sequence import Life, Sequence
+from chatserve.engine.traffic import Delivery, Job, move
 from chatserve.engine.values import LOCAL_TENANT, Request
 from prefix_store.names import Root
 from tests.engine.build import House, Setup, ask, build
@@ -44,11 +45,14 @@ class Stepper:
     def __init__(self, setup: Setup) -> None:
         self.house: House = build(setup)
         self.scheduler = self.house.scheduler
+        self.job_seconds = 0.001
         self.asked: dict[int, Asked] = {}
         self.roots: set[Root] = set()
         self._plans: deque[StepPlan] = deque()  # dispatched, not run
         self._results: deque[StepResult] = deque()  # run, not committed
         self._runner = StepRunner(self.house.runner)
+        self._jobs: deque[Job] = deque()  # handed to the I/O threads, not done
+        self._deliveries: deque[Delivery] = deque()  # done, not finished
 
     # Levers --------------------------------------------------------------------------------
 
@@ -96,7 +100,38 @@ class Stepper:
         """Plan as far as allowed, then commit one step. False where nothing was left to do."""
         while self.plan() is not None:
             pass
-        return self.commit()
+        self.order()
+        if self.commit():
+            return True
+        self.move()
+        return self.deliver()
+
+    def order(self) -> None:
+        """Hand the I/O threads what they should do."""
+        tiers = self.scheduler.tiers
+        tiers.order_keeps(idle=self.scheduler.idle)
+        self._jobs += tiers.take_orders()
+
+    def move(self) -> Job | None:
+        """Let an I/O thread do the oldest job."""
+        depot = self.house.setup.depot
+        if not self._jobs or depot is None:
+            return None
+        job = self._jobs.popleft()
+        count = len(job.pages)
+        try:
+            done = move(job, 0, count, depot, self.house.runner)
+        except OSError:
+            done = [False] * count
+        self._deliveries.append(Delivery(job, tuple(done), self.job_seconds))
+        return job
+
+    def deliver(self) -> bool:
+        """Take the oldest delivery. False where there is none."""
+        if not self._deliveries:
+            return False
+        self.scheduler.tiers.finish(self._deliveries.popleft())
+        return True
 
     def abort(self, asked: Asked) -> None:
         """The asker leaves."""
@@ -112,9 +147,10 @@ class Stepper:
 
     def recover(self) -> None:
         """After an exception from `plan` or `commit`: what the engine does."""
-        while self.run() is not None:
+        while self.run() is not None or self.move() is not None:
             pass
         self._results.clear()
+        self._deliveries.clear()
         self._hear(self.scheduler.recover())
 
     def survive(self, action: Callable[[], None]) -> bool:

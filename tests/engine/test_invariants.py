@@ -226,7 +226,7 @@ def many_turns(turns: int) -> Stepper:
         stepper.house.auditor.forget_groups()
     stepper.house.assert_baseline()
     scheduler, blocks = stepper.scheduler, stepper.house.blocks
-    assert len(blocks._index._leaves) <= 2 * 48 + 64
+    assert blocks._index._order.entries <= 4 * (2 * 48 + 64)
     assert not blocks.pool._leaving
     assert not scheduler.roster._sequences
     assert not scheduler.roster._groups

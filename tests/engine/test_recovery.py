@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from chatserve.cache.block_manager import CacheStatistics
+from chatserve.cache.statistics import CacheStatistics
 from chatserve.engine.engine import Engine
 from chatserve.engine.values import FinishReason
 from chatserve.errors import EngineError, Unavailable

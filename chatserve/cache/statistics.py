@@ -1,0 +1,52 @@
+"""What the cache floor counts: a frozen picture, and the one mutable book behind it."""
+
+from dataclasses import dataclass
+
+from chatserve.cache.claims import ClaimStatistics
+from chatserve.cache.page_pool import PoolStatistics
+from chatserve.cache.transit import TransitStatistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStatistics:
+    """The cache floor at one moment. *_tokens and *_total count from the start of the process.
+
+    logical_pages counts every owner of a page, physical_pages each owned page once: their
+    difference is what sharing saves. draft_pages were computed ahead and wait for their request;
+    draft_adopted_total: pages whose request came.
+    """
+
+    page_size: int
+    pages: PoolStatistics
+    claims: ClaimStatistics
+    transit: TransitStatistics
+    named_pages: int
+    logical_pages: int
+    physical_pages: int
+    query_tokens: int
+    hit_tokens: int
+    sealed_total: int
+    twins_total: int
+    copies_total: int
+    evicted_for_space_total: int
+    evicted_by_flush_total: int
+    truncated_total: int
+    draft_pages: int = 0
+    draft_sealed_total: int = 0
+    draft_adopted_total: int = 0
+
+
+@dataclass(slots=True)
+class CacheCounts:
+    """The running sums behind the statistics."""
+
+    query_tokens: int = 0
+    hit_tokens: int = 0
+    sealed: int = 0
+    twins: int = 0
+    copies: int = 0
+    evicted: int = 0
+    flushed: int = 0
+    truncated: int = 0
+    draft_sealed: int = 0
+    draft_adopted: int = 0

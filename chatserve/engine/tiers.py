@@ -1,0 +1,192 @@
+"""Tiers: when pages are brought up from below the device, and when copies of them go down.
+
+It decides and keeps the books; the bytes are moved by threads (`traffic.py`), to whom the engine
+hands what `take_orders` gives. Synchronous, on the event loop.
+
+Theory of operation. A queued sequence whose prefix goes on below the device waits for a load as it
+would wait for a leader that computes the same pages: it holds nothing, and is an ordinary queued
+sequence again when they are there, or will not come. Loading is chosen over computing where it is
+quicker by what was measured lately; where nothing was, it is tried.
+
+Copies go down when nobody waits for the machine. While there are requests the threads that copy get
+a small share of the time, unless pages would be evicted before they have a copy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chatserve.cache.transit import Keeps
+from chatserve.engine.pace import Pace
+from chatserve.engine.roster import Roster
+from chatserve.engine.sequence import Sequence
+from chatserve.engine.statistics import TierStatistics
+from chatserve.engine.traffic import Delivery, Job
+
+LOADS_MAX = 2  # of one sequence; what is evicted again before its turn comes is then computed
+STALE_SECONDS = 60.0  # a rate measured so long ago says nothing: the next load measures it again
+_FADE = 0.7  # weight of the past at each new measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierLimits:
+    """keep_pages: copied by one job. busy_share: of the time, copying while there are requests.
+    write_pages_a_second: in the long run, None without a bound; bursts of up to an hour's worth.
+    """
+
+    keep_pages: int = 16
+    busy_share: float = 0.02
+    write_pages_a_second: float | None = None
+
+
+class Rate:
+    """Seconds a page takes, fading."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seconds: float | None = None
+        self._measured_at = 0.0
+
+    @property
+    def page_seconds(self) -> float | None:
+        """As measured last, however long ago."""
+        return self._seconds
+
+    def observe(self, pages: int, seconds: float) -> None:
+        """Book a job."""
+        page = seconds / pages
+        before = self._seconds
+        self._seconds = page if before is None else _FADE * before + (1 - _FADE) * page
+        self._measured_at = self._clock()
+
+    def estimate(self, pages: int) -> float | None:
+        """Seconds for so many pages; None where nothing was measured lately."""
+        if self._seconds is None or self._clock() - self._measured_at > STALE_SECONDS:
+            return None
+        return self._seconds * pages
+
+
+class Tiers:
+    """See the module. Owned by the scheduler."""
+
+    def __init__(
+        self, roster: Roster, pace: Pace, *, limits: TierLimits, clock: Callable[[], float]
+    ) -> None:
+        self._roster = roster
+        self._pace = pace
+        self._limits = limits
+        self._clock = clock
+        self._orders: list[Job] = []
+        self._loading_pages = 0
+        self._keeping = False
+        self._load_rate, self._keep_rate = Rate(clock), Rate(clock)
+        self._keep_due = 0.0
+        self._allowance = 0.0
+        self._allowed_at = clock()
+        self._loads = self._recomputes = 0
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether an I/O thread has, or will have, a page."""
+        return bool(self._loading_pages) or self._keeping
+
+    def take_orders(self) -> list[Job]:
+        """What the threads should do now, each once."""
+        taken, self._orders = self._orders, []
+        return taken
+
+    # Up ------------------------------------------------------------------------------------
+
+    def begin_load(self, sequence: Sequence, matched: int, tokens: bytes) -> bool:
+        """Bring up what follows the first `matched` pages of a queued sequence's prefix, which its
+        table holds, if it is below and that is quicker than to compute it. The load then has
+        claimed the names, and has what the table held.
+
+        tokens: the sequence's, int32 bytes.
+        """
+        blocks = self._roster.blocks
+        if sequence.loads >= LOADS_MAX:
+            return False
+        count = blocks.below(sequence.names, matched)
+        if not count or not self._is_quicker(count):
+            return False
+        holder = self._roster.new_id()
+        names = sequence.names[matched : matched + count]
+        tokens = tokens[4 * blocks.page_size * matched :]
+        load = blocks.begin_load(holder, sequence.table, names, tokens)
+        if load is None:
+            return False
+        sequence.loads += 1
+        self._loads += 1
+        self._loading_pages += count
+        self._orders.append(load)
+        return True
+
+    def _is_quicker(self, pages: int) -> bool:
+        load = self._load_rate.estimate(self._loading_pages + pages)
+        compute = self._pace.estimate(pages * self._roster.blocks.page_size)
+        quicker = load is None or compute is None or load < compute
+        self._recomputes += not quicker
+        return quicker
+
+    # Down ----------------------------------------------------------------------------------
+
+    def order_keeps(self, *, idle: bool) -> None:
+        """Have some pages copied down, if there are any and it is their time."""
+        transit = self._roster.blocks.transit
+        if self._keeping or not transit.unkept:
+            return
+        pressed = self._roster.blocks.pool.free < transit.unkept
+        if not (idle or pressed or self._clock() >= self._keep_due):
+            return
+        most = min(self._limits.keep_pages, self._allowed())
+        keeps = self._roster.blocks.take_unkept(most) if most else None
+        if keeps is not None:
+            self._keeping = True
+            self._allowance -= len(keeps.pages)
+            self._orders.append(keeps)
+
+    def _allowed(self) -> int:
+        """Pages that the write budget has room for now."""
+        rate = self._limits.write_pages_a_second
+        if rate is None:
+            return self._limits.keep_pages
+        now = self._clock()
+        most = max(3600.0 * rate, 1.0)
+        self._allowance = min(most, self._allowance + (now - self._allowed_at) * rate)
+        self._allowed_at = now
+        return int(self._allowance)
+
+    # Back ----------------------------------------------------------------------------------
+
+    def finish(self, delivery: Delivery) -> None:
+        """The threads are done with a job."""
+        job, blocks = delivery.job, self._roster.blocks
+        if isinstance(job, Keeps):
+            self._keeping = False
+            blocks.end_keep(job, delivery.done)
+            if any(delivery.done):
+                self._keep_rate.observe(len(job.pages), delivery.seconds)
+            rest = delivery.seconds * (1 / self._limits.busy_share - 1)
+            self._keep_due = self._clock() + rest
+            return
+        self._loading_pages -= len(job.names)
+        good, woken = blocks.end_load(job, delivery.done)
+        if good:
+            self._load_rate.observe(good, delivery.seconds)
+        for sequence in self._roster.wake(woken):
+            sequence.loaded.update(range(job.above, job.above + good))
+
+    def restart(self) -> None:
+        """The cache was begun anew, and no thread has a page: what was under way is void."""
+        self._orders.clear()
+        self._loading_pages = 0
+        self._keeping = False
+
+    def statistics(self) -> TierStatistics:
+        """A frozen picture."""
+        return TierStatistics(
+            loads_total=self._loads,
+            recomputes_total=self._recomputes,
+            load_page_seconds=self._load_rate.page_seconds,
+            keep_page_seconds=self._keep_rate.page_seconds,
+        )

@@ -1,0 +1,217 @@
+"""Traffic: threads that move page bytes between the device's memory and a tier below.
+
+    load, keep ──▶ parts in one queue, loads first ──▶ I/O threads ──▶ Delivery on the event loop
+
+A job is cut into parts of some pages, so that threads share it and reading one part overlaps with
+decrypting another; its delivery comes once, when its last part is done. Whatever goes wrong in a
+part is a miss of its pages: a thread never dies of it, and nobody waits for ever.
+
+The memory is the runner's, but a page in transit belongs to the thread that moves it: the cache
+floor sees to it that no step touches a LOADING page and that nobody writes to a page being read.
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from queue import PriorityQueue
+from typing import Protocol
+
+from chatserve.cache.page_pool import PageId
+from chatserve.cache.transit import Keeps, Load
+from prefix_store.names import PageName
+from prefix_store.values import PageRead, PageWrite
+
+_log = logging.getLogger(__name__)
+
+THREADS = 2
+PART_BYTES = 4 << 20  # large enough to stream, small enough that threads share one chat's pages
+_LOAD, _KEEP, _END = 0, 1, 2  # in the order of their turn
+
+
+class PageMemory(Protocol):
+    """The device's pages, as far as this process can address them."""
+
+    def page_view(self, page: PageId) -> memoryview:
+        """The page's bytes, writable."""
+        ...
+
+
+class Depot(Protocol):
+    """A tier below: `prefix_store.Slab` is one. Called from several threads at once; a method that
+    raises counts as a miss."""
+
+    def find(self, names: Sequence[PageName]) -> int:
+        """How many of these names, from the first, it knows. Takes microseconds."""
+        ...
+
+    def contains(self, name: PageName) -> bool:
+        """Whether it knows the name. Takes microseconds."""
+        ...
+
+    def touch(self, names: Sequence[PageName]) -> None:
+        """These were used. Takes microseconds."""
+        ...
+
+    def get(self, reads: Sequence[PageRead]) -> list[bool]:
+        """Fill the buffers; which of them hold what was asked for."""
+        ...
+
+    def put(self, writes: Sequence[PageWrite]) -> list[bool]:
+        """Keep these; which of them are kept."""
+        ...
+
+
+Job = Load | Keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A job is done. done: per page, whether its bytes arrived (or were kept). seconds: from the
+    start of its first part to the end of its last."""
+
+    job: Job
+    done: tuple[bool, ...]
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A job under way. Its fields change under the traffic's lock."""
+
+    job: Job
+    done: list[bool]
+    parts_left: int
+    began: float | None = None
+
+
+@dataclass(order=True, slots=True)
+class _Part:
+    urgency: int
+    number: int
+    first: int = field(compare=False, default=0)
+    last: int = field(compare=False, default=0)
+    job: _Job | None = field(compare=False, default=None)
+
+
+class Traffic:
+    """See the module. Methods are for the event loop, but for the threads' own."""
+
+    def __init__(self, depot: Depot, memory: PageMemory, *, page_bytes: int) -> None:
+        self.depot = depot
+        self._memory = memory
+        self._part_pages = max(1, PART_BYTES // page_bytes)
+        self._parts: PriorityQueue[_Part] = PriorityQueue()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_delivery: Callable[[Delivery], None] = _nobody
+        self.loads_in_flight = 0
+        self.keeps_in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs given out and not delivered."""
+        return self.loads_in_flight + self.keeps_in_flight
+
+    def begin(self, on_delivery: Callable[[Delivery], None]) -> None:
+        """Start the threads; deliveries are made on the running event loop."""
+        self._loop, self._on_delivery = asyncio.get_running_loop(), on_delivery
+        for number in range(THREADS):
+            thread = threading.Thread(target=self._work, name=f"chatserve-io-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def load(self, load: Load) -> None:
+        """Fill a load's pages."""
+        self.loads_in_flight += 1
+        # Shared out to all threads, even where one part would do: somebody waits.
+        share = -(-len(load.names) // THREADS)
+        self._submit(load, len(load.names), _LOAD, min(self._part_pages, share))
+
+    def keep(self, keeps: Keeps) -> None:
+        """Copy pages down."""
+        self.keeps_in_flight += 1
+        self._submit(keeps, len(keeps.pages), _KEEP, self._part_pages)
+
+    def close(self) -> None:
+        """No more jobs; threads end when what was given out is done. Idempotent."""
+        for _ in self._threads:
+            self._parts.put(_Part(_END, next(self._numbers)))
+
+    def join(self, timeout_seconds: float) -> bool:
+        """Wait for the threads; blocks. Returns whether all have ended."""
+        until = time.monotonic() + timeout_seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _submit(self, job: Job, count: int, urgency: int, part_pages: int) -> None:
+        assert count, "a job without pages"
+        starts = range(0, count, part_pages)
+        shared = _Job(job, [False] * count, len(starts))
+        for first in starts:
+            last = min(count, first + part_pages)
+            self._parts.put(_Part(urgency, next(self._numbers), first, last, shared))
+
+    # On the threads ------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (part := self._parts.get()).job is not None:
+            self._do(part, part.job)
+
+    def _do(self, part: _Part, job: _Job) -> None:
+        with self._lock:
+            if job.began is None:
+                job.began = time.monotonic()
+            began = job.began
+        try:
+            done = move(job.job, part.first, part.last, self.depot, self._memory)
+        except Exception:
+            # A depot says False for what it cannot do; an exception is its fault, or ours.
+            _log.exception("page bytes could not be moved")
+            done = [False] * (part.last - part.first)
+        with self._lock:
+            job.done[part.first : part.last] = done
+            job.parts_left -= 1
+            if job.parts_left:
+                return
+        delivery = Delivery(job.job, tuple(job.done), time.monotonic() - began)
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, delivery)
+        except RuntimeError:
+            _log.debug("the event loop has gone: nobody takes the delivery")
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if isinstance(delivery.job, Load):
+            self.loads_in_flight -= 1
+        else:
+            self.keeps_in_flight -= 1
+        self._on_delivery(delivery)
+
+
+def move(job: Job, first: int, last: int, depot: Depot, memory: PageMemory) -> list[bool]:
+    """Move the bytes of a job's pages from `first` on, before `last`; which of them were moved."""
+    view = memory.page_view
+    if isinstance(job, Load):
+        size = len(job.tokens) // len(job.names)
+        pages = job.pages
+        reads = [
+            PageRead(job.names[i], job.tokens[i * size : (i + 1) * size], view(pages[i]))
+            for i in range(first, last)
+        ]
+        return depot.get(reads)
+    writes = [
+        PageWrite(keep.name, keep.parent, keep.position, keep.tokens, view(keep.page))
+        for keep in job.pages[first:last]
+    ]
+    return depot.put(writes)
+
+
+def _nobody(delivery: Delivery) -> None:
+    del delivery
