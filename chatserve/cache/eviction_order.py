@@ -48,6 +48,7 @@ class _Holding:
     share: int
     pages: int = 0
     leaves: list[Entry] = field(default_factory=list[Entry])
+    bound: Entry | None = None  # what it is known by on its side; other entries there are stale
 
     @property
     def above(self) -> bool:
@@ -166,9 +167,10 @@ class EvictionOrder:
             else:
                 assert entry in holding.leaves, "a page that nobody would find"
                 side = self._above if holding.above else self._within
-                bound = min((key for key, name in side if name == offer.tenant), default=None)
+                bound = holding.bound
                 assert bound is not None, "a tenant that nobody would find"
                 assert bound <= entry, "a tenant behind its own page"
+                assert any(key is bound and name == offer.tenant for key, name in side)
         assert all(holding.pages > 0 for holding in self._holdings.values())
 
     # Inside --------------------------------------------------------------------------------
@@ -210,15 +212,16 @@ class EvictionOrder:
 
     def _rank(self, tenant: Tenant, holding: _Holding) -> None:
         """The tenant has a smaller first place than it is known by, or has crossed its share."""
-        if not holding.leaves:
+        holding.bound = holding.leaves[0] if holding.leaves else None
+        if holding.bound is None:
             return
         side = self._above if holding.above else self._within
-        heappush(side, (holding.leaves[0], tenant))
+        heappush(side, (holding.bound, tenant))
         if len(side) > 2 * len(self._holdings) + SLACK:
             side[:] = [
-                (other.leaves[0], name)
+                (other.bound, name)
                 for name, other in self._holdings.items()
-                if other.leaves and other.above == holding.above
+                if other.bound is not None and other.above == holding.above
             ]
             heapify(side)
 
@@ -227,13 +230,14 @@ class EvictionOrder:
         while side:
             bound, tenant = side[0]
             holding = self._holdings.get(tenant)
-            if holding is None or holding.above != (side is self._above):
+            on_this_side = holding is not None and holding.above == (side is self._above)
+            if holding is None or not on_this_side or holding.bound is not bound:
                 heappop(side)
                 continue
-            head = self._head(holding.leaves)
+            head = holding.bound = self._head(holding.leaves)
             if head is None:
                 heappop(side)
-            elif head == bound:
+            elif head is bound:
                 return head
             else:
                 heapreplace(side, (head, tenant))
