@@ -66,9 +66,9 @@ class Gone:
         write_all(self._files, self._descriptor, self._header(), 0)
         self._files.sync(self._descriptor)
 
-    def load(self) -> bool:
+    def load(self, *, writable: bool = True) -> bool:
         """Read the file; False where it is not this slab's."""
-        self._descriptor = self._files.open(self._path, create=False)
+        self._descriptor = self._files.open(self._path, create=False, writable=writable)
         raw = read_bytes(self._files, self._descriptor, self._files.size(self._descriptor), 0)
         if raw[:UNIT] != self._header():
             return False

@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Sequence
 
 from prefix_store.errors import StoreError
 from prefix_store.index import Entry
-from prefix_store.layout import unpack_slot_header
+from prefix_store.layout import SLOT_HEADER_BYTES, unpack_slot_header
 from prefix_store.names import PageName
+from prefix_store.proof import Witness
 from prefix_store.sealing import Sealer, StoreKeys
 from prefix_store.shrinking import shrink
 from prefix_store.slots import Former, Slots
@@ -333,6 +334,26 @@ class Slab:
             slots.file.sync()
             slots.save_records(covered)
 
+    def witnesses(self, names: Collection[PageName]) -> list[Witness]:
+        """What to look for in the folder after these pages were dropped (`proof.py`); call it
+        before. Nothing for pages that are not here. Raises OSError where a slot cannot be read."""
+        found: list[Witness] = []
+        for name in names:
+            with self._lock:
+                entry = self._index.entries.get(name)
+                if entry is None:
+                    continue
+                entry.pins += 1
+            try:
+                buffer = self._slots.file.buffer()
+                sealed = self._sealer.layout.sealed_bytes
+                if self._slots.file.read(entry.slot, buffer, sealed):
+                    found.append(Witness.of_slot(name, buffer[SLOT_HEADER_BYTES:sealed]))
+            finally:
+                with self._lock:
+                    entry.pins -= 1
+        return found
+
     # Keeping house.
 
     def probe(self) -> bool:
@@ -352,7 +373,9 @@ class Slab:
         slots.file.try_scratch()
         slots.gone.save()
         if slots.full:
-            shrink(slots, max(1, slots.high // SHRINK_PART))
+            # Slots that could not be written are beyond the file's end: cutting them gives nothing.
+            beyond = max(0, slots.high - slots.file.slots())
+            shrink(slots, beyond + max(1, slots.high // SHRINK_PART))
         else:
             slots.settle_all()
         with self._lock:

@@ -47,7 +47,9 @@ class _Descriptor:
 class SlabFile:
     """One slab file. Reads and writes of slots in any thread; the rest by one thread at a time."""
 
-    def __init__(self, files: Files, path: Path, layout: SlotLayout) -> None:
+    def __init__(
+        self, files: Files, path: Path, layout: SlotLayout, *, writable: bool = True
+    ) -> None:
         """Opens the file, which must be there. Raises OSError."""
         self._files = files
         self._path = path
@@ -56,7 +58,11 @@ class SlabFile:
         self.generation = 0  # grows when a descriptor for writing is retired
         self._writing: _Descriptor | None = None
         self._reading: _Descriptor | None = None
-        self.refresh()
+        if writable:
+            self.refresh()
+        else:
+            number = files.open(path, create=False, writable=False)
+            self._reading = _Descriptor(files, number)
 
     def buffer(self) -> memoryview:
         """This thread's buffer of one slot, page-aligned; zeros after the sealed bytes."""
@@ -89,7 +95,7 @@ class SlabFile:
 
     def slots(self) -> int:
         """How many slots the file reaches into. Raises OSError."""
-        with self._entered(self._writing) as descriptor:
+        with self._entered(self._reading) as descriptor:
             return self.layout.slots_in(self._files.size(descriptor))
 
     def sync(self) -> None:

@@ -66,7 +66,7 @@ class PageStore:
             files.make_folder(folder)
             if files.folder_mode(folder) & ~FOLDER_MODE:
                 raise StoreError(f"{folder} is open to other users; expected mode 0700")
-            descriptor = _take_lock(files, folder)
+            descriptor = take_lock(files, folder)
         except OSError as error:
             raise StoreError(f"{folder} cannot be a page store: {error}") from error
         place = Place(
@@ -180,7 +180,9 @@ class PageStore:
             self._place.room.leave(stem, size, partial(remove_slab, self._place, stem))
 
 
-def _take_lock(files: Files, folder: Path) -> int:
+def take_lock(files: Files, folder: Path) -> int:
+    """The descriptor that holds the folder's lock; closing it gives the lock back. Raises
+    StoreLocked where another has it, OSError where the disk refuses."""
     descriptor = files.open(folder / LOCK_NAME, create=True)
     try:
         taken = files.lock(descriptor)

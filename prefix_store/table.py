@@ -78,19 +78,23 @@ class Table:
         for _ in STATE_OFFSETS:
             self.save_state(State())
 
-    def load(self, slots: int) -> tuple[State, list[Record | None], list[int]]:
+    def load(
+        self, slots: int, *, repair: bool = True
+    ) -> tuple[State, list[Record | None], list[int]]:
         """The state, a record for each of `slots` slots and the rest of the last block, and the
         slots whose record is lost.
 
-        Raises OSError; a file that is missing or not this slab's counts as all records lost.
+        Raises OSError; a file that is missing or not this slab's counts as all records lost, and
+        is made anew where `repair`.
         """
         try:
-            self._descriptor = self._files.open(self._path, create=False)
+            self._descriptor = self._files.open(self._path, create=False, writable=repair)
+            ours = read_bytes(self._files, self._descriptor, UNIT, 0) == self._header()
         except FileNotFoundError:
-            self.create()
-            return State(), [None] * slots, list(range(slots))
-        if read_bytes(self._files, self._descriptor, UNIT, 0) != self._header():
-            self.create()
+            ours = False
+        if not ours or self._descriptor is None:
+            if repair:
+                self.create()
             return State(), [None] * slots, list(range(slots))
         records: list[Record | None] = []
         lost: list[int] = []

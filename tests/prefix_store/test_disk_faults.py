@@ -70,6 +70,11 @@ def survive(call: int, code: int, *, for_good: bool) -> bool:
     store, slab = opened
     dropped: set[int] = set()
     use(store, slab, dropped)
+    if disk.calls < call:
+        store.close()  # the fault comes now
+        assert disk.calls >= call
+        assert disk.open_descriptors == 0, "a descriptor was left open"
+        return False
     if for_good:
         assert slab.statistics().degraded is not None
         assert slab.statistics().io_errors > 0
@@ -158,6 +163,7 @@ def test_a_full_disk_stops_growth_and_gives_space_back() -> None:
     assert opened is not None
     store, slab = opened
     assert all(slab.put([write(number) for number in range(16)]))
+    store.gc()
     full_at = disk.total_bytes()
 
     def no_growth(count: int, what: str) -> None:

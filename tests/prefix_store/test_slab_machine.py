@@ -1,4 +1,4 @@
-"""A slab against something dumb that tells the truth: a dict, and rules about what may be missing."""
+"""A slab against something dumb that tells the truth: a dict, and rules about what may miss."""
 
 import tempfile
 from pathlib import Path

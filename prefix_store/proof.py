@@ -1,0 +1,96 @@
+"""The proof of forgetting: what a dropped page looked like on the disk, and a search for it.
+
+Before pages are dropped, `Slab.witnesses` (or `python -m prefix_store witness`) notes of each its
+name and pieces of its ciphertext from all over the slot. Afterwards `search` looks for any of them,
+at any place, in every file of a folder. A note says nothing of a page's content; it does hold the
+page's name, so it belongs outside the folder that is searched.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PIECE_BYTES = 32  # so many random bytes are nowhere by chance
+PIECES = 16
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A page as it lay on the disk: its name, and pieces of its ciphertext."""
+
+    name: bytes
+    pieces: tuple[bytes, ...]
+
+    @classmethod
+    def of_slot(cls, name: bytes, sealed: memoryview) -> "Witness":
+        """Pieces at even distances, the first and the last bytes among them."""
+        last = max(0, len(sealed) - PIECE_BYTES)
+        offsets = dict.fromkeys(last * step // (PIECES - 1) for step in range(PIECES))
+        return cls(name, tuple(bytes(sealed[at : at + PIECE_BYTES]) for at in offsets))
+
+    def to_json(self) -> str:
+        """One line."""
+        pieces = [piece.hex() for piece in self.pieces]
+        return json.dumps({"name": self.name.hex(), "pieces": pieces})
+
+    @classmethod
+    def from_json(cls, line: str) -> "Witness":
+        """The witness of a line; ValueError for anything else."""
+        try:
+            fields: dict[str, object] = json.loads(line)
+            name, pieces = fields["name"], fields["pieces"]
+            if not isinstance(name, str) or not isinstance(pieces, list):
+                raise TypeError
+            return cls(bytes.fromhex(name), tuple(bytes.fromhex(str(piece)) for piece in pieces))
+        except (KeyError, TypeError) as error:
+            raise ValueError("this is not a line of a proof") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Something of a page that was found. what: 'name' or 'ciphertext'."""
+
+    path: Path
+    offset: int
+    name: bytes
+    what: str
+
+
+def search(paths: Iterable[Path], witnesses: Iterable[Witness]) -> Iterator[Trace]:
+    """Every place in these files, and in the files of these folders, where a page's name (as bytes
+    or as hexadecimal digits) or a piece of its ciphertext stands. Raises OSError."""
+    wanted: list[tuple[bytes, bytes, str]] = []
+    for witness in witnesses:
+        for form in (
+            witness.name,
+            witness.name.hex().encode(),
+            witness.name.hex().upper().encode(),
+        ):
+            wanted.append((form, witness.name, "name"))
+        wanted.extend((piece, witness.name, "ciphertext") for piece in witness.pieces)
+    overlap = max((len(needle) for needle, _, _ in wanted), default=1) - 1
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file() and not file.is_symlink():
+                yield from _search_file(file, wanted, overlap)
+
+
+def _search_file(
+    path: Path, wanted: list[tuple[bytes, bytes, str]], overlap: int
+) -> Iterator[Trace]:
+    with path.open("rb") as file:
+        before, offset = b"", 0
+        while chunk := file.read(_READ_BYTES):
+            text = before + chunk
+            for needle, name, what in wanted:
+                at = text.find(needle)
+                while at >= 0:
+                    # What ends in the part kept from before was reported with it.
+                    if at + len(needle) > len(before):
+                        yield Trace(path, offset - len(before) + at, name, what)
+                    at = text.find(needle, at + 1)
+            offset += len(chunk)
+            before = text[-overlap:] if overlap else b""
