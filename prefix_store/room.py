@@ -84,14 +84,18 @@ class Room:
             others = sum(claim for name, claim in self._claims.items() if name != owner)
             return self.capacity_bytes - others
 
-    def press(self, owner: str, wanted_bytes: int) -> None:
-        """Try to make room so that `owner` could claim so many bytes. Raises OSError from the
-        removal of files. Call without a lock that a shrinking slab would need."""
+    def press(self, owner: str, least_bytes: int, wanted_bytes: int) -> None:
+        """Where `owner` could not claim `least_bytes`, try to make room: by removing idle slabs
+        until it could, else by asking opened ones for what it is short of `wanted_bytes` and of its
+        share. Raises OSError from the removal of files. Call without a lock that a shrinking slab
+        would need."""
         with self._lock:
             for idle in tuple(self._idle):
-                if wanted_bytes <= self.left(owner):
+                if least_bytes <= self.left(owner):
                     return
                 self.remove(idle)
+            if least_bytes <= self.left(owner):
+                return
             share = self.capacity_bytes // max(1, len(self._opened))
             missing = min(wanted_bytes, share) - self.left(owner)
             above = sorted(

@@ -266,7 +266,8 @@ class Slots:
     def _press(self) -> None:
         """Before the window is chosen: where it will not fit, others may make room."""
         if not self._full and len(self.free) < self._window_slots:
-            self._room.press(self.stem, self.bytes_for(self.high + self._window_slots))
+            least, wanted = self.high + 1, self.high + self._window_slots
+            self._room.press(self.stem, self.bytes_for(least), self.bytes_for(wanted))
 
     def _growth(self, wanted: int) -> int:
         """By how many slots the files may grow now; the room for them is claimed."""

@@ -114,7 +114,8 @@ class PageStore:
         room.opened(stem, slots.bytes_for(slots.high), slab.give_back)
         if room.excess():
             try:
-                room.press(stem, slots.bytes_for(slots.high))
+                here = slots.bytes_for(slots.high)
+                room.press(stem, here, here)
             except OSError as error:
                 log.warning("A slab of another model cannot be removed: %s", error)
             slab.give_back(room.excess())

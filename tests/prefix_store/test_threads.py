@@ -1,0 +1,111 @@
+"""Several threads at once: no wrong page, no page of a drop that returned, no lost count."""
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from prefix_store import Slab
+from tests.prefix_store.fake_disk import FakeDisk
+from tests.prefix_store.pages import SHAPE, get, name, open_store, write
+
+THREADS = 6
+NUMBERS = 60
+
+
+@pytest.mark.parametrize("capacity", [150_000, 1 << 20], ids=["crowded", "roomy"])
+@pytest.mark.parametrize("seed", range(3))
+def test_threads_that_put_get_and_drop(tmp_path: Path, capacity: int, seed: int) -> None:
+    print(f"seed {seed}")
+    store = open_store(folder=tmp_path / "pages", capacity_bytes=capacity)
+    slab = store.slab(SHAPE)
+
+    def act(thread: int) -> int:
+        dice = random.Random(f"{seed} {thread}")
+        gets = 0
+        # The last pages belong to one thread each: what it dropped is gone until it puts it again.
+        own = NUMBERS + thread
+        there = False
+        for _ in range(150):
+            first = dice.randrange(NUMBERS)
+            match dice.randrange(6):
+                case 0 | 1:
+                    slab.put([write(n) for n in range(first, min(NUMBERS, first + 4))])
+                case 2:
+                    get(slab, first)
+                    gets += 1
+                case 3:
+                    slab.drop([name(first), name((first + 7) % NUMBERS)])
+                case 4:
+                    slab.touch([name(first)])
+                    assert 0 <= slab.find([name(n) for n in range(NUMBERS)]) <= NUMBERS
+                case _ if there:
+                    slab.drop([name(own)])
+                    there = False
+                    assert not get(slab, own)
+                    gets += 1
+                case _:
+                    there = slab.put([write(own, run=1000)]) == [True]
+        return gets
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        gets = sum(pool.map(act, range(THREADS)))
+    figures = slab.statistics()
+    e, m = figures.evictions, figures.misses
+    assert figures.hits + m.absent == gets
+    assert m.authentication == m.io == figures.io_errors == 0
+    assert figures.pages == figures.writes - e.space - e.age - e.orphan - e.forgotten - e.bad
+    assert figures.pages == sum(get(slab, n) for n in range(NUMBERS + THREADS))
+    store.close()
+    again = open_store(folder=tmp_path / "pages", capacity_bytes=capacity)
+    slab = again.slab(SHAPE)
+    assert slab.statistics().pages == figures.pages
+    assert figures.pages == sum(get(slab, n) for n in range(NUMBERS + THREADS))
+    again.close()
+
+
+class Gate:
+    """Holds one write of a slot back until told."""
+
+    def __init__(self, disk: FakeDisk) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        disk.on_write = self._hold
+
+    def _hold(self, offset: int, raw: bytes) -> None:
+        if raw[68:100] == name(1) and not self.reached.is_set():
+            self.reached.set()
+            assert self.opened.wait(30)
+
+
+def test_a_drop_waits_for_the_put_in_flight_and_cancels_what_it_has_not_begun() -> None:
+    disk = FakeDisk()
+    slab = open_store(disk).slab(SHAPE)
+    gate = Gate(disk)
+    results: list[bool] = []
+    putting = threading.Thread(
+        target=lambda: results.extend(slab.put([write(n) for n in range(4)]))
+    )
+    dropping = threading.Thread(target=lambda: slab.drop([name(1), name(2)]))
+    putting.start()
+    assert gate.reached.wait(30)
+    assert get(slab, 0), "reading goes on"
+    assert slab.put([write(1)]) == [False], "another put is just writing it"
+    dropping.start()
+    while not _cancelled(slab):
+        pass
+    assert dropping.is_alive()
+    gate.opened.set()
+    putting.join()
+    dropping.join()
+    assert results == [True, False, False, True]
+    assert [get(slab, n) for n in range(4)] == [True, False, False, True]
+    for part in disk.on_disk():
+        assert name(1) not in part
+        assert name(2) not in part
+
+
+def _cancelled(slab: Slab) -> bool:
+    tickets = slab._tickets  # pyright: ignore[reportPrivateUsage]
+    return all(tickets[name(n)].cancelled for n in (1, 2))
