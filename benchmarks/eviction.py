@@ -9,8 +9,8 @@ our policy were chosen on the first (`--fit` shows how), so only the second is i
 sees the future but the bound.
 
 `fifo`, `lru`, `lfu` and `patience` run through the cache's own index, where parents outlive
-children; `lfu` never forgets a use, ours as much as the server does. `plain ...` are textbook policies
-over single blocks: there FIFO is worse, because it drops beginnings first.
+children; `lfu` never forgets a use, ours as much as the server does. `plain ...` are textbook
+policies over single blocks: there FIFO is worse, because it drops beginnings first.
 """
 
 import argparse
