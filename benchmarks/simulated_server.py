@@ -30,7 +30,8 @@ def main() -> int:
     step_seconds: float = given.step_seconds
 
     def load(settings: Settings, folder: Path, secret: MasterSecret) -> Loaded:
-        loaded = load_real(settings, folder, secret)
+        # Its pages have another size than the real model's, so none are kept on disk.
+        loaded = load_real(replace(settings, disk_capacity=0), folder, secret)
         runner = SimulatedRunner(
             pages=PAGES,
             page_size=settings.page_size,

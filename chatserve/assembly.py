@@ -30,7 +30,10 @@ from chatserve.engine.model_runner import ModelRunner
 from chatserve.engine.pace import Pace
 from chatserve.engine.runner import OutOfMemory, Runner
 from chatserve.engine.scheduler import Scheduler, SchedulerLimits
+from chatserve.engine.tiers import TierLimits
+from chatserve.engine.traffic import Traffic
 from chatserve.errors import SettingsError
+from chatserve.kept_pages import KeptPages
 from chatserve.lifespan import (
     BATCH_TOKENS_CPU,
     BATCH_TOKENS_GPU,
@@ -43,7 +46,7 @@ from chatserve.lifespan import (
 )
 from chatserve.model import LoadedModel, load_model
 from chatserve.settings import Settings
-from prefix_store import MasterSecret, PageNamer
+from prefix_store import MasterSecret, PageNamer, PageShape
 
 HISTORY_MODES: dict[str, HistoryMode | None] = {
     "auto": None,
@@ -62,6 +65,7 @@ class Loaded:
     fingerprint: bytes
     pages: int
     name_key: bytes
+    kept: KeptPages | None = None
 
 
 def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded:
@@ -99,14 +103,35 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         runner = ModelRunner(model, pages=pages)
     except OutOfMemory as error:
         raise SettingsError(f"--kv-memory: {error}.") from error
+    fingerprint = model.fingerprint()
     return Loaded(
         model=model,
         runner=runner,
         text=text,
-        fingerprint=model.fingerprint(),
+        fingerprint=fingerprint,
         pages=pages,
         name_key=secret.derive("page names"),
+        kept=_kept_pages(settings, secret, model, fingerprint),
     )
+
+
+def _kept_pages(
+    settings: Settings, secret: MasterSecret, model: LoadedModel, fingerprint: bytes
+) -> KeptPages | None:
+    if model.device.type != "cpu":
+        return None  # pages of another device's memory come with the host tier
+    shape = PageShape(
+        fingerprint=fingerprint,
+        page_bytes=model.layout.page_bytes,
+        page_tokens=model.layout.page_size,
+    )
+    return KeptPages.open(settings, secret, shape)
+
+
+def _traffic(loaded: Loaded) -> Traffic | None:
+    if loaded.kept is None or not isinstance(loaded.runner, ModelRunner):
+        return None
+    return Traffic(loaded.kept.slab, loaded.runner, page_bytes=loaded.model.layout.page_bytes)
 
 
 def page_count(settings: Settings, model: LoadedModel) -> int:
@@ -139,14 +164,21 @@ def assemble(
     on_gpu = model.device.type == "cuda"
     most = settings.max_batch_tokens or (BATCH_TOKENS_GPU if on_gpu else BATCH_TOKENS_CPU)
     namer = PageNamer(loaded.name_key, page_size=size)
+    kept = loaded.kept
     scheduler = Scheduler(
-        lambda: BlockManager(pages=loaded.pages, page_size=size, caching=settings.prefix_cache),
+        lambda: BlockManager(
+            pages=loaded.pages,
+            page_size=size,
+            caching=settings.prefix_cache,
+            below=None if kept is None else kept.slab,
+        ),
         namer,
         Pace(target_seconds=settings.step_target, tokens_min=size, tokens_max=max(most, size)),
         limits=SchedulerLimits(
             sequences_max=settings.max_sequences,
             queued_max=settings.max_queued,
             context_length=min(model.context_length, loaded.pages * size),
+            tiers=TierLimits() if kept is None else kept.limits(settings),
         ),
         clock=time.monotonic,
     )
@@ -160,6 +192,7 @@ def assemble(
             vocabulary_size=model.vocabulary_size,
             steps_in_flight=settings.steps_in_flight,
         ),
+        traffic=_traffic(loaded),
     )
     threads = min(4, os.cpu_count() or 1)
     loop = asyncio.get_running_loop()
@@ -182,6 +215,7 @@ def assemble(
         service=ChatService(engine, loaded.text, workshop),
         store=store,
         text_threads=workshop.executor,
+        kept=kept,
         conversations=Conversations(
             store,
             engine,

@@ -40,6 +40,7 @@ from chatserve.chat.values import Ask
 from chatserve.data_folder import FolderLock
 from chatserve.early_checks import check_files, stated_context
 from chatserve.errors import SettingsError, StartError, Unavailable
+from chatserve.kept_pages import KeptPages
 from chatserve.late import LateConversations
 from chatserve.loop_watch import LoopWatch
 from chatserve.session_keeping import session_store
@@ -115,6 +116,7 @@ class Assembly:
     conversations: KeptChats
     store: SessionStore
     text_threads: Executor
+    kept: KeptPages | None = None
 
 
 class Serving:
@@ -301,6 +303,9 @@ class Serving:
         # From here on: imports while loading hold the interpreter's lock, and nobody chats yet.
         watch = asyncio.create_task(self._watch.run())
         running = asyncio.create_task(assembly.engine.run())
+        upkeep = [watch]
+        if assembly.kept is not None:
+            upkeep.append(asyncio.create_task(assembly.kept.run()))
         assembly.conversations.start()
         resuming = group.create_task(_resume(assembly), name="resuming")
         self._assembly = assembly
@@ -314,8 +319,11 @@ class Serving:
         if running.done():
             running.result()
         running.cancel()
-        watch.cancel()
-        await asyncio.wait({running, watch})
+        for task in upkeep:
+            task.cancel()
+        await asyncio.wait({running, *upkeep})
+        if assembly.kept is not None:
+            await asyncio.to_thread(assembly.kept.close)
 
     def _describe(self, context_length: int) -> None:
         """What is served, now that the pages are there."""
@@ -339,13 +347,15 @@ class Serving:
     def _statistics(self) -> Mapping[str, object]:
         found = self._assembly
         if found is None:
-            return dict.fromkeys(("cache", "engine", "conversations", "store", "known_ids"))
+            names = ("cache", "engine", "conversations", "store", "known_ids", "disk")
+            return dict.fromkeys(names)
         return {
             "cache": found.engine.cache_statistics(),
             "engine": found.engine.statistics(),
             "conversations": found.conversations.statistics(),
             "store": found.store.statistics(),
             "known_ids": found.service.known_statistics(),
+            "disk": None if found.kept is None else found.kept.statistics(),
         }
 
 

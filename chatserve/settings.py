@@ -20,6 +20,8 @@ LOADING_THREAD = "chatserve-loading"  # the name of the one that loads the model
 ENVIRONMENT_PREFIX = "CHATSERVE_"
 PAGE_SIZES = (8, 256)
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.IGNORECASE)
+_DURATIONS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
@@ -27,7 +29,8 @@ _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 class Settings:
     """All options of `chatserve serve`, checked. None means: decided at start, from the machine.
 
-    kv_memory: bytes. step_target, shutdown_timeout, chat_grace: seconds. context_reserve: tokens.
+    kv_memory, disk_capacity: bytes. disk_write_budget: bytes a day. step_target, shutdown_timeout,
+    chat_grace, max_page_age: seconds. context_reserve: tokens.
     """
 
     model: str | None
@@ -41,6 +44,9 @@ class Settings:
     page_size: int
     kv_memory: int | None
     prefix_cache: bool
+    disk_capacity: int | None
+    disk_write_budget: int
+    max_page_age: float | None
     context_length: int | None
     max_batch_tokens: int | None
     max_sequences: int
@@ -131,6 +137,17 @@ def _size(text: str) -> int:
     return value
 
 
+def _size_or_none(text: str) -> int:
+    return 0 if text.strip().lower() in ("0", "off", "none") else _size(text)
+
+
+def _age(text: str) -> float:
+    matched = _DURATION.fullmatch(text.strip())
+    if matched is None or not float(matched[1]):
+        raise ValueError("expected a time, such as 12h or 30d")
+    return float(matched[1]) * _DURATIONS[matched[2].lower()]
+
+
 def _page_size(text: str) -> int:
     value = _integer(*PAGE_SIZES)(text)
     if value & (value - 1):
@@ -188,6 +205,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("kv_memory", _size, None, "memory for pages; default: a share of what is free", "cache",
            "BYTES"),
     Option("prefix_cache", _switch, True, "keep and share pages: on or off", "cache", "on|off"),
+    Option("disk_capacity", _size_or_none, None, "disk for pages that survive a restart, 0 for "
+           "none; default: a quarter of what is free, 16GiB at the most", "cache", "BYTES"),
+    Option("disk_write_budget", _size_or_none, 256 << 30, "written to that disk in a day at the "
+           "most, in the long run; 0 for no bound", "cache", "BYTES"),
+    Option("max_page_age", _age, None, "forget pages on disk unused for so long: 12h, 30d", "cache",
+           "TIME"),
     Option("data_dir", _path, None, "folder for what must survive a restart", "cache", "DIR"),
     Option("max_batch_tokens", _integer(8, 1 << 20), None, "tokens of a step at the most",
            "scheduling", "TOKENS"),

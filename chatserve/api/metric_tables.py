@@ -179,11 +179,96 @@ KNOWN_METRICS = (
 )
 
 
+TRANSIT_METRICS = (
+    Metric(
+        "",
+        "chatserve_pages_in_transit",
+        "gauge",
+        "Pages on their way between the device and the disk, and those that wait for a copy.",
+        label="state",
+        parts=(("unkept", "unkept"), ("keeping", "keeping"), ("loading", "loading")),
+    ),
+    Metric("kept_total", "chatserve_pages_kept_total", "counter", "Pages copied to the disk."),
+    Metric("loaded_total", "chatserve_pages_loaded_total", "counter", "Pages read from the disk."),
+    Metric(
+        "failed_total",
+        "chatserve_page_loads_failed_total",
+        "counter",
+        "Pages that the disk was asked for and did not give; they are computed.",
+    ),
+    Metric(
+        "lost_total",
+        "chatserve_pages_lost_total",
+        "counter",
+        "Pages evicted before there was a copy of them.",
+    ),
+)
+
+TIER_METRICS = (
+    Metric("loads_total", "chatserve_loads_total", "counter", "Prompts that were loaded."),
+    Metric(
+        "recomputes_total",
+        "chatserve_recomputes_total",
+        "counter",
+        "Prompts that were computed although the disk had them, being quicker so.",
+    ),
+    Metric("load_page_seconds", "chatserve_load_page_seconds", "gauge", "Measured, for a page."),
+    Metric("keep_page_seconds", "chatserve_keep_page_seconds", "gauge", "Measured, for a page."),
+    Metric(
+        "compute_token_seconds",
+        "chatserve_compute_token_seconds",
+        "gauge",
+        "Measured, for a token of a prompt.",
+    ),
+)
+
+DISK_METRICS = (
+    Metric("bytes", "chatserve_disk_bytes", "gauge", "What the page store takes on the disk."),
+    Metric("capacity_bytes", "chatserve_disk_capacity_bytes", "gauge", "What it may take."),
+)
+
+SLAB_METRICS = (
+    Metric("pages", "chatserve_disk_pages", "gauge", "Pages of this model on the disk."),
+    Metric("hits", "chatserve_disk_hits_total", "counter", "Pages read, over restarts."),
+    Metric(
+        "misses",
+        "chatserve_disk_misses_total",
+        "counter",
+        "Pages that were not there, or not as they should be.",
+        label="reason",
+        parts=tuple((name, name) for name in ("absent", "authentication", "tokens", "io")),
+    ),
+    Metric("writes", "chatserve_disk_writes_total", "counter", "Pages written, over restarts."),
+    Metric(
+        "evictions",
+        "chatserve_disk_evictions_total",
+        "counter",
+        "Pages removed.",
+        label="reason",
+        parts=tuple((name, name) for name in ("space", "age", "orphan", "forgotten", "bad")),
+    ),
+    Metric("io_errors", "chatserve_disk_errors_total", "counter", "Calls that the disk refused."),
+)
+
+
+def disk_families(statistics: object) -> list[Family]:
+    """The page store and its one open slab."""
+    slabs: tuple[object, ...] = getattr(statistics, "slabs", ())
+    degraded = getattr(statistics, "degraded", None)
+    found = families(statistics, DISK_METRICS)
+    if slabs:
+        found += families(slabs[0], SLAB_METRICS)
+        meaning = "1 while the disk refuses, and nothing is written."
+        sample = Sample(float(degraded is not None))
+        found.append(Family("chatserve_disk_degraded", "gauge", meaning, (sample,)))
+    return found
+
+
 def all_families(statistics: Mapping[str, object]) -> list[Family]:
     """What the floors' statistics are as metrics. Who has none yet is left out.
 
-    statistics: `cache`, `engine`, `conversations`, `store`, `known_ids`, each a frozen picture or
-    None.
+    statistics: `cache`, `engine`, `conversations`, `store`, `known_ids`, `disk`, each a frozen
+    picture or None.
     """
     chats = statistics.get("conversations")
     return [
@@ -194,6 +279,9 @@ def all_families(statistics: Mapping[str, object]) -> list[Family]:
         *families(getattr(chats, "log", None), LOG_METRICS),
         *families(statistics.get("store"), STORE_METRICS),
         *families(statistics.get("known_ids"), KNOWN_METRICS),
+        *families(getattr(statistics.get("cache"), "transit", None), TRANSIT_METRICS),
+        *families(getattr(statistics.get("engine"), "tiers", None), TIER_METRICS),
+        *disk_families(statistics.get("disk")),
     ]
 
 

@@ -6,6 +6,7 @@ through `metric_tables.py`.
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 
 import orjson
 from starlette.requests import Request
@@ -71,7 +72,11 @@ def _state(word: str, health: Health, *, good: bool) -> Response:
 
 
 def _plain(value: object) -> object:
-    """What orjson cannot write by itself: sets, and mappings that are not dicts."""
+    """What orjson cannot write by itself: sets, paths, digests, mappings that are not dicts."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
     if isinstance(value, frozenset | set):
         return sorted(value, key=str)  # pyright: ignore[reportUnknownVariableType]
     if hasattr(value, "items"):

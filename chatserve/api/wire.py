@@ -4,7 +4,6 @@ It knows the values of the chat floor and nothing of sockets or of how events ar
 belongs to one HTTP request; `choice` counts over all prompts and their samples.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -52,10 +51,12 @@ def usage(results: Sequence[Done]) -> JsonObject:
 
 def particulars(results: Sequence[Done]) -> JsonObject:
     """chatserve's own part: where the prompt's tokens came from, and how long it took."""
-    receipt: dict[str, int] = {}
-    for result in results:
-        for name, count in dataclasses.asdict(result.receipt).items():
-            receipt[name] = receipt.get(name, 0) + count
+    receipt: JsonObject = {
+        name: sum(getattr(result.receipt, name) for result in results)
+        for name in ("device", "disk", "computed")
+    }
+    saved = [result.receipt.saved for result in results if result.receipt.saved is not None]
+    receipt["saved"] = round(sum(saved), 6) if saved else None
     firsts = [r.timings.to_first_token for r in results if r.timings.to_first_token is not None]
     return {
         "receipt": receipt,

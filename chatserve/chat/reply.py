@@ -139,7 +139,7 @@ class Reply:
         usage = Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=sum(len(sample.token_ids) for sample in self.samples),
-            cached_tokens=self._prompt_tokens - receipt.computed if self._receipt else 0,
+            cached_tokens=receipt.cached,
         )
         timings = Timings(
             to_first_token=None if first_at is None else first_at - self._accepted_at,

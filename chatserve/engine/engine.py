@@ -18,6 +18,7 @@ again (`Scheduler.recover`): text is truth, pages are a cache.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 ROWS_A_TURN = 512  # to commit before something else has its turn: some milliseconds
 DELIVERIES_A_TURN = 64  # a few milliseconds of consumers' work
+KEEP_REST_SECONDS = 10.0  # some gigabytes
 CLOSE_TIMEOUT_SECONDS = 30.0  # a step on a slow CPU with a long slice
 
 
@@ -198,13 +200,15 @@ class Engine:
         finally:
             # The streams first: a second cancellation may cut the waiting short.
             self._stopped = True
-            self._thread.close()
-            if self._traffic is not None:
-                self._traffic.close()
             self._end_streams()
-            await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
-            if self._traffic is not None:
-                await asyncio.to_thread(self._traffic.join, CLOSE_TIMEOUT_SECONDS)
+            try:
+                await self._keep_rest()
+            finally:
+                self._thread.close()
+                if self._traffic is not None:
+                    self._traffic.close()
+                    await asyncio.to_thread(self._traffic.join, CLOSE_TIMEOUT_SECONDS)
+                await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
 
     def _commit(self) -> int:
         """Commit what has arrived; returns how many rows that was.
@@ -252,11 +256,26 @@ class Engine:
             self._running_steps += 1
             self.on_step()
         if self._traffic is not None and not self._recovering:
-            self._order_traffic(self._traffic)
+            self._order_traffic(self._traffic, idle=self._scheduler.idle)
 
-    def _order_traffic(self, traffic: Traffic) -> None:
+    async def _keep_rest(self) -> None:
+        """The engine stops: copy down what has no copy yet, as far as that goes in some seconds."""
+        if self._traffic is None or self._recovering:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KEEP_REST_SECONDS):
+                while True:
+                    self._signal.clear()
+                    while self._deliveries:
+                        self._scheduler.tiers.finish(self._deliveries.popleft())
+                    self._order_traffic(self._traffic, idle=True)
+                    if not self._traffic.in_flight:
+                        break
+                    await self._signal.wait()
+
+    def _order_traffic(self, traffic: Traffic, *, idle: bool) -> None:
         tiers = self._scheduler.tiers
-        tiers.order_keeps(idle=self._scheduler.idle)
+        tiers.order_keeps(idle=idle)
         for job in tiers.take_orders():
             if isinstance(job, Keeps):
                 traffic.keep(job)

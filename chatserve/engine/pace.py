@@ -52,12 +52,6 @@ class Pace:
             budget = float(_FIRST_BUDGET)
         return int(min(max(budget, self._min), self._ceiling))
 
-    def estimate(self, tokens: int) -> float | None:
-        """Seconds that so many tokens of a prompt add to steps; None before any step."""
-        if self._slope is not None:
-            return self._slope * tokens
-        return self._y / self._x * tokens if self._x else None
-
     def shrink(self, tokens: int) -> bool:
         """The device ran out of memory at a step of `tokens`: from now on half of them at the most.
 

@@ -164,6 +164,7 @@ class Planner:
                 continue
             seats -= _seats(sequence)
             roster.start(sequence, matched)
+            self._tiers.account(sequence, matched)
             room -= self._order(outline, sequence, min(sequence.todo, room))
             promised += self._promised(sequence)
         return room
@@ -186,6 +187,7 @@ class Planner:
             tokens = sequence.tokens.tobytes()
             matched = self._roster.blocks.adopt(sequence.table, sequence.names, tokens)
             self._roster.start(sequence, matched)
+            self._tiers.account(sequence, matched)
         self.touching = sequence
         self._order(outline, sequence, min(sequence.todo, self._pace.budget()))
 

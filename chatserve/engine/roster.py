@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from chatserve.cache.block_manager import BlockManager
 from chatserve.cache.page_table import PageTable
 from chatserve.engine.sequence import Life, PreparedRequest, Sequence
-from chatserve.engine.values import Receipt
 from chatserve.engine.waiting import WaitingQueue
 
 
@@ -133,21 +132,8 @@ class Roster:
         self._admissions += 1
         sequence.admission = self._admissions
         self.blocks.claim(sequence.id, sequence.names[matched:])
-        if sequence.receipt is None:
-            self._account(sequence, matched, hit)
         self.running.append(sequence)
         self._sort()
-
-    def _account(self, sequence: Sequence, matched: int, hit: int) -> None:
-        """Write the receipt: where the first `hit` positions, in `matched` pages, came from."""
-        prompt = len(sequence.request.tokens)
-        hit = min(hit, prompt)
-        size = self.blocks.page_size
-        loaded = sum(size for index in sequence.loaded if index < matched)
-        disk = min(loaded, hit)
-        sequence.receipt = Receipt(device=hit - disk, disk=disk, computed=prompt - hit)
-        self.blocks.count_query(prompt, hit)
-        self.blocks.touch_below(sequence.names[:matched])
 
     def follow(self, sequence: Sequence, matched: int) -> bool:
         """Let a queued sequence wait for the leader of its next page, if it has one: a running

@@ -68,7 +68,7 @@ class Scheduler:
         self._pace = pace
         self._suspects = Suspects()
         self._entrance = Entrance(self.roster, self._suspects, limits=limits, clock=clock)
-        self.tiers = Tiers(self.roster, pace, limits=limits.tiers, clock=clock)
+        self.tiers = Tiers(self.roster, limits=limits.tiers, clock=clock)
         self._planner = Planner(
             self.roster,
             pace,
@@ -226,6 +226,7 @@ class Scheduler:
             self._suspects.good_step()
             if not drafted:
                 self._pace.observe(plan.token_count, result.seconds)
+                self.tiers.observe_step(plan.token_count, result.seconds)
             self.counts.step(plan.token_count, result.seconds)
             self._apply(plan, result)
             self.roster.end_retired(plan.number)

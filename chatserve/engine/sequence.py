@@ -71,6 +71,7 @@ class Sequence:
     faults: int = 0
     loads: int = 0
     loaded: set[int] = field(default_factory=set[int])
+    loading_seconds: float = 0.0
     receipt: Receipt | None = None
     receipt_sent: bool = False
     emitted: int = 0

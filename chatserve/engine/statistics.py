@@ -20,12 +20,13 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierStatistics:
-    """Decisions, in requests, and measured rates, in seconds a page (None: not measured)."""
+    """Decisions, in requests, and measured rates, in seconds each (None: not measured)."""
 
     loads_total: int = 0
     recomputes_total: int = 0
     load_page_seconds: float | None = None
     keep_page_seconds: float | None = None
+    compute_token_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

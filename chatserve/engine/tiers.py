@@ -16,14 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from chatserve.cache.transit import Keeps
-from chatserve.engine.pace import Pace
 from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import Sequence
 from chatserve.engine.statistics import TierStatistics
 from chatserve.engine.traffic import Delivery, Job
+from chatserve.engine.values import Receipt
 
 LOADS_MAX = 2  # of one sequence; what is evicted again before its turn comes is then computed
 STALE_SECONDS = 60.0  # a rate measured so long ago says nothing: the next load measures it again
+COMPUTE_PAGES_MIN = 4  # of a step that says what computing a prompt costs
 _FADE = 0.7  # weight of the past at each new measurement
 
 
@@ -39,7 +40,7 @@ class TierLimits:
 
 
 class Rate:
-    """Seconds a page takes, fading."""
+    """Seconds that one of something takes (a page, a token), fading."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -47,38 +48,35 @@ class Rate:
         self._measured_at = 0.0
 
     @property
-    def page_seconds(self) -> float | None:
+    def seconds(self) -> float | None:
         """As measured last, however long ago."""
         return self._seconds
 
-    def observe(self, pages: int, seconds: float) -> None:
+    def observe(self, count: int, seconds: float) -> None:
         """Book a job."""
-        page = seconds / pages
+        each = seconds / count
         before = self._seconds
-        self._seconds = page if before is None else _FADE * before + (1 - _FADE) * page
+        self._seconds = each if before is None else _FADE * before + (1 - _FADE) * each
         self._measured_at = self._clock()
 
-    def estimate(self, pages: int) -> float | None:
-        """Seconds for so many pages; None where nothing was measured lately."""
+    def estimate(self, count: int) -> float | None:
+        """Seconds for so many; None where nothing was measured lately."""
         if self._seconds is None or self._clock() - self._measured_at > STALE_SECONDS:
             return None
-        return self._seconds * pages
+        return self._seconds * count
 
 
 class Tiers:
     """See the module. Owned by the scheduler."""
 
-    def __init__(
-        self, roster: Roster, pace: Pace, *, limits: TierLimits, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, roster: Roster, *, limits: TierLimits, clock: Callable[[], float]) -> None:
         self._roster = roster
-        self._pace = pace
         self._limits = limits
         self._clock = clock
         self._orders: list[Job] = []
         self._loading_pages = 0
         self._keeping = False
-        self._load_rate, self._keep_rate = Rate(clock), Rate(clock)
+        self._load_rate, self._keep_rate, self._compute_rate = Rate(clock), Rate(clock), Rate(clock)
         self._keep_due = 0.0
         self._allowance = 0.0
         self._allowed_at = clock()
@@ -123,8 +121,9 @@ class Tiers:
 
     def _is_quicker(self, pages: int) -> bool:
         load = self._load_rate.estimate(self._loading_pages + pages)
-        compute = self._pace.estimate(pages * self._roster.blocks.page_size)
-        quicker = load is None or compute is None or load < compute
+        compute = self._compute_rate.seconds
+        size = self._roster.blocks.page_size
+        quicker = load is None or compute is None or load < compute * pages * size
         self._recomputes += not quicker
         return quicker
 
@@ -175,6 +174,30 @@ class Tiers:
             self._load_rate.observe(good, delivery.seconds)
         for sequence in self._roster.wake(woken):
             sequence.loaded.update(range(job.above, job.above + good))
+            sequence.loading_seconds += delivery.seconds
+
+    def observe_step(self, tokens: int, seconds: float) -> None:
+        """A step computed so many tokens. Those of prompts come by the page: the others' rate
+        says nothing about what a prompt costs."""
+        if tokens >= COMPUTE_PAGES_MIN * self._roster.blocks.page_size:
+            self._compute_rate.observe(tokens, seconds)
+
+    def account(self, sequence: Sequence, matched: int) -> None:
+        """Write the receipt of a sequence that has just started with so many pages of its prefix.
+
+        Only once: what it finds again after a preemption is its own.
+        """
+        if sequence.receipt is not None:
+            return
+        blocks = self._roster.blocks
+        prompt = len(sequence.request.tokens)
+        hit = min(sequence.computed, prompt)
+        disk = min(hit, blocks.page_size * sum(index < matched for index in sequence.loaded))
+        rate = self._compute_rate.seconds
+        saved = None if rate is None else max(0.0, rate * hit - sequence.loading_seconds)
+        sequence.receipt = Receipt(device=hit - disk, disk=disk, computed=prompt - hit, saved=saved)
+        blocks.count_query(prompt, hit)
+        blocks.touch_below(sequence.names[:matched])
 
     def restart(self) -> None:
         """The cache was begun anew, and no thread has a page: what was under way is void."""
@@ -187,6 +210,7 @@ class Tiers:
         return TierStatistics(
             loads_total=self._loads,
             recomputes_total=self._recomputes,
-            load_page_seconds=self._load_rate.page_seconds,
-            keep_page_seconds=self._keep_rate.page_seconds,
+            load_page_seconds=self._load_rate.seconds,
+            keep_page_seconds=self._keep_rate.seconds,
+            compute_token_seconds=self._compute_rate.seconds,
         )

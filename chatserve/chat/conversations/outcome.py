@@ -40,18 +40,23 @@ def done(
     assert sample.end is not None
     prompt_tokens = 0 if prompt is None else len(prompt.tokens)
     completion = len(sample.token_ids)
-    device = 0 if receipt is None else min(receipt.device, prompt_tokens)
+    found = receipt or Receipt()
+    # Of a reply that was taken up, the engine's prompt is longer: what it had said counts as said.
+    device = min(found.device, prompt_tokens)
+    disk = min(found.disk, prompt_tokens - device)
     data = {
         "finish_reason": sample.end.finish_reason,
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion,
             "total_tokens": prompt_tokens + completion,
-            "prompt_tokens_details": {"cached_tokens": device},
+            "prompt_tokens_details": {"cached_tokens": device + disk},
         },
         "receipt": {
             "device": device,
-            "computed": 0 if receipt is None else prompt_tokens - device,
+            "disk": disk,
+            "computed": 0 if receipt is None else prompt_tokens - device - disk,
+            "saved": None if found.saved is None else round(found.saved, 6),
             "left_out": 0 if prompt is None else prompt.left_out,
         },
         "timings": {
