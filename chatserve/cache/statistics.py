@@ -19,7 +19,7 @@ class CacheStatistics:
     page_size: int
     pages: PoolStatistics
     claims: ClaimStatistics
-    transit: TransitStatistics
+    transit: TransitStatistics = TransitStatistics()
     named_pages: int
     logical_pages: int
     physical_pages: int

@@ -53,9 +53,8 @@ class Rate:
         return self._seconds
 
     def observe(self, count: int, seconds: float) -> None:
-        """Book a job."""
-        each = seconds / count
-        before = self._seconds
+        """Book a job. What was measured too long ago has no say any more."""
+        each, before = seconds / count, self.estimate(1)
         self._seconds = each if before is None else _FADE * before + (1 - _FADE) * each
         self._measured_at = self._clock()
 

@@ -45,7 +45,7 @@ class Stepper:
     def __init__(self, setup: Setup) -> None:
         self.house: House = build(setup)
         self.scheduler = self.house.scheduler
-        self.job_seconds = 0.001
+        self.job_seconds = 0.0
         self.asked: dict[int, Asked] = {}
         self.roots: set[Root] = set()
         self._plans: deque[StepPlan] = deque()  # dispatched, not run
