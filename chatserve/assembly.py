@@ -5,6 +5,7 @@ seconds; the server answers meanwhile.
 """
 
 import asyncio
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 
 from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.eviction import POLICIES
+from chatserve.cache.prefix_index import PrefixIndex
 from chatserve.chat.audience import Clock, Patience
 from chatserve.chat.conversations.assignment import AnswerOptions
 from chatserve.chat.conversations.conversations import ConversationOptions, Conversations
@@ -165,12 +168,16 @@ def assemble(
     most = settings.max_batch_tokens or (BATCH_TOKENS_GPU if on_gpu else BATCH_TOKENS_CPU)
     namer = PageNamer(loaded.name_key, page_size=size)
     kept = loaded.kept
+    order = functools.partial(
+        PrefixIndex, eviction=POLICIES[settings.eviction], remembered=2 * loaded.pages
+    )
     scheduler = Scheduler(
         lambda: BlockManager(
             pages=loaded.pages,
             page_size=size,
             caching=settings.prefix_cache,
             below=None if kept is None else kept.slab,
+            order=order,
         ),
         namer,
         Pace(target_seconds=settings.step_target, tokens_min=size, tokens_max=max(most, size)),

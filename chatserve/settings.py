@@ -19,6 +19,7 @@ from chatserve.errors import SettingsError
 LOADING_THREAD = "chatserve-loading"  # the name of the one that loads the model
 ENVIRONMENT_PREFIX = "CHATSERVE_"
 PAGE_SIZES = (8, 256)
+EVICTIONS = ("patience", "lru", "fifo")  # the keys of the cache floor's POLICIES
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.IGNORECASE)
 _DURATIONS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
@@ -44,6 +45,7 @@ class Settings:
     page_size: int
     kv_memory: int | None
     prefix_cache: bool
+    eviction: str
     disk_capacity: int | None
     disk_write_budget: int
     max_page_age: float | None
@@ -205,6 +207,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("kv_memory", _size, None, "memory for pages; default: a share of what is free", "cache",
            "BYTES"),
     Option("prefix_cache", _switch, True, "keep and share pages: on or off", "cache", "on|off"),
+    Option("eviction", _one_of(*EVICTIONS), EVICTIONS[0], "which idle pages go first: " +
+           ", ".join(EVICTIONS), "cache", "POLICY"),
     Option("disk_capacity", _size_or_none, None, "disk for pages that survive a restart, 0 for "
            "none; default: a quarter of what is free, 16GiB at the most", "cache", "BYTES"),
     Option("disk_write_budget", _size_or_none, 256 << 30, "written to that disk in a day at the "

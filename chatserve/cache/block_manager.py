@@ -26,7 +26,7 @@ them, so they cost nobody anything but the pages of others that `extend` evicts:
 Without caching (`caching=False`) nothing is ever named: the same code, no hits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chatserve.cache.below import Below
@@ -50,11 +50,17 @@ class PageCopy:
 class BlockManager:
     """Pages of one device under names of one page size. Owned by the event loop.
 
-    below: the tiers below the device, None where pages have no other place.
+    below: the tiers below the device, if any. order: makes the index, with its policy of eviction.
     """
 
     def __init__(
-        self, *, pages: int, page_size: int, caching: bool = True, below: Below | None = None
+        self,
+        *,
+        pages: int,
+        page_size: int,
+        caching: bool = True,
+        below: Below | None = None,
+        order: Callable[[], PrefixIndex] = PrefixIndex,
     ) -> None:
         assert page_size > 0, "a page has at least one position"
         self.page_size = page_size
@@ -63,7 +69,7 @@ class BlockManager:
         self.transit = Transit()
         self._below = below if caching else None
         self._caching = caching
-        self._index = PrefixIndex()
+        self._index = order()
         self._counts = CacheCounts()
 
     # What there is -------------------------------------------------------------------------
@@ -193,7 +199,7 @@ class BlockManager:
         """A second table over the same pages, the partial one included."""
         for page in table.pages:
             self._retain(page)
-        return PageTable(pages=table.pages[:], names=table.names[:])
+        return PageTable(table.pages[:], table.names[:], table.tenant)
 
     def seal(
         self,
@@ -207,8 +213,7 @@ class BlockManager:
         """Name the table's first unsealed page, which is full and computed.
 
         step: the last step in flight that may touch the page. drafting: no request had it computed.
-        Returns the followers that waited
-        for this name. Where the page could not be named, `table.sealed` stays as it was.
+        Returns the followers that waited for it. Where it could not be named, `table.sealed` stays.
         """
         if not self._caching:
             return []
@@ -228,7 +233,8 @@ class BlockManager:
             return []  # a name with other tokens: the newcomer, and what follows, stay nameless
         else:
             self.pool.seal(page)
-            self._index.add(page, name, table.last_name, tokens, drafted=drafting)
+            parent, tenant = table.last_name, table.tenant
+            self._index.add(page, name, parent, tokens, drafted=drafting, tenant=tenant)
             self._counts.sealed += 1
             self._counts.draft_sealed += drafting
             if not drafting:
@@ -297,7 +303,7 @@ class BlockManager:
         if not self._make_room(len(names)):
             return None
         above = len(table)
-        taken = PageTable(pages=table.pages, names=table.names)
+        taken = PageTable(table.pages, table.names, table.tenant)
         table.pages, table.names = table.pages[:0], []
         taken.pages.extend(self.pool.load() for _ in range(len(names)))
         wanted = tuple(names)
@@ -334,7 +340,9 @@ class BlockManager:
                     self._counts.draft_adopted += self._index.keep(twin)
             else:
                 self.pool.loaded(page)
-                self._index.add(page, name, parent, tokens, drafted=load.drafting)
+                self._index.add(
+                    page, name, parent, tokens, drafted=load.drafting, tenant=table.tenant
+                )
                 kept.append(page)
                 woken += self.claims.sealed(name)
             parent = name

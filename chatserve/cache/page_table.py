@@ -14,10 +14,11 @@ from prefix_store.names import PageName
 
 @dataclass(slots=True)
 class PageTable:
-    """Page ids (int32), and the names of the sealed ones."""
+    """Page ids (int32), and the names of the sealed ones. tenant: in whose share they count."""
 
     pages: "array[int]" = field(default_factory=lambda: array("i"))
     names: list[PageName] = field(default_factory=list[PageName])
+    tenant: str = ""
 
     def __len__(self) -> int:
         return len(self.pages)

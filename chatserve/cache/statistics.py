@@ -1,6 +1,6 @@
 """What the cache floor counts: a frozen picture, and the one mutable book behind it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chatserve.cache.claims import ClaimStatistics
 from chatserve.cache.page_pool import PoolStatistics
@@ -19,7 +19,7 @@ class CacheStatistics:
     page_size: int
     pages: PoolStatistics
     claims: ClaimStatistics
-    transit: TransitStatistics = TransitStatistics()
+    transit: TransitStatistics = field(default_factory=TransitStatistics)
     named_pages: int
     logical_pages: int
     physical_pages: int

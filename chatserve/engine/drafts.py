@@ -94,7 +94,8 @@ class Drafts:
         self.withdraw(key, keep_place=True)
         taken = bool(prepared.names) and self._roster.blocks.caching
         if taken and (key in self._lines or len(self._lines) < self._limits.lines_max):
-            self._lines[key] = _Line(key, prepared)
+            table = PageTable(tenant=prepared.request.tenant)
+            self._lines[key] = _Line(key, prepared, table)
             return True
         self._lines.pop(key, None)
         return False

@@ -303,7 +303,7 @@ async def test_an_engine_with_threads_serves_from_below() -> None:
     async with running(house) as engine:
         assert_right(request, await listen(engine.open(house.prepare(request))), 97)
         await quiet(house)
-        while house.blocks.statistics().transit.unkept:
+        while house.blocks.statistics().transit.unkept:  # noqa: ASYNC110
             await asyncio.sleep(0)
         house.blocks.flush()
         heard = await listen(engine.open(house.prepare(longer)))
@@ -337,7 +337,7 @@ async def test_a_recovery_waits_for_pages_that_a_thread_still_writes() -> None:
         house.blocks.flush()
         old = house.blocks
         stream = engine.open(house.prepare(first))
-        while not depot.entered.is_set():
+        while not depot.entered.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0)
         engine._recovering = True
         engine._signal.set()

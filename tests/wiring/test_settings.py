@@ -10,14 +10,42 @@ from pathlib import Path
 
 import pytest
 
+from chatserve.cache.eviction import DEFAULT_POLICY, POLICIES
 from chatserve.errors import SettingsError
-from chatserve.settings import OPTIONS, Settings, add_options, read_settings
+from chatserve.settings import EVICTIONS, OPTIONS, Settings, add_options, read_settings
 
 
 def read(arguments: list[str], environment: dict[str, str] | None = None) -> Settings:
     parser = argparse.ArgumentParser()
     add_options(parser)
     return read_settings(parser.parse_args(arguments), environment or {})
+
+
+def test_every_policy_of_eviction_can_be_asked_for() -> None:
+    assert set(EVICTIONS) == POLICIES.keys()
+    assert POLICIES[read([]).eviction] is DEFAULT_POLICY
+    assert read(["--eviction", "lru"]).eviction == "lru"
+    with pytest.raises(SettingsError, match="patience, lru, fifo"):
+        read(["--eviction", "random"])
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("30s", 30.0), ("1.5h", 5_400.0), ("2D", 172_800.0)]
+)
+def test_an_age_is_a_number_and_a_unit(given: str, seconds: float) -> None:
+    assert read(["--max-page-age", given]).max_page_age == seconds
+    for wrong in ("0h", "30", "h", "-1h", "1w", ""):
+        with pytest.raises(SettingsError, match="12h"):
+            read([f"--max-page-age={wrong}"])
+
+
+def test_the_disk_may_be_left_out() -> None:
+    assert read([]).disk_capacity is None
+    assert read(["--disk-capacity", "0"]).disk_capacity == 0
+    assert read(["--disk-capacity", "2GiB"]).disk_capacity == 2 << 30
+    assert read(["--disk-write-budget", "off"]).disk_write_budget == 0
+    with pytest.raises(SettingsError, match="disk-capacity"):
+        read(["--disk-capacity", "a lot"])
 
 
 def test_defaults() -> None:
