@@ -3,7 +3,14 @@
     root(tenant)   = H(key, 'root';  tenant, cache_salt, model fingerprint, layout)
     enter page     = H(key, 'enter'; root ‖ last public name ‖ token ids)    first page of a tenant
     own page       = H(key, 'own';   parent name ‖ token ids)                every later page
+    public root    = H(key, 'public root'; model fingerprint, layout)
     public page    = H(key, 'public'; parent ‖ token ids)                    registered prompts only
+
+A prefix is named publicly for as long as the public name of its next whole page is registered, and
+no further; without such pages zeros stand for the last public name. So which names a line of tokens
+has depends on its tenant's root, its tokens and the set of registered names (`PublicNames`), never
+on what is resident. Whoever names a part of a line and goes on later must do both by one set: a
+public name is told from a tenant's own by being in it.
 
 H is BLAKE2b with a 32-byte key and a 32-byte digest (RFC 7693). The type tag is BLAKE2b's
 `person` parameter, so a name of one kind can never be a name of another. Fields of a root are
@@ -28,6 +35,8 @@ PageName = bytes
 Root = bytes
 
 _ROOT = b"root"
+_PUBLIC_ROOT = b"public root"
+_PUBLIC = b"public"
 _ENTER = b"enter"
 _OWN = b"own"
 _NO_PUBLIC_PARENT = bytes(NAME_BYTES)
@@ -49,6 +58,18 @@ class RootFields:
     layout: str
 
 
+@dataclass(frozen=True, slots=True)
+class PublicNames:
+    """The names of registered prompts' whole pages, under their one root (`public_root`).
+
+    Whatever has a name's page has its parents' names registered too: names are registered by the
+    chain (`public_names`).
+    """
+
+    root: Root
+    names: frozenset[PageName] = frozenset()
+
+
 class PageNamer:
     """Names whole pages of one page size under one key. Pure, and so safe in any thread."""
 
@@ -63,42 +84,75 @@ class PageNamer:
 
     def root(self, fields: RootFields) -> Root:
         """The name above a namespace's first page."""
-        body = b"".join(
-            _field(kind, value)
-            for kind, value in (
-                (b"t", fields.tenant.encode()),
-                (b"s", fields.cache_salt.encode()),
-                (b"m", fields.fingerprint),
-                (b"l", fields.layout.encode()),
-                (b"p", struct.pack("<q", self.page_size)),
-            )
+        return self._root(
+            _ROOT,
+            (b"t", fields.tenant.encode()),
+            (b"s", fields.cache_salt.encode()),
+            (b"m", fields.fingerprint),
+            (b"l", fields.layout.encode()),
         )
-        return self._hash(_ROOT, body)
+
+    def public_root(self, *, fingerprint: bytes, layout: str) -> Root:
+        """The name above every public prompt's first page; both as in `RootFields`."""
+        return self._root(_PUBLIC_ROOT, (b"m", fingerprint), (b"l", layout.encode()))
+
+    def public_names(self, root: Root, tokens: Sequence[int]) -> list[PageName]:
+        """What the whole pages of `tokens` are called once they are registered, in order.
+
+        root: `public_root`'s. Raises OverflowError for a token id outside int32.
+        """
+        names: list[PageName] = []
+        for page in self._pages(tokens):
+            names.append(self._hash(_PUBLIC, (names[-1] if names else root) + page))
+        return names
 
     def names(
-        self, root: Root, tokens: Sequence[int], parent: PageName | None = None
+        self,
+        root: Root,
+        tokens: Sequence[int],
+        parent: PageName | None = None,
+        public: PublicNames | None = None,
     ) -> list[PageName]:
         """Names of the whole pages of `tokens`, in order; a partial last page has none.
 
-        With `parent`, the tokens continue after the page of that name. Raises OverflowError for
-        a token id outside int32.
+        With `parent`, the tokens continue after the page of that name. public: the registered
+        names, None where nothing is to be shared with other tenants; the same for all parts of one
+        line. Raises OverflowError for a token id outside int32.
         """
-        size = self.page_size
-        whole = len(tokens) - len(tokens) % size
-        raw = array("i", tokens[:whole]).tobytes()
-        step = 4 * size
-        key = self._key
+        pages = self._pages(tokens)
         names: list[PageName] = []
-        for start in range(0, 4 * whole, step):
-            page = raw[start : start + step]
+        if public is not None and public.names and (parent is None or parent in public.names):
+            above = public.root if parent is None else parent
+            for page in pages:
+                above = self._hash(_PUBLIC, above + page)
+                if above not in public.names:
+                    break
+                names.append(above)
+            last = names[-1] if names else parent or _NO_PUBLIC_PARENT
+            parent = None
+        else:
+            last = _NO_PUBLIC_PARENT
+        key = self._key
+        for page in pages[len(names) :]:
             if parent is None:
-                parent = self._hash(_ENTER, root + _NO_PUBLIC_PARENT + page)
+                parent = self._hash(_ENTER, root + last + page)
             else:
                 parent = blake2b(
                     parent + page, digest_size=NAME_BYTES, key=key, person=_OWN
                 ).digest()
             names.append(parent)
         return names
+
+    def _pages(self, tokens: Sequence[int]) -> list[bytes]:
+        """The token ids of each whole page, as they are hashed."""
+        size = self.page_size
+        whole = len(tokens) - len(tokens) % size
+        raw = array("i", tokens[:whole]).tobytes()
+        return [raw[start : start + 4 * size] for start in range(0, 4 * whole, 4 * size)]
+
+    def _root(self, tag: bytes, *fields: tuple[bytes, bytes]) -> Root:
+        size = (b"p", struct.pack("<q", self.page_size))
+        return self._hash(tag, b"".join(_field(kind, value) for kind, value in (*fields, size)))
 
     def _hash(self, tag: bytes, body: bytes) -> bytes:
         return blake2b(body, digest_size=NAME_BYTES, key=self._key, person=tag).digest()

@@ -21,8 +21,8 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from chatserve.cache.statistics import CacheStatistics
@@ -36,7 +36,7 @@ from chatserve.engine.stream import Stream
 from chatserve.engine.traffic import Delivery, Traffic
 from chatserve.engine.values import Emission, FinishReason, Progress, Request
 from chatserve.errors import EngineError, Unavailable
-from prefix_store.names import PageNamer, RootFields, token_bytes
+from prefix_store.names import PageName, PageNamer, PublicNames, RootFields, token_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +79,10 @@ class Engine:
         self._runner = runner
         self._namer = namer
         self._settings = settings
+        # Read by any thread, so it is frozen, and swapped whole.
+        self._public = PublicNames(
+            namer.public_root(fingerprint=settings.fingerprint, layout=settings.layout)
+        )
         self._streams: dict[int, Stream] = {}
         self._groups: dict[Stream, int] = {}
         self._results: deque[StepResult] = deque()
@@ -111,8 +115,10 @@ class Engine:
         return self._scheduler.broken is None
 
     def prepare(self, request: Request) -> PreparedRequest:
-        """Name the request's pages. Pure, for any thread, linear in its tokens."""
+        """Name the request's pages, by the public names of now. For any thread, linear in its
+        tokens."""
         settings = self._settings
+        public = None if request.cache_salt else self._public
         fields = RootFields(
             tenant=request.tenant,
             cache_salt=request.cache_salt,
@@ -121,8 +127,21 @@ class Engine:
         )
         root = self._namer.root(fields)
         digest = blake2b(root + token_bytes(request.tokens), digest_size=16).digest()
-        names = tuple(self._namer.names(root, request.tokens))
-        return PreparedRequest(request=request, root=root, names=names, digest=digest)
+        names = tuple(self._namer.names(root, request.tokens, public=public))
+        return PreparedRequest(
+            request=request, root=root, names=names, digest=digest, public=public
+        )
+
+    def public_names(self, tokens: Sequence[int]) -> tuple[PageName, ...]:
+        """What the whole pages of a prompt that all tenants share are called. Pure, for any
+        thread, linear in its tokens."""
+        return tuple(self._namer.public_names(self._public.root, tokens))
+
+    def publish(self, names: frozenset[PageName]) -> None:
+        """From now on exactly the pages of these names (`public_names`, each with those before it)
+        are shared by all tenants. Who is prepared already keeps the names that it has. On the loop.
+        """
+        self._public = replace(self._public, names=names)
 
     def check_room(self, preparing: int) -> None:
         """Raise what `open` would for any request now: before the work of preparing one.
@@ -172,6 +191,10 @@ class Engine:
     async def wait_idle(self) -> None:
         """Wait for a moment without requests, the time for drafts."""
         await self._idle.wait()
+
+    def flush(self) -> int:
+        """Forget the device's pages that nobody owns; how many. On the event loop."""
+        return 0 if self._recovering else self._scheduler.blocks.flush()
 
     def statistics(self) -> EngineStatistics:
         """A frozen picture of the scheduler."""

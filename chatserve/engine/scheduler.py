@@ -314,7 +314,8 @@ class Scheduler:
             page = sequence.tokens[index * size : (index + 1) * size]
             if index == len(sequence.names):
                 parent = sequence.names[-1] if sequence.names else None
-                sequence.names += self._namer.names(sequence.prepared.root, page, parent)
+                prepared = sequence.prepared
+                sequence.names += self._namer.names(prepared.root, page, parent, prepared.public)
             name = sequence.names[index]
             self.roster.wake(
                 self.blocks.seal(table, name, token_bytes(page), step=sequence.last_step)

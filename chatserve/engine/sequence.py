@@ -20,7 +20,7 @@ from enum import Enum
 from chatserve.cache.page_table import PageTable
 from chatserve.engine.values import Emission, FinishReason, Receipt, Request, TokenLogprobs
 from chatserve.errors import ChatserveError
-from prefix_store.names import PageName, Root
+from prefix_store.names import PageName, PublicNames, Root
 
 
 class Life(Enum):
@@ -36,12 +36,23 @@ class Life(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRequest:
-    """A request with its page names. Made in any thread (`Engine.prepare`), used on the loop."""
+    """A request with its page names. Made in any thread (`Engine.prepare`), used on the loop.
+
+    public: the public names by which it was named and by which its line is named on, None where it
+    shares nothing with other tenants.
+    """
 
     request: Request
     root: Root
     names: tuple[PageName, ...]
     digest: bytes
+    public: PublicNames | None = None
+
+    @property
+    def public_pages(self) -> int:
+        """How many of the first names are public."""
+        registered = frozenset[PageName]() if self.public is None else self.public.names
+        return sum(name in registered for name in self.names)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
