@@ -11,6 +11,7 @@
 Nothing found here is trusted when a page is read: it is a hint where to look.
 """
 
+import gc
 import logging
 import struct
 from collections.abc import Callable
@@ -315,6 +316,17 @@ class _Loading:
         return self._sealer.page(header, slot, tokens, page) is True
 
     def _take_in(self, now: float) -> None:
+        # Hundreds of thousands of objects, none of them garbage: looking for some would take longer
+        # than making them.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            self._build(now)
+        finally:
+            if collects:
+                gc.enable()
+
+    def _build(self, now: float) -> None:
         slots, link = self._slots, self._place.keys.link
         best: dict[bytes, int] = {}
         for slot, record in enumerate(self._records):

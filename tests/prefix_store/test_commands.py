@@ -1,0 +1,139 @@
+"""`python -m prefix_store`: what it prints, and the exit status that says whether all is well."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefix_store.__main__ import main
+from prefix_store.layout import SlotLayout, slab_stem
+from tests.prefix_store.pages import SHAPE, get, name, open_store, write
+
+
+@pytest.fixture(name="folder")
+def a_folder(tmp_path: Path) -> Path:
+    """A data folder with a secret and a closed store of 8 pages, one of them dropped."""
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    secret.write_bytes(bytes(range(32)))
+    store = open_store(folder=tmp_path / "pages")
+    slab = store.slab(SHAPE)
+    assert all(slab.put([write(number) for number in range(8)]))
+    assert slab.drop([name(7)]) == 1
+    store.close()
+    return tmp_path / "pages"
+
+
+def test_check_finds_a_sound_store_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert main(["check", str(folder), "--json"]) == 0
+    [report] = json.loads(capsys.readouterr().out)
+    assert (report["slots"], report["pages"], report["free"]) == (8, 7, 1)
+    assert main(["check", str(folder)]) == 0
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("ending", "offset", "field"),
+    [
+        (".slab", SlotLayout(SHAPE).offset(3) + 1000, "bad"),
+        (".slab", SlotLayout(SHAPE).offset(3) + 70, "bad"),
+        (".slab", SlotLayout(SHAPE).offset(7) + 70, "unlisted"),
+        (".table", 36864 + 100, "records"),
+        (".slab", 9, "trouble"),
+        (".gone", 9, "trouble"),
+    ],
+)
+def test_check_finds_what_is_wrong(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    ending: str,
+    offset: int,
+    field: str,
+) -> None:
+    path = folder / (slab_stem(SHAPE) + ending)
+    raw = bytearray(path.read_bytes())
+    raw[offset] ^= 1
+    path.write_bytes(raw)
+    assert main(["check", str(folder), "--json"]) == 1
+    [report] = json.loads(capsys.readouterr().out)
+    assert report[field]
+    assert path.read_bytes() == raw, "check changes nothing"
+
+
+def test_check_finds_a_forgotten_page_put_back(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(folder=folder)
+    path = folder / f"{slab_stem(SHAPE)}.slab"
+    before = path.read_bytes()
+    store.slab(SHAPE).drop([name(2)])
+    store.close()
+    path.write_bytes(before)
+    assert main(["check", str(folder), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["forgotten"] == 1
+
+
+def test_stats_work_beside_a_server_and_the_others_are_refused_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(folder=folder)
+    assert main(["stats", str(folder), "--json"]) == 0
+    [report] = json.loads(capsys.readouterr().out)
+    assert report["pages"] == 7
+    assert report["counters"]["writes"] == 8
+    assert main(["stats", str(folder)]) == 0
+    assert "writes 8" in capsys.readouterr().out
+    for command in (["check"], ["gc"], ["witness", name(0).hex()]):
+        assert main([command[0], str(folder), *command[1:]]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    store.close()
+
+
+def test_gc_removes_old_pages_and_keeps_the_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gc", str(folder), "--max-age", "3600"]) == 0
+    assert capsys.readouterr().out.startswith("0 pages")
+    assert main(["gc", str(folder), "--max-age", "0"]) == 0
+    assert capsys.readouterr().out.startswith("7 pages")
+    store = open_store(folder=folder)
+    assert not get(store.slab(SHAPE), 0)
+    store.close()
+
+
+def test_a_command_with_another_secret_destroys_nothing(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.touch(mode=0o600)
+    other.write_bytes(bytes(32))
+    assert main(["gc", str(folder), "--secret", str(other)]) == 0
+    assert main(["check", str(folder), "--secret", str(other)]) == 1
+    other.chmod(0o644)
+    assert main(["check", str(folder), "--secret", str(other)]) == 2
+    assert main(["check", str(folder)]) == 0
+
+
+def test_the_proof_of_forgetting(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["witness", str(folder), name(1).hex(), name(2).hex()]) == 0
+    proof = tmp_path / "proof"
+    proof.write_text(capsys.readouterr().out)
+    search = ["forgotten", str(folder), "--proof", str(proof)]
+    assert main(search) == 1
+    out = capsys.readouterr().out
+    for number in (1, 2):
+        assert f"ciphertext of {name(number).hex()}" in out
+        assert f"name of {name(number).hex()}" in out
+    store = open_store(folder=folder)
+    store.slab(SHAPE).drop([name(1)])
+    assert main(search) == 1
+    assert name(1).hex() not in capsys.readouterr().out, "page 1 is forgotten, page 2 is not"
+    store.slab(SHAPE).drop([name(2)])
+    assert main(search) == 0, "also while the server runs"
+    store.close()
+    assert main(search) == 0
+    (folder / "copy").write_text(f"a log that says {name(2).hex()}")
+    assert main(search) == 1
+    proof.write_text("")
+    assert main(search) == 2, "nothing is not a proof"
