@@ -24,6 +24,7 @@ from chatserve.chat.crowd import Crowd
 from chatserve.chat.meter import ReplyMeter
 from chatserve.chat.service import ChatService, Workshop
 from chatserve.chat.store.session_store import SessionStore
+from chatserve.chat.text.common_prefix import CommonPrefix
 from chatserve.chat.text.prompt_ids import HistoryMode
 from chatserve.chat.text.text_floor import TextFloor, read_text_floor
 from chatserve.chat.text_threads import TextThreads
@@ -48,6 +49,7 @@ from chatserve.lifespan import (
     available_memory,
 )
 from chatserve.model import LoadedModel, load_model
+from chatserve.public_prompts import PublicPrompts
 from chatserve.settings import Settings
 from prefix_store import MasterSecret, PageNamer, PageShape
 
@@ -222,6 +224,13 @@ def assemble(
         service=ChatService(engine, loaded.text, workshop),
         store=store,
         text_threads=workshop.executor,
+        prompts=PublicPrompts(
+            engine,
+            CommonPrefix(loaded.text).of,
+            workshop.executor,
+            folder=settings.data_dir,
+            file=settings.public_prompts,
+        ),
         kept=kept,
         conversations=Conversations(
             store,

@@ -43,6 +43,8 @@ from chatserve.errors import SettingsError, StartError, Unavailable
 from chatserve.kept_pages import KeptPages
 from chatserve.late import LateConversations
 from chatserve.loop_watch import LoopWatch
+from chatserve.prompt_files import read_prompt_file
+from chatserve.public_prompts import PublicPrompts
 from chatserve.session_keeping import session_store
 from chatserve.settings import LOADING_THREAD, Settings
 from prefix_store import MasterSecret
@@ -116,6 +118,7 @@ class Assembly:
     conversations: KeptChats
     store: SessionStore
     text_threads: Executor
+    prompts: PublicPrompts
     kept: KeptPages | None = None
 
 
@@ -142,6 +145,8 @@ class Serving:
         self._port = port
         self._folder = model_folder(settings.model)
         check_files(self._folder, settings.chat_template)
+        if settings.public_prompts is not None:
+            read_prompt_file(settings.public_prompts)  # its mistakes are told before any loading
         self._name = settings.served_model_name or served_name(settings.model, self._folder)
         self._lock = FolderLock(settings.data_dir)
         self._secret = open_secret(settings.data_dir)
@@ -169,6 +174,7 @@ class Serving:
             statistics=self._statistics,
             telemetry=self._telemetry,
             conversations=LateConversations(lambda: self._loaded().conversations),
+            prompts=lambda: self._loaded().prompts,
             more_families=self._watch.families,
             host=settings.host,
             allowed_hosts=settings.allowed_host,
@@ -299,6 +305,12 @@ class Serving:
         self, assembly: Assembly, group: asyncio.TaskGroup, stopping: "asyncio.Task[bool]"
     ) -> None:
         """From the green light to the last reply's end."""
+        try:
+            await assembly.prompts.start()  # before anything is named
+        except StartError:
+            if assembly.kept is not None:
+                await asyncio.to_thread(assembly.kept.close)
+            raise
         settle_collector()
         # From here on: imports while loading hold the interpreter's lock, and nobody chats yet.
         watch = asyncio.create_task(self._watch.run())

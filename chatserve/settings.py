@@ -49,6 +49,7 @@ class Settings:
     disk_capacity: int | None
     disk_write_budget: int
     max_page_age: float | None
+    public_prompts: Path | None
     context_length: int | None
     max_batch_tokens: int | None
     max_sequences: int
@@ -215,6 +216,8 @@ OPTIONS: tuple[Option, ...] = (
            "most, in the long run; 0 for no bound", "cache", "BYTES"),
     Option("max_page_age", _age, None, "forget pages on disk unused for so long: 12h, 30d", "cache",
            "TIME"),
+    Option("public_prompts", _path, None, "TOML file of [[prompts]]: name, text: system prompts "
+           "whose pages all keys share", "cache", "FILE"),
     Option("data_dir", _path, None, "folder for what must survive a restart", "cache", "DIR"),
     Option("max_batch_tokens", _integer(8, 1 << 20), None, "tokens of a step at the most",
            "scheduling", "TOKENS"),

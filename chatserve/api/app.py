@@ -30,6 +30,7 @@ from chatserve.api.openai_routes import openai_routes
 from chatserve.api.operator_routes import operator_routes
 from chatserve.api.page_routes import STATIC_PATHS, page_routes
 from chatserve.api.problems import from_http_exception, problem_response
+from chatserve.api.prompt_routes import PublicPrompts, prompt_routes
 from chatserve.api.security import Door, Policy
 from chatserve.api.session import Sessions
 from chatserve.api.session_routes import session_routes
@@ -48,6 +49,7 @@ def build_app(
     cookie_key: bytes,
     statistics: Callable[[], Mapping[str, object]],
     conversations: Conversations | None = None,
+    prompts: Callable[[], PublicPrompts] | None = None,
     more_families: Callable[[], list[Family]] = list,
     telemetry: Telemetry | None = None,
     host: str = "127.0.0.1",
@@ -58,7 +60,8 @@ def build_app(
 ) -> Starlette:
     """The app, ready for `server.py`. cookie_key: at least 32 bytes, the same after a restart.
 
-    conversations: None = a server without them, whose routes are then not there.
+    conversations: None = a server without them, whose routes are then not there. prompts: finds
+    the public prompts, or raises Unavailable while loading; None as above.
     """
     # At its debug level the library logs every chunk, and those are what people say.
     logging.getLogger("sse_starlette").setLevel(logging.INFO)
@@ -98,6 +101,7 @@ def build_app(
             *page_routes(),
             *([] if conversations is None else chat_routes(desk, conversations)),
             *([] if conversations is None else socket_routes(desk, conversations)),
+            *([] if prompts is None else prompt_routes(desk, prompts)),
             *more_routes,
             WebSocketRoute("/{path:path}", _NoSuchSocket()),
         ],
