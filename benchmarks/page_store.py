@@ -6,7 +6,8 @@ Pages of 64 KiB and 1.75 MiB, one and two threads, the page cache warm: what is 
 store adds. `disk` writes and reads random bytes of a slot's size at a slot's offset in the same
 folder, with a sync after as many bytes as between two of the store's checkpoints; `aes` encrypts
 and decrypts pages with one key from one buffer into another. They take turns, round by round, and
-each figure is that of its fastest round: the one in which nobody else took the cores. The aim: put and get at 60 % of the slower of the two, or more.
+each figure is that of its fastest round: the one in which nobody else took the cores.
+The aim: put and get at 60 % of the slower of the two, or more.
 """
 
 import hashlib

@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from prefix_store import MasterSecret, PageShape
+from prefix_store import MasterSecret, PageRead, PageShape
 from prefix_store.layout import BLOCKS_OFFSET, SLOTS_OFFSET, SlotLayout
 from tests.prefix_store.fake_disk import FakeDisk
 from tests.prefix_store.pages import SHAPE, get, name, open_store, write
@@ -252,3 +253,19 @@ def test_another_shape_is_another_slab(change: dict[str, object]) -> None:
 def test_slots_begin_at_multiples_of_4096() -> None:
     assert SLOTS_OFFSET % 4096 == 0
     assert LAYOUT.slot_bytes % 4096 == 0
+
+
+def test_a_page_with_the_same_token_ids_is_not_taken_for_another() -> None:
+    disk = FakeDisk()
+    store = open_store(disk)
+    other = replace(write(1), tokens=write(0).tokens)
+    assert store.slab(SHAPE).put([write(0), other]) == [True, True]
+    store.close()
+    files = disk.contents()
+    raw = bytearray(files[SOURCE.slab])
+    raw[slot_range(0)], raw[slot_range(1)] = raw[slot_range(1)], raw[slot_range(0)]
+    disk.restore(files | {SOURCE.slab: bytes(raw)})
+    slab = open_store(disk).slab(SHAPE)
+    into = bytearray(SHAPE.page_bytes)
+    assert slab.get([PageRead(name(0), write(0).tokens, into)]) == [False]
+    assert slab.statistics().misses.authentication == 1

@@ -137,6 +137,26 @@ def test_a_crash_at_any_call_costs_no_more_than_pages(power: bool) -> None:
     assert points >= 300
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_an_old_copy_of_a_forgotten_page_is_a_miss_after_a_power_loss(seed: int) -> None:
+    disk = FakeDisk()
+    store = open_store(disk)
+    store.slab(SHAPE).put([write(number) for number in range(4)])
+    store.close()
+    before = disk.contents()
+    store = open_store(disk)
+    store.slab(SHAPE).drop([name(1)])
+    disk.power_loss(random.Random(seed))
+    after = disk.contents()
+    for path, raw in before.items():
+        if path.suffix != ".gone":
+            after[path] = raw
+    disk.restore(after)
+    slab = open_store(disk).slab(SHAPE)
+    assert [get(slab, number) for number in range(4)] == [True, False, True, True]
+    assert not any(name(1) in part for part in disk.on_disk())
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("power", [False, True], ids=["kill", "power"])
 def test_crashes_at_random_calls_of_long_runs(power: bool) -> None:
