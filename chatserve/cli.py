@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chatserve import __version__
+from chatserve.cache_command import DESCRIPTION as CACHE_DESCRIPTION
+from chatserve.cache_command import add_cache_options, run_cache_command
 from chatserve.errors import SettingsError, StartError
 from chatserve.log_lines import set_up_logging
 from chatserve.settings import ENVIRONMENT_PREFIX, Settings, add_options, read_settings
@@ -46,6 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if given.command == "chat":
             return _chat(given)
+        if given.command == "cache":
+            return run_cache_command(given)
         settings = read_settings(given, os.environ)
         return serve(settings)
     except StartError as error:
@@ -77,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_chat_options(chat)
+    cache = commands.add_parser(
+        "cache",
+        help="see or empty the cache of a running server",
+        description=CACHE_DESCRIPTION,
+        allow_abbrev=False,
+    )
+    add_cache_options(cache)
     return parser
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 from starlette.applications import Starlette
 
 from chatserve.api.app import build_app
+from chatserve.api.cache_routes import cache_routes
 from chatserve.api.chat_collaborators import Conversations
 from chatserve.api.collaborators import ChatService as ChatServiceDoor
 from chatserve.api.collaborators import ModelInfo, Reply
@@ -179,6 +180,7 @@ class Serving:
             host=settings.host,
             allowed_hosts=settings.allowed_host,
             cors_origins=settings.cors_origin,
+            more_routes=cache_routes(self._flush),
             lifespan=self._lifespan,
         )
         self._server = Server(
@@ -336,6 +338,9 @@ class Serving:
         await asyncio.wait({running, *upkeep})
         if assembly.kept is not None:
             await asyncio.to_thread(assembly.kept.close)
+
+    def _flush(self) -> int:
+        return self._loaded().engine.flush()
 
     def _describe(self, context_length: int) -> None:
         """What is served, now that the pages are there."""

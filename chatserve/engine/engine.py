@@ -194,7 +194,14 @@ class Engine:
 
     def flush(self) -> int:
         """Forget the device's pages that nobody owns; how many. On the event loop."""
-        return 0 if self._recovering else self._scheduler.blocks.flush()
+        flushed = 0
+
+        def flush() -> None:
+            nonlocal flushed
+            flushed = self._scheduler.blocks.flush()
+
+        self._act(flush)
+        return flushed
 
     def statistics(self) -> EngineStatistics:
         """A frozen picture of the scheduler."""
