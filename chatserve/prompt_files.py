@@ -76,7 +76,9 @@ class KeptPrompts:
             found: object = json.loads(self._path.read_text("utf-8"))
         except FileNotFoundError:
             return {}
-        entries = cast("dict[str, object]", found)["prompts"] if isinstance(found, dict) else None
+        entries = (
+            cast("dict[str, object]", found).get("prompts") if isinstance(found, dict) else None
+        )
         if not isinstance(entries, list):
             raise ValueError("it holds no list of prompts")
         try:

@@ -109,7 +109,7 @@ def test_writers_that_overlap_leave_one_of_their_lists(tmp_path: Path) -> None:
 def test_a_list_that_is_none_is_a_value_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / KEPT_NAME
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         KeptPrompts(tmp_path).read()
 
 
