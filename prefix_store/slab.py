@@ -156,7 +156,7 @@ class Slab:
             if memoryview(write.page).nbytes != self.shape.page_bytes:
                 raise ValueError(f"a page has {self.shape.page_bytes} bytes")
             self._check_tokens(write.tokens)
-        tickets = self._announce(writes)
+        tickets, held = self._announce(writes)
         results: list[bool] = []
         try:
             for write in writes:
@@ -170,16 +170,25 @@ class Slab:
                     self._withdraw([write.name])
         finally:
             self._withdraw(list(tickets))
+            with self._lock:
+                for entry in held:
+                    entry.pins -= 1
         return results
 
-    def _announce(self, writes: Sequence[PageWrite]) -> dict[PageName, _Ticket]:
+    def _announce(self, writes: Sequence[PageWrite]) -> tuple[dict[PageName, _Ticket], list[Entry]]:
+        """Tickets for the names to write, and pins on the pages that are there already: they must
+        not make room for the others."""
         mine: dict[PageName, _Ticket] = {}
+        held: list[Entry] = []
         with self._lock:
             for write in writes:
-                known = write.name in self._index.entries or write.name in self._tickets
-                if not known and not self._closed:
+                entry = self._index.entries.get(write.name)
+                if entry is not None:
+                    entry.pins += 1
+                    held.append(entry)
+                elif write.name not in self._tickets and not self._closed:
                     mine[write.name] = self._tickets[write.name] = _Ticket()
-        return mine
+        return mine, held
 
     def _withdraw(self, names: Sequence[PageName]) -> None:
         with self._lock:
