@@ -40,11 +40,11 @@ def _table(url: str) -> str:
 
 
 async def _all_kept(client: httpx.AsyncClient) -> dict[str, Any]:
-    """Wait until every page has its copy."""
+    """Wait until every page has its copy, and nobody owns one."""
     while True:
         statistics = (await client.get("/admin/cache")).json()
-        transit = statistics["cache"]["transit"]
-        if not transit["unkept"] and not transit["keeping"] and statistics["disk"]["slabs"]:
+        pages, transit = statistics["cache"]["pages"], statistics["cache"]["transit"]
+        if not any((transit["unkept"], transit["keeping"], pages["leaving"], pages["sealed"])):
             return statistics
         await asyncio.sleep(0.02)
 
