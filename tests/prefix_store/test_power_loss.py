@@ -116,6 +116,12 @@ def survive(seed: int, operations: int, crash: int, *, power: bool) -> bool:
         house.open()
     house.disk.on_call = None
     assert house.sectors or crash < 100, "no slot was seen being written"
+    if later.random() < 0.5:
+        # Before any read could notice a torn slot: an older page's sectors may lie in its tail.
+        wanted = later.sample(range(NUMBERS), NUMBERS // 2)
+        house.slab.drop([name(number) for number in wanted])
+        house.dropped.update(wanted)
+        house.check_forgotten()
     house.check()
     for _ in range(12):
         house.act()
