@@ -11,6 +11,7 @@
     claims   who computes what now (`claims.py`)
     below    how much more of a prefix the tiers below have; begin_load, end_load: bring it up
     take_unkept, end_keep    copies for the tiers below (`transit.py`)
+    forget   names that nobody may find any more (`forgetting.py`)
 
 Theory of operation. A table's sealed pages are named and immutable; only its last, partial page
 is written, and only by its only owner: `reserve` orders a PageCopy for any other writer. When a
@@ -26,25 +27,17 @@ them, so they cost nobody anything but the pages of others that `extend` evicts:
 Without caching (`caching=False`) nothing is ever named: the same code, no hits.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 
 from chatserve.cache.below import Below
 from chatserve.cache.claims import Claims
-from chatserve.cache.page_pool import PageId, PagePool, PageState
-from chatserve.cache.page_table import PageTable
+from chatserve.cache.forgetting import Forgetting
+from chatserve.cache.page_pool import NAMED, PageId, PagePool, PageState
+from chatserve.cache.page_table import PageCopy, PageTable
 from chatserve.cache.prefix_index import PrefixIndex
 from chatserve.cache.statistics import CacheCounts, CacheStatistics
 from chatserve.cache.transit import Keep, Keeps, Load, Transit
 from prefix_store.names import PageName
-
-
-@dataclass(frozen=True, slots=True)
-class PageCopy:
-    """Copy a page's bytes on the device, before anything in the step writes."""
-
-    source: PageId
-    target: PageId
 
 
 class BlockManager:
@@ -70,6 +63,7 @@ class BlockManager:
         self._below = below if caching else None
         self._caching = caching
         self._index = order()
+        self.forgetting = Forgetting(self.pool, self._index, self.transit, self.claims)
         self._counts = CacheCounts()
 
     # What there is -------------------------------------------------------------------------
@@ -88,12 +82,6 @@ class BlockManager:
     def caching(self) -> bool:
         """Whether pages are named at all."""
         return self._caching
-
-    @property
-    def in_transit(self) -> int:
-        """Pages that nobody but a transit owns: available when an I/O thread has reported."""
-        owners = self.transit.owners()
-        return sum(1 for page, count in owners.items() if self.pool.references(page) == count)
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold so many positions."""
@@ -139,6 +127,7 @@ class BlockManager:
         self._counts = before._counts
         self.claims.count_on(before.claims)
         self.transit.count_on(before.transit)
+        self.forgetting.count_on(before.forgetting)
 
     def count_query(self, prompt_tokens: int, hit_tokens: int) -> None:
         """Book one request's look-up, in tokens."""
@@ -169,6 +158,7 @@ class BlockManager:
             source, target = table.pages[index], self.pool.allocate()
             assert index >= table.sealed, "a sealed page is never written"
             table.pages[index] = target
+            self.forgetting.copied(source, target)
             self._release_page(source, step)
             copies.append(PageCopy(source, target))
         for _ in range(new):
@@ -219,6 +209,9 @@ class BlockManager:
             return []
         index = table.sealed
         page = table.pages[index]
+        if not self.forgetting.may_name(table, page, name):
+            leader = None if drafting else self.claims.leader(name)
+            return [] if leader is None else self.claims.drop(leader)
         twin = self._index.find(name, tokens)
         if twin == page:
             pass  # a fork of this table has sealed the shared page already
@@ -233,6 +226,7 @@ class BlockManager:
             return []  # a name with other tokens: the newcomer, and what follows, stay nameless
         else:
             self.pool.seal(page)
+            self.forgetting.settled(page)
             parent, tenant = table.last_name, table.tenant
             self._index.add(page, name, parent, tokens, drafted=drafting, tenant=tenant)
             self._counts.sealed += 1
@@ -251,7 +245,10 @@ class BlockManager:
         while table.sealed > keep:
             table.names.pop()
             page = table.pages[table.sealed]
-            if self.pool.references(page) == 1 and not self._index.has_children(page):
+            alone = self.pool.references(page) == 1
+            if alone and self.forgetting.gave_up(page):
+                self.pool.truncate(page)
+            elif alone and not self._index.has_children(page):
                 self._unname(page, lost=False)
                 self.pool.truncate(page)
                 self._counts.truncated += 1
@@ -266,7 +263,7 @@ class BlockManager:
     def settle(self, step: int) -> None:
         """All steps up to this one have committed."""
         for page in self.pool.settle(step):
-            self._index.set_idle(page)
+            self._set_idle(page)
 
     def flush(self) -> int:
         """Forget every page that nobody owns. Returns how many."""
@@ -277,11 +274,20 @@ class BlockManager:
         self._counts.flushed += count
         return count
 
+    def forget(self, names: Collection[PageName]) -> list[int]:
+        """Nobody finds these names here any more, until they are computed anew: pages that nobody
+        owns are free at once, with all that continue them, others on release.
+
+        Returns the followers to wake. What is below: `forgetting.hide_below`.
+        """
+        return self.forgetting.forget(names)
+
     # The tiers below -----------------------------------------------------------------------
 
     def below(self, names: Sequence[PageName], matched: int) -> int:
         """How many pages after the first `matched` of this prefix the tiers below have."""
-        return 0 if self._below is None else self._below.find(names[matched:])
+        wanted = self.forgetting.reach(names[matched:])
+        return 0 if self._below is None else self._below.find(wanted)
 
     def begin_load(
         self,
@@ -325,7 +331,7 @@ class BlockManager:
         Names those up to the first that does not, and leaves them to whoever wants them. Returns
         how many, and the followers that waited for them.
         """
-        good = arrived.index(False) if False in arrived else len(arrived)
+        good = self.forgetting.end_load(load, [*arrived, False].index(False))
         table, step = load.table, 4 * self.page_size
         self.transit.end_load(load, good)
         woken: list[int] = []
@@ -380,26 +386,15 @@ class BlockManager:
 
     def statistics(self) -> CacheStatistics:
         """A frozen picture."""
-        pages = self.pool.statistics()
-        return CacheStatistics(
-            page_size=self.page_size,
-            pages=pages,
+        return self._counts.picture(
+            self.page_size,
+            pages=self.pool.statistics(),
             claims=self.claims.statistics(),
             transit=self.transit.statistics(),
-            named_pages=len(self._index),
-            logical_pages=pages.references,
-            physical_pages=pages.open + pages.loading + pages.sealed,
-            query_tokens=self._counts.query_tokens,
-            hit_tokens=self._counts.hit_tokens,
-            sealed_total=self._counts.sealed,
-            twins_total=self._counts.twins,
-            copies_total=self._counts.copies,
-            evicted_for_space_total=self._counts.evicted,
-            evicted_by_flush_total=self._counts.flushed,
-            truncated_total=self._counts.truncated,
-            draft_pages=self._index.drafted,
-            draft_sealed_total=self._counts.draft_sealed,
-            draft_adopted_total=self._counts.draft_adopted,
+            named=len(self._index),
+            drafted=self._index.drafted,
+            forgotten=self.forgetting.total,
+            ghosts=self.forgetting.ghosts,
         )
 
     def check(self) -> None:
@@ -407,19 +402,18 @@ class BlockManager:
         self.pool.check()
         self._index.check()
         self.claims.check()
+        self.forgetting.check()
         named = self._index.pages()
         self.transit.check(named)
         for page, count in self.transit.owners().items():
             assert self.pool.references(page) >= count, "a page in transit without an owner"
         for page in range(self.pool.total):
             state = self.pool.state(page)
-            has_name = state in (PageState.SEALED, PageState.CACHED, PageState.NAMED_LEAVING)
+            has_name = state in NAMED and not self.forgetting.is_ghost(page)
             assert has_name == (page in named), (page, state)
-        evictable = 0
-        while (page := self._index.next_victim()) is not None and evictable == 0:
-            assert self.pool.state(page) is PageState.CACHED
-            evictable += 1
-        assert evictable or not self.pool.cached, "cached pages that cannot be evicted"
+        victim = self._index.next_victim()
+        assert victim is None or self.pool.state(victim) is PageState.CACHED
+        assert victim is not None or not self.pool.cached, "cached pages that cannot be evicted"
 
     # Inside --------------------------------------------------------------------------------
 
@@ -438,7 +432,14 @@ class BlockManager:
         self.pool.retain(page)
 
     def _release_page(self, page: PageId, step: int) -> None:
-        if self.pool.release(page, step) is PageState.CACHED:
+        state = self.pool.release(page, step)
+        if state is PageState.CACHED:
+            self._set_idle(page)
+        elif state is not PageState.OPEN:
+            self.forgetting.settled(page)
+
+    def _set_idle(self, page: PageId) -> None:
+        if not self.forgetting.let_go(page):
             self._index.set_idle(page)
 
     def _make_room(self, pages: int) -> bool:

@@ -9,7 +9,16 @@ that are reserved for the step in flight. Only the block manager changes a table
 from array import array
 from dataclasses import dataclass, field
 
+from chatserve.cache.page_pool import PageId
 from prefix_store.names import PageName
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """Copy a page's bytes on the device, before anything in the step writes."""
+
+    source: PageId
+    target: PageId
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ class CacheStatistics:
 
     logical_pages counts every owner of a page, physical_pages each owned page once: their
     difference is what sharing saves. draft_pages were computed ahead and wait for their request;
-    draft_adopted_total: pages whose request came.
+    draft_adopted_total: pages whose request came. forgotten_total: pages that lost their names
+    because their conversation was deleted; ghosts: of those, the ones that still have owners.
     """
 
     page_size: int
@@ -34,6 +35,8 @@ class CacheStatistics:
     draft_pages: int = 0
     draft_sealed_total: int = 0
     draft_adopted_total: int = 0
+    forgotten_total: int = 0
+    ghosts: int = 0
 
 
 @dataclass(slots=True)
@@ -50,3 +53,39 @@ class CacheCounts:
     truncated: int = 0
     draft_sealed: int = 0
     draft_adopted: int = 0
+
+    def picture(
+        self,
+        page_size: int,
+        *,
+        pages: PoolStatistics,
+        claims: ClaimStatistics,
+        transit: TransitStatistics,
+        named: int,
+        drafted: int,
+        forgotten: int,
+        ghosts: int,
+    ) -> CacheStatistics:
+        """Frozen, with what there is now."""
+        return CacheStatistics(
+            page_size=page_size,
+            pages=pages,
+            claims=claims,
+            transit=transit,
+            named_pages=named,
+            logical_pages=pages.references,
+            physical_pages=pages.open + pages.loading + pages.sealed,
+            query_tokens=self.query_tokens,
+            hit_tokens=self.hit_tokens,
+            sealed_total=self.sealed,
+            twins_total=self.twins,
+            copies_total=self.copies,
+            evicted_for_space_total=self.evicted,
+            evicted_by_flush_total=self.flushed,
+            truncated_total=self.truncated,
+            draft_pages=drafted,
+            draft_sealed_total=self.draft_sealed,
+            draft_adopted_total=self.draft_adopted,
+            forgotten_total=forgotten,
+            ghosts=ghosts,
+        )

@@ -85,7 +85,7 @@ class Transit:
     def __init__(self) -> None:
         self._unkept: OrderedDict[PageName, Keep] = OrderedDict()
         self._keeping: dict[int, Keeps] = {}
-        self._keeping_names: set[PageName] = set()
+        self._keeping_names: dict[PageName, int] = {}  # to the number of their Keeps
         self._number = 0
         self._loads: dict[int, Load] = {}
         self._kept = self._lost = self._loaded = self._failed = 0
@@ -125,18 +125,25 @@ class Transit:
         if self._unkept.pop(name, None) is not None:
             self._lost += lost
 
+    def withdraw(self, name: PageName) -> None:
+        """No copy of this page is wanted any more; one that is being made does not count."""
+        self._unkept.pop(name, None)
+        self._keeping_names.pop(name, None)
+
     def begin_keep(self, pages: Sequence[Keep], held: Sequence[PageId]) -> Keeps:
         """An I/O thread is about to read these pages; held: with those before them, each once."""
         self._number += 1
         keeps = Keeps(self._number, tuple(pages), tuple(held))
         self._keeping[keeps.number] = keeps
-        self._keeping_names.update(keep.name for keep in pages)
+        self._keeping_names.update((keep.name, keeps.number) for keep in pages)
         return keeps
 
     def end_keep(self, keeps: Keeps, stored: int) -> None:
         """It has read them; `stored` of them have a copy now."""
         del self._keeping[keeps.number]
-        self._keeping_names.difference_update(keep.name for keep in keeps.pages)
+        for keep in keeps.pages:
+            if self._keeping_names.get(keep.name) == keeps.number:
+                del self._keeping_names[keep.name]
         self._kept += stored
 
     # Loads ---------------------------------------------------------------------------------
@@ -144,6 +151,10 @@ class Transit:
     def begin_load(self, load: Load) -> None:
         """An I/O thread is about to write to the load's pages."""
         self._loads[load.holder] = load
+
+    def is_loading(self, holder: int) -> bool:
+        """Whether this holder of claims is a load."""
+        return holder in self._loads
 
     def end_load(self, load: Load, arrived: int) -> None:
         """It has; the first `arrived` pages are good."""
@@ -169,8 +180,13 @@ class Transit:
             assert keep.name == name
             assert names.get(keep.page) == name, "a page waits for its copy under an old name"
             assert name not in self._keeping_names, "a page waits for its copy twice"
-        reading = [keep for keeps in self._keeping.values() for keep in keeps.pages]
-        assert {keep.name for keep in reading} == self._keeping_names
+        reading = [
+            keep
+            for keeps in self._keeping.values()
+            for keep in keeps.pages
+            if self._keeping_names.get(keep.name) == keeps.number
+        ]
+        assert {keep.name for keep in reading} == self._keeping_names.keys()
         assert len(reading) == len(self._keeping_names), "a page is read twice"
         for keep in reading:
             assert names.get(keep.page) == keep.name, "a page is read under an old name"

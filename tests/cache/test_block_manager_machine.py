@@ -27,6 +27,7 @@ class Line:
         self.tokens = tokens
         self.last_step = last_step
         self.drafting = drafting
+        self.barred: set[bytes] = set()  # forgotten while pages of these names were being filled
 
 
 class BlockManagerMachine(RuleBasedStateMachine):
@@ -120,6 +121,15 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     def _seal(self, line: Line) -> None:
         names = self.namer.names(self.root, line.tokens)
+        before = line.table.sealed
+        haunted = any(map(self.blocks.forgetting.is_ghost, line.table.pages))
+        self._seal_pages(line, names)
+        if self.blocks.caching:
+            fresh = line.table.names[before:]
+            assert not line.barred.intersection(fresh), "forgotten, and back again"
+            assert not (fresh and haunted), "a page that nobody could find was named"
+
+    def _seal_pages(self, line: Line, names: list[bytes]) -> None:
         for index in range(line.table.sealed, len(line.tokens) // self.size):
             page = line.tokens[index * self.size : (index + 1) * self.size]
             old = line.table.pages[index]
@@ -131,6 +141,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
                 step=line.last_step,
                 drafting=line.drafting,
             )
+            if line.table.sealed == index:
+                return  # not to be named; nor is what follows
             if line.table.sealed > index and not line.drafting:
                 self.drafted.pop(names[index], None)
             elif line.table.sealed > index and new:
@@ -149,6 +161,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         line = data.draw(st.sampled_from([line for line in self.lines if not line.drafting]))
         table = self.blocks.fork(line.table)
         self.lines.append(Line(table, line.tokens[:], line.last_step))
+        self.lines[-1].barred = set(line.barred)
 
     @precondition(lambda self: self.lines)
     @rule(data=st.data(), cut=st.integers(0, 9))
@@ -183,6 +196,41 @@ class BlockManagerMachine(RuleBasedStateMachine):
         assert after.free == before.free + gone
         assert gone == before.cached - after.cached
 
+    @rule(tokens=TOKENS, data=st.data(), first=st.integers(0, 2))
+    def forget(self, tokens: list[int], data: st.DataObject, first: int) -> None:
+        """The names of some prefix, or of one that a line has, all or from some page on."""
+        line = data.draw(st.sampled_from([None, *self.lines]))
+        if line is not None:
+            tokens = line.tokens
+        names = self.namer.names(self.root, tokens)[first:]
+        entries = self.blocks._index._by_name
+        doomed = {name for name in names if name in entries}
+        for name, entry in entries.items():  # parents before children
+            if entry.parent in doomed:
+                doomed.add(name)
+        owned = {name for name in doomed if self.blocks.pool.references(entries[name].page)}
+        leaving = {
+            name
+            for name in doomed
+            if self.blocks.pool.state(entries[name].page) is PageState.NAMED_LEAVING
+        }
+        before = self.blocks.statistics()
+        assert self.blocks.forget(names) == [], "nobody claims anything here"
+        after = self.blocks.statistics()
+        assert not doomed & self.blocks._index._by_name.keys(), "forgotten, and found"
+        assert after.named_pages == before.named_pages - len(doomed), "too much was forgotten"
+        assert after.pages.free - before.pages.free == len(doomed - owned - leaving)
+        assert after.ghosts - before.ghosts == len(owned | leaving)
+        assert after.forgotten_total - before.forgotten_total == len(doomed)
+        for other in self.lines:
+            # What is being filled under such a name now does not get it later.
+            own = self.namer.names(self.root, other.tokens + [0] * self.size)
+            started = len(other.table.pages)
+            other.barred |= set(own[other.table.sealed : started]) & set(names)
+            for more in ([0], [1]):
+                filling = self.namer.names(self.root, (other.tokens + more * self.size))
+                other.barred |= set(filling[other.table.sealed : started]) & set(names)
+
     @invariant()
     def tables_read_their_own_tokens(self) -> None:
         if not hasattr(self, "blocks"):
@@ -191,6 +239,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for line in self.lines:
             read = [token for page in line.table.pages for token in self.content[page]]
             assert read[: len(line.tokens)] == line.tokens
+            named = [page in self.blocks._index.pages() for page in line.table.pages]
+            assert named == sorted(named, reverse=True), "a page is found without its parents"
         owners = sum(len(line.table) for line in self.lines)
         assert self.blocks.statistics().logical_pages == owners
         for page in self.blocks._index.pages():
@@ -209,11 +259,12 @@ class BlockManagerMachine(RuleBasedStateMachine):
             self.blocks.release(line.table, step=line.last_step)
         self.blocks.settle(self.settled + 2)
         self.blocks.check()
+        assert self.blocks.forgetting.ghosts == 0, "a ghost without an owner"
         self.blocks.flush()
         assert self.blocks.pool.free == self.blocks.pool.total, "pages leaked"
 
 
 BlockManagerMachine.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, print_blob=True
+    max_examples=200, stateful_step_count=40, deadline=None, print_blob=True
 )
 TestBlockManagerMachine = BlockManagerMachine.TestCase
