@@ -213,15 +213,18 @@ async def wait_for_drafts(server: ServerProcess, deadline: float) -> None:
         await asyncio.sleep(0.2)
 
 
-def make_large_model(folder: Path) -> None:
-    """A random Qwen3 with the demonstration model's tokenizer."""
+def make_large_model(folder: Path, vocabulary: int | None = None) -> None:
+    """A random Qwen3 with the demonstration model's tokenizer.
+
+    vocabulary: ids of the model, more than the tokenizer has where it is given.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
     tokenizer = AutoTokenizer.from_pretrained(DEMONSTRATION, local_files_only=True)
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(tokenizer),
         hidden_size=1024,
         intermediate_size=3072,
         num_hidden_layers=28,

@@ -28,16 +28,20 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    options: Sequence[str] = (), *, program: Sequence[str] = ("chatserve", "serve")
+    options: Sequence[str] = (),
+    *,
+    program: Sequence[str] = ("chatserve", "serve"),
+    data: Path | None = None,
 ) -> Generator[ServerProcess]:
     """Start a server with these options in a data folder of its own; end it after.
 
-    program: a module that takes the options of `chatserve serve`, and its first arguments.
+    data: an existing folder to use instead, which stays. program: a module that takes the options of `chatserve serve`, and its first arguments.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="chatserve-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="chatserve-bench-") as own:
+        folder = own if data is None else str(data)
         command = [sys.executable, "-m", *program, *options]
         command += ["--port", str(port), "--data-dir", folder, "--log-level", "warning"]
         started = time.monotonic()
