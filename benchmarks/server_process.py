@@ -35,7 +35,8 @@ def server_process(
 ) -> Generator[ServerProcess]:
     """Start a server with these options in a data folder of its own; end it after.
 
-    data: an existing folder to use instead, which stays. program: a module that takes the options of `chatserve serve`, and its first arguments.
+    data: an existing folder to use instead, which stays. program: a module that takes the options
+    of `chatserve serve`, and its first arguments.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
