@@ -222,7 +222,13 @@ class PublicPrompts:
             work = self._executor.submit(function, *args, **kwargs)
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise Unavailable("The server is shutting down.") from error
-        return await asyncio.wrap_future(work)
+        done = asyncio.wrap_future(work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            # Who comes next must not write before this is written.
+            await asyncio.wait({done})
+            raise
 
     def _info(self, name: str) -> PromptInfo:
         prompt = self._prompts[name]
