@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 ROWS_A_TURN = 512  # to commit before something else has its turn: some milliseconds
 DELIVERIES_A_TURN = 64  # a few milliseconds of consumers' work
 KEEP_REST_SECONDS = 10.0  # some gigabytes
+FORGET_RETRY_SECONDS = 5.0  # told where the disk refuses
 CLOSE_TIMEOUT_SECONDS = 30.0  # a step on a slow CPU with a long slice
 
 
@@ -202,6 +203,40 @@ class Engine:
 
         self._act(flush)
         return flushed
+
+    def is_public(self, name: PageName) -> bool:
+        """Whether a page of this name is shared by all tenants, and so not one conversation's."""
+        return name in self._public.names
+
+    async def forget(self, names: Collection[PageName]) -> None:
+        """Forget these pages in every tier, public ones excepted. From the moment of the call
+        nobody finds them; when it returns, no tier has them but the device those that are in use,
+        which go on release. What computes them anew meanwhile may name them again.
+
+        Raises Unavailable once the engine has stopped, and where a tier below refuses: its pages
+        are out of reach then, and the call is to be made again.
+        """
+        if self._stopped:
+            raise Unavailable("The server is shutting down.", retry_after=FORGET_RETRY_SECONDS)
+        wanted = frozenset(name for name in names if not self.is_public(name))
+        self._scheduler.blocks.forgetting.hide_below(wanted)
+        if not self._recovering:  # else the cache is begun anew, before anybody looks into it
+            try:
+                self._scheduler.forget(wanted)
+            except Exception:
+                _log.exception("the engine starts again on an empty cache")
+                self._recovering = True
+        self._signal.set()
+        try:
+            if self._traffic is not None:
+                await self._traffic.drop(wanted)
+        except Exception as error:
+            _log.error("pages cannot be forgotten now: %s", error)
+            raise Unavailable(
+                "The disk refuses to forget: it is tried again.", retry_after=FORGET_RETRY_SECONDS
+            ) from error
+        finally:
+            self._scheduler.blocks.forgetting.dropped(wanted)
 
     def statistics(self) -> EngineStatistics:
         """A frozen picture of the scheduler."""

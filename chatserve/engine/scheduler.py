@@ -14,7 +14,7 @@ whose fault it was.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 
 from chatserve.cache.block_manager import BlockManager, PageCopy
@@ -30,7 +30,7 @@ from chatserve.engine.suspects import Suspects
 from chatserve.engine.tiers import Tiers
 from chatserve.engine.values import Emission, FinishReason, Progress, TokenLogprobs
 from chatserve.errors import ChatserveError, NumericalFault, StepFault, Unavailable
-from prefix_store.names import PageNamer, token_bytes
+from prefix_store.names import PageName, PageNamer, token_bytes
 
 RECOVERIES_MAX = 8  # in a row, without one good commit between: then nothing helps any more
 
@@ -139,6 +139,10 @@ class Scheduler:
     def withdraw(self, key: Hashable) -> None:
         """Nobody wants this key's draft any more. At any state; harmless if there is none."""
         self._drafts.withdraw(key)
+
+    def forget(self, names: Collection[PageName]) -> None:
+        """Nobody finds these pages on the device any more, until they are computed anew."""
+        self.roster.wake(self.blocks.forget(names))
 
     def abort(self, group: int) -> None:
         """Nobody wants the rest of this request. At any state; harmless if it has ended.

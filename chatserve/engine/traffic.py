@@ -6,6 +6,9 @@ A job is cut into parts of some pages, so that threads share it and reading one 
 decrypting another; its delivery comes once, when its last part is done. Whatever goes wrong in a
 part is a miss of its pages: a thread never dies of it, and nobody waits for ever.
 
+Pages that are to be forgotten (`drop`) are left out of the copies that were ordered and not begun;
+those that a thread is just making are awaited and then dropped with the rest.
+
 The memory is the runner's, but a page in transit belongs to the thread that moves it: the cache
 floor sees to it that no step touches a LOADING page and that nobody writes to a page being read.
 """
@@ -15,7 +18,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
 from queue import PriorityQueue
 from typing import Protocol
@@ -64,6 +67,11 @@ class Depot(Protocol):
         """Keep these; which of them are kept."""
         ...
 
+    def drop(self, names: Collection[PageName]) -> int:
+        """Forget these for good, every byte; how many there were. Raises where it cannot: then they
+        are out of reach all the same, and the rest is for the next `drop`."""
+        ...
+
 
 Job = Load | Keeps
 
@@ -86,6 +94,8 @@ class _Job:
     done: list[bool]
     parts_left: int
     began: float | None = None
+    barred: frozenset[PageName] = frozenset()  # not to be copied any more
+    moving: int = 0  # parts that threads have just now
 
 
 @dataclass(order=True, slots=True)
@@ -106,7 +116,8 @@ class Traffic:
         self._part_pages = max(1, PART_BYTES // page_bytes)
         self._parts: PriorityQueue[_Part] = PriorityQueue()
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._keeps: dict[int, _Job] = {}  # by their numbers
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_delivery: Callable[[Delivery], None] = _nobody
@@ -136,7 +147,19 @@ class Traffic:
     def keep(self, keeps: Keeps) -> None:
         """Copy pages down."""
         self.keeps_in_flight += 1
-        self._submit(keeps, len(keeps.pages), _KEEP, self._part_pages)
+        job = self._submit(keeps, len(keeps.pages), _KEEP, self._part_pages)
+        with self._lock:
+            self._keeps[keeps.number] = job
+
+    async def drop(self, names: Collection[PageName]) -> int:
+        """Have these forgotten below; how many there were. No copy that was ordered before this
+        call brings them back. Raises what the depot's `drop` raises."""
+        wanted = frozenset(names)
+        with self._lock:
+            jobs = tuple(self._keeps.values())
+            for job in jobs:
+                job.barred |= wanted
+        return await asyncio.to_thread(self._drop, wanted, jobs)
 
     def close(self) -> None:
         """No more jobs; threads end when what was given out is done. Idempotent."""
@@ -150,13 +173,14 @@ class Traffic:
             thread.join(max(0.0, until - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _submit(self, job: Job, count: int, urgency: int, part_pages: int) -> None:
+    def _submit(self, job: Job, count: int, urgency: int, part_pages: int) -> _Job:
         assert count, "a job without pages"
         starts = range(0, count, part_pages)
         shared = _Job(job, [False] * count, len(starts))
         for first in starts:
             last = min(count, first + part_pages)
             self._parts.put(_Part(urgency, next(self._numbers), first, last, shared))
+        return shared
 
     # On the threads ------------------------------------------------------------------------
 
@@ -168,9 +192,10 @@ class Traffic:
         with self._lock:
             if job.began is None:
                 job.began = time.monotonic()
-            began = job.began
+            began, barred = job.began, job.barred
+            job.moving += 1
         try:
-            done = move(job.job, part.first, part.last, self.depot, self._memory)
+            done = move(job.job, part.first, part.last, self.depot, self._memory, barred)
         except Exception:
             # A depot says False for what it cannot do; an exception is its fault, or ours.
             _log.exception("page bytes could not be moved")
@@ -178,6 +203,8 @@ class Traffic:
         with self._lock:
             job.done[part.first : part.last] = done
             job.parts_left -= 1
+            job.moving -= 1
+            self._lock.notify_all()
             if job.parts_left:
                 return
         delivery = Delivery(job.job, tuple(job.done), time.monotonic() - began)
@@ -187,16 +214,34 @@ class Traffic:
         except RuntimeError:
             _log.debug("the event loop has gone: nobody takes the delivery")
 
+    def _drop(self, names: frozenset[PageName], jobs: Sequence[_Job]) -> int:
+        """On a thread of its own: what others are writing is dropped once it is there."""
+        with self._lock:
+            self._lock.wait_for(lambda: not any(job.moving for job in jobs))
+        return self.depot.drop(names)
+
     def _deliver(self, delivery: Delivery) -> None:
         if isinstance(delivery.job, Load):
             self.loads_in_flight -= 1
         else:
             self.keeps_in_flight -= 1
+            with self._lock:
+                del self._keeps[delivery.job.number]
         self._on_delivery(delivery)
 
 
-def move(job: Job, first: int, last: int, depot: Depot, memory: PageMemory) -> list[bool]:
-    """Move the bytes of a job's pages from `first` on, before `last`; which of them were moved."""
+def move(
+    job: Job,
+    first: int,
+    last: int,
+    depot: Depot,
+    memory: PageMemory,
+    barred: Set[PageName] = frozenset(),
+) -> list[bool]:
+    """Move the bytes of a job's pages from `first` on, before `last`; which of them were moved.
+
+    barred: names of which no copy is to be made.
+    """
     view = memory.page_view
     if isinstance(job, Load):
         size = len(job.tokens) // len(job.names)
@@ -206,11 +251,14 @@ def move(job: Job, first: int, last: int, depot: Depot, memory: PageMemory) -> l
             for i in range(first, last)
         ]
         return depot.get(reads)
+    keeps = job.pages[first:last]
     writes = [
         PageWrite(keep.name, keep.parent, keep.position, keep.tokens, view(keep.page))
-        for keep in job.pages[first:last]
+        for keep in keeps
+        if keep.name not in barred
     ]
-    return depot.put(writes)
+    kept = iter(depot.put(writes))
+    return [keep.name not in barred and next(kept) for keep in keeps]
 
 
 def _nobody(delivery: Delivery) -> None:

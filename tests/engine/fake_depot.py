@@ -4,7 +4,7 @@ Pages are those of the simulated model: their bytes are their token ids, so what
 under a name can be checked at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +46,13 @@ class FakeDepot:
         if self.raising:
             raise OSError("a depot that breaks its word")
         return [self._write(write) for write in writes]
+
+    def drop(self, names: Collection[PageName]) -> int:
+        found = [name for name in names if self.kept.pop(name, None) is not None]
+        self.torn -= set(names)
+        if self.raising or self.refusing:
+            raise OSError("a disk that refuses")
+        return len(found)
 
     def _read(self, read: PageRead) -> bool:
         self.reads += 1

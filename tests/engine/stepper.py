@@ -6,7 +6,8 @@ consumers would hear is kept, and each hearing is checked for a second final emi
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from chatserve.cache.page_pool import PageState
@@ -16,7 +17,7 @@ from chatserve.engine.scheduler import Outcome
 from chatserve.engine.sequence import Life, Sequence
 from chatserve.engine.traffic import Delivery, Job, move
 from chatserve.engine.values import LOCAL_TENANT, Request
-from prefix_store.names import Root
+from prefix_store.names import PageName, Root
 from tests.engine.build import House, Setup, ask, build
 from tests.engine.oracle import Heard, assert_prefix, assert_right
 
@@ -53,6 +54,8 @@ class Stepper:
         self._runner = StepRunner(self.house.runner)
         self._jobs: deque[Job] = deque()  # handed to the I/O threads, not done
         self._deliveries: deque[Delivery] = deque()  # done, not finished
+        self._barred: dict[int, set[PageName]] = {}  # of jobs that were ordered before a deletion
+        self._forgets: deque[frozenset[PageName]] = deque()  # begun, and not dropped below
 
     # Levers --------------------------------------------------------------------------------
 
@@ -119,10 +122,12 @@ class Stepper:
             return None
         job = self._jobs.popleft()
         count = len(job.pages)
+        barred, before = self._barred.pop(id(job), set()), set(depot.kept)
         try:
-            done = move(job, 0, count, depot, self.house.runner)
+            done = move(job, 0, count, depot, self.house.runner, barred)
         except OSError:
             done = [False] * count
+        assert not barred & (depot.kept.keys() - before), "forgotten, and copied down again"
         self._deliveries.append(Delivery(job, tuple(done), self.job_seconds))
         return job
 
@@ -131,6 +136,27 @@ class Stepper:
         if not self._deliveries:
             return False
         self.scheduler.tiers.finish(self._deliveries.popleft())
+        return True
+
+    def forget(self, names: Collection[PageName]) -> None:
+        """A conversation is deleted: what `Engine.forget` does before it waits."""
+        wanted = frozenset(names)
+        self.scheduler.blocks.forgetting.hide_below(wanted)
+        self.scheduler.forget(wanted)
+        for job in self._jobs:
+            self._barred.setdefault(id(job), set()).update(wanted)
+        self._forgets.append(wanted)
+
+    def drop(self) -> bool:
+        """The thread that forgets below does what it was asked for first. False: nothing."""
+        if not self._forgets:
+            return False
+        names, depot = self._forgets.popleft(), self.house.setup.depot
+        if depot is not None:
+            with suppress(OSError):
+                depot.drop(names)
+            assert not names & depot.kept.keys(), "dropped, and there"
+        self.scheduler.blocks.forgetting.dropped(names)
         return True
 
     def abort(self, asked: Asked) -> None:

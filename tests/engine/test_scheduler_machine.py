@@ -16,6 +16,7 @@ from chatserve.engine.drafts import DraftLimits
 from chatserve.engine.scheduler import RECOVERIES_MAX
 from chatserve.engine.values import FinishReason
 from chatserve.errors import Busy, ChatserveError, Quarantined, RequestError, StepFault
+from prefix_store.names import token_bytes
 from tests.engine.build import Setup, ask
 from tests.engine.fake_depot import FakeDepot
 from tests.engine.faulty_blocks import METHODS, Trap, faulty_maker
@@ -225,6 +226,30 @@ class SchedulerMachine(RuleBasedStateMachine):
             while not self.stepper.survive(lambda: self.stepper.cut(asked, sample, kept)):
                 pass
 
+    @rule(
+        shared=st.integers(1, len(TRUNK)),
+        tail=st.lists(st.integers(0, VOCABULARY - 1), max_size=4),
+        tenant=st.sampled_from(["a", "a", "b"]),
+        choice=st.randoms(use_true_random=False),
+    )
+    def a_conversation_is_deleted(self, shared: int, tail: list[int], tenant: str, choice) -> None:
+        """Its names are those of some prompt, or of a sequence with all that it has generated."""
+        tokens = (*TRUNK[:shared], *tail)
+        names = list(self.stepper.house.prepare(ask(tokens, tenant=tenant)).names)
+        alive = self.stepper.scheduler.roster.sequences()
+        if alive and choice.random() < 0.5:
+            sequence = choice.choice(sorted(alive, key=lambda item: item.id))
+            names, tokens = list(sequence.names), tuple(sequence.tokens)
+        self.stepper.forget(names)
+        blocks = self.stepper.house.blocks
+        assert not set(names) & set(blocks._index.pages().values()), "forgotten, and found"
+        assert blocks.match(names, token_bytes(tokens)) == 0
+        assert blocks.below(names, 0) == 0, "forgotten, and looked for below"
+
+    @rule()
+    def drop(self) -> None:
+        self.stepper.drop()
+
     @rule(seconds=st.floats(-100_000.0, 100_000.0))
     def time_passes(self, seconds: float) -> None:
         self.stepper.house.clock.now += seconds
@@ -280,11 +305,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "stepper"):
             return
         self.trap.clear()
+        while self.stepper.drop():
+            pass
         self.stepper.run_all()
         self.stepper.house.assert_baseline()
         transit = self.stepper.house.blocks.statistics().transit
         assert (transit.unkept, transit.keeping, transit.loading) == (0, 0, 0)
         self.stepper.assert_right_so_far()
+        assert self.stepper.house.blocks.forgetting.ghosts == 0, "a ghost without an owner"
+        assert not self.stepper.house.blocks.forgetting._below
         recoveries = self.stepper.scheduler.counts.recoveries
         assert self.recoveries <= recoveries <= self.recoveries + self.traps
         for asked in self.stepper.asked.values():
