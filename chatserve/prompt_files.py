@@ -2,7 +2,8 @@
 
     FILE                                TOML, its owner's: read at each start, never written
     DATA_DIR/public-prompts.json        what was posted: written whole, synced and renamed, so that
-                                        it is always the old list or the new one
+                                        it is always the old list or the new one; and how many
+                                        tokens a public prompt ever had
 
 What is here are texts. Which pages they make is a matter of the served model.
 """
@@ -13,6 +14,7 @@ import re
 import threading
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -62,34 +64,44 @@ def _checked(entry: object, source: str) -> tuple[str, str]:
     return name, text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """texts: of posted prompts, by name. tokens_max: of any public prompt that there ever was, from
+    a file or posted, under any model: how far pages may once have been public."""
+
+    texts: Mapping[str, str] = field(default_factory=dict[str, str])
+    tokens_max: int = 0
+
+
 class KeptPrompts:
-    """The posted ones, on disk. Methods block, and are for any thread."""
+    """What is on disk. Methods block, and are for any thread."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / KEPT_NAME
         # Whoever was cancelled may still be writing when the next one comes.
         self._lock = threading.Lock()
 
-    def read(self) -> dict[str, str]:
-        """Texts by name. Raises OSError or ValueError for a file that is there and no such list."""
+    def read(self) -> Kept:
+        """What was written last. Raises OSError or ValueError for a file that is no such list."""
         try:
             found: object = json.loads(self._path.read_text("utf-8"))
         except FileNotFoundError:
-            return {}
-        entries = (
-            cast("dict[str, object]", found).get("prompts") if isinstance(found, dict) else None
-        )
-        if not isinstance(entries, list):
+            return Kept()
+        fields = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+        entries, tokens_max = fields.get("prompts"), fields.get("tokens_max")
+        if not isinstance(entries, list) or not isinstance(tokens_max, int):
             raise ValueError("it holds no list of prompts")
         try:
-            return dict(_checked(entry, "it") for entry in cast("list[object]", entries))
+            texts = dict(_checked(entry, "it") for entry in cast("list[object]", entries))
         except SettingsError as error:
             raise ValueError(error.message) from None
+        return Kept(texts=texts, tokens_max=tokens_max)
 
-    def write(self, prompts: Mapping[str, str]) -> None:
-        """Keep exactly these, for good when it returns. Raises OSError, with the old ones kept."""
-        entries = [{"name": name, "text": text} for name, text in prompts.items()]
-        body = json.dumps({"prompts": entries}, ensure_ascii=False, indent=1).encode("utf-8")
+    def write(self, kept: Kept) -> None:
+        """Keep exactly this, for good when it returns. Raises OSError, with the old one kept."""
+        entries = [{"name": name, "text": text} for name, text in kept.texts.items()]
+        fields = {"tokens_max": kept.tokens_max, "prompts": entries}
+        body = json.dumps(fields, ensure_ascii=False, indent=1).encode("utf-8")
         fresh = self._path.with_suffix(".new")
         with self._lock:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -13,12 +13,14 @@ for them any more, and they are evicted in their turn.
 Rendering, encoding and writing happen in threads for text; changes are made one after the other. A
 posted prompt is on disk before it is registered, and off the disk before it is not, so that an
 answer is true after a restart as well. At each start the file of `--public-prompts` has the first
-word: what was posted under one of its names is not registered.
+word: what was posted under one of its names is not registered. How long the longest one ever was is
+kept too: as deep down a line the pages of a conversation may be named in more than one way.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,7 @@ from chatserve.errors import (
 from chatserve.prompt_files import (
     KEPT_NAME,
     NAME_RULE,
+    Kept,
     KeptPrompts,
     is_prompt_name,
     read_prompt_file,
@@ -65,8 +68,8 @@ class Namer(Protocol):
         """The public names of whole pages. For any thread."""
         ...
 
-    def publish(self, names: frozenset[PageName]) -> None:
-        """Share exactly these. On the loop."""
+    def publish(self, prompts: Iterable[Sequence[PageName]], *, tokens_max: int) -> None:
+        """On the loop. Share these alone; tokens_max: of any prompt that was ever shared."""
         ...
 
 
@@ -102,13 +105,15 @@ class PublicPrompts:
         self._prompts: dict[str, _Prompt] = {}
         # Kept and not registered: the model served now cannot take it, or the file has its name.
         self._dormant: dict[str, str] = {}
+        self._tokens_max = 0
+        self._unread = False  # there is a list, and it could not be read: not to be lost unasked
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
         """Register what the file names and what was posted before the last restart.
 
-        Raises SettingsError for what is wrong with the file's. A posted prompt that this model
-        cannot take is a line in the log.
+        Raises SettingsError for what is wrong with the file's. What is wrong with those that were
+        posted, or that this model cannot take, is a line in the log.
         """
         async with self._changing:
             given = {} if self._file is None else await self._aside(read_prompt_file, self._file)
@@ -119,7 +124,8 @@ class PublicPrompts:
                     raise SettingsError(
                         f"--public-prompts {self._file}: {name!r}: {error.message}"
                     ) from error
-            for name, text in (await self._read_kept()).items():
+            kept = await self._read_kept()
+            for name, text in kept.texts.items():
                 if name in given:
                     self._dormant[name] = text
                     continue
@@ -128,7 +134,10 @@ class PublicPrompts:
                 except ChatserveError as error:
                     self._dormant[name] = text
                     _log.warning("the public prompt %r is not shared: %s", name, error.message)
-            self._publish(self._prompts)
+            self._publish(self._prompts, kept.tokens_max)
+            if self._tokens_max > kept.tokens_max and not self._unread:
+                with contextlib.suppress(Unavailable):  # the log has it
+                    await self._keep(self._prompts, self._dormant)
 
     # As the API floor's PublicPrompts --------------------------------------------------------
 
@@ -157,7 +166,7 @@ class PublicPrompts:
             changed = self._prompts | {name: made}
             _check_pages(changed)
             dormant = {key: value for key, value in self._dormant.items() if key != name}
-            if posted or name in self._dormant:
+            if posted or name in self._dormant or made.tokens > self._tokens_max:
                 await self._keep(changed, dormant)
             self._dormant = dormant
             self._publish(changed)
@@ -196,22 +205,28 @@ class PublicPrompts:
         names = self._engine.public_names(tokens)
         return _Prompt(text=text, tokens=len(tokens), names=names, posted=posted)
 
-    def _publish(self, prompts: dict[str, _Prompt]) -> None:
+    def _publish(self, prompts: dict[str, _Prompt], tokens_before: int = 0) -> None:
         self._prompts = prompts
-        none = frozenset[PageName]()
-        self._engine.publish(none.union(*(each.names for each in prompts.values())))
+        self._tokens_max = self._most_tokens(prompts, tokens_before)
+        names = [each.names for each in prompts.values()]
+        self._engine.publish(names, tokens_max=self._tokens_max)
 
-    async def _read_kept(self) -> dict[str, str]:
+    def _most_tokens(self, prompts: dict[str, _Prompt], before: int = 0) -> int:
+        return max([self._tokens_max, before, *(each.tokens for each in prompts.values())])
+
+    async def _read_kept(self) -> Kept:
         try:
             return await self._aside(self._kept.read)
         except (OSError, ValueError) as error:
             _log.warning("posted public prompts are not shared: %s: %s", KEPT_NAME, error)
-            return {}
+            self._unread = True
+            return Kept()
 
     async def _keep(self, prompts: dict[str, _Prompt], dormant: dict[str, str]) -> None:
         texts = {name: each.text for name, each in prompts.items() if each.posted}
         try:
-            await self._aside(self._kept.write, texts | dormant)
+            kept = Kept(texts=texts | dormant, tokens_max=self._most_tokens(prompts))
+            await self._aside(self._kept.write, kept)
         except OSError as error:
             _log.warning("public prompts cannot be kept: %s", error)
             raise Unavailable("Public prompts cannot be kept: the disk refuses.") from error

@@ -143,6 +143,27 @@ class PageNamer:
             names.append(parent)
         return names
 
+    def own_names(
+        self, root: Root, tokens: Sequence[int], *, public_root: Root, public_pages: int
+    ) -> set[PageName]:
+        """Every name that a whole page of `tokens` has as this root's own, whatever was registered
+        when it was named, as long as that was never more than the first `public_pages` pages.
+
+        For who must find all there is of a line, whose pages may have been named at different
+        times. About a microsecond for each page, as many times as there may be public ones.
+        """
+        pages = self._pages(tokens)
+        names: set[PageName] = set()
+        last, above = _NO_PUBLIC_PARENT, public_root
+        for first in range(min(public_pages + 1, len(pages))):
+            parent = self._hash(_ENTER, root + last + pages[first])
+            names.add(parent)
+            for page in pages[first + 1 :]:
+                parent = self._hash(_OWN, parent + page)
+                names.add(parent)
+            last = above = self._hash(_PUBLIC, above + pages[first])
+        return names
+
     def _pages(self, tokens: Sequence[int]) -> list[bytes]:
         """The token ids of each whole page, as they are hashed."""
         size = self.page_size

@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -36,7 +36,7 @@ from chatserve.engine.stream import Stream
 from chatserve.engine.traffic import Delivery, Traffic
 from chatserve.engine.values import Emission, FinishReason, Progress, Request
 from chatserve.errors import EngineError, Unavailable
-from prefix_store.names import PageName, PageNamer, PublicNames, RootFields, token_bytes
+from prefix_store.names import PageName, PageNamer, PublicNames, Root, RootFields, token_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class Engine:
         self._public = PublicNames(
             namer.public_root(fingerprint=settings.fingerprint, layout=settings.layout)
         )
+        self._public_pages = 0  # of one prompt, at the most that ever was
         self._streams: dict[int, Stream] = {}
         self._groups: dict[Stream, int] = {}
         self._results: deque[StepResult] = deque()
@@ -118,15 +119,8 @@ class Engine:
     def prepare(self, request: Request) -> PreparedRequest:
         """Name the request's pages, by the public names of now. For any thread, linear in its
         tokens."""
-        settings = self._settings
         public = None if request.cache_salt else self._public
-        fields = RootFields(
-            tenant=request.tenant,
-            cache_salt=request.cache_salt,
-            fingerprint=settings.fingerprint,
-            layout=settings.layout,
-        )
-        root = self._namer.root(fields)
+        root = self._root(request)
         digest = blake2b(root + token_bytes(request.tokens), digest_size=16).digest()
         names = tuple(self._namer.names(root, request.tokens, public=public))
         return PreparedRequest(
@@ -138,11 +132,40 @@ class Engine:
         thread, linear in its tokens."""
         return tuple(self._namer.public_names(self._public.root, tokens))
 
-    def publish(self, names: frozenset[PageName]) -> None:
-        """From now on exactly the pages of these names (`public_names`, each with those before it)
-        are shared by all tenants. Who is prepared already keeps the names that it has. On the loop.
+    def publish(self, prompts: Iterable[Sequence[PageName]], *, tokens_max: int = 0) -> None:
+        """From now on exactly the pages of these prompts (`public_names` of each) are shared by all
+        tenants. Who is prepared already keeps the names that it has. On the loop.
+
+        tokens_max: of all prompts that were ever published, by processes before this one too.
         """
-        self._public = replace(self._public, names=names)
+        chains = tuple(prompts)
+        self._public = replace(self._public, names=frozenset[PageName]().union(*chains))
+        pages = tokens_max // self._namer.page_size
+        self._public_pages = max([self._public_pages, pages, *map(len, chains)])
+
+    def own_names(self, request: Request) -> frozenset[PageName]:
+        """Every name that a whole page of the request's tokens may have been given as its tenant's
+        own, whatever was published at the time. Pure, for any thread; in the time of `prepare` as
+        many times as a public prompt ever had pages."""
+        public_pages = 0 if request.cache_salt else self._public_pages
+        return frozenset(
+            self._namer.own_names(
+                self._root(request),
+                request.tokens,
+                public_root=self._public.root,
+                public_pages=public_pages,
+            )
+        )
+
+    def _root(self, request: Request) -> Root:
+        return self._namer.root(
+            RootFields(
+                tenant=request.tenant,
+                cache_salt=request.cache_salt,
+                fingerprint=self._settings.fingerprint,
+                layout=self._settings.layout,
+            )
+        )
 
     def check_room(self, preparing: int) -> None:
         """Raise what `open` would for any request now: before the work of preparing one.

@@ -27,10 +27,10 @@ class _Tenants(Stepper):
 
     def publish(self, *prompts: tuple[int, ...]) -> set[PageName]:
         engine = self.house.engine
-        names = set[PageName]().union(*map(engine.public_names, prompts))
-        engine.publish(frozenset(names))
+        chains = list(map(engine.public_names, prompts))
+        engine.publish(chains)
         self.public.append(self.house.prepare(ask((1,), 1)).public)
-        return names
+        return set[PageName]().union(*chains)
 
     def assert_named(self) -> None:
         """Every page has the name that the whole line up to its end has, for somebody who asked,
@@ -274,6 +274,41 @@ def test_random_lines_of_three_tenants_are_right_and_private() -> None:
     stepper.house.assert_baseline()
 
 
+def test_all_own_names_of_a_line_are_those_of_every_set_there_ever_was() -> None:
+    """Who forgets a conversation finds its pages whatever was registered when they were named."""
+    stepper = _house()
+    tokens = (*PROMPT, *range(3 * SIZE))
+    longer = (*PROMPT[: 2 * SIZE], *range(20, 20 + 3 * SIZE))
+    own: set[PageName] = set()
+    for prompts in ((), (PROMPT[: SIZE + 1],), (PROMPT,), (longer,), ()):
+        public = stepper.publish(*prompts)
+        asked = stepper.ask(ask(tokens, 3 * SIZE, tenant="ann"))
+        (sequence,) = stepper.sequences(asked)
+        stepper.run_all()
+        own.update(set(sequence.names) - public)
+    line = (*tokens, *asked.heard[0].tokens)
+    pages = len(line) // SIZE
+    found = stepper.house.engine.own_names(ask(line, 1, tenant="ann"))
+    assert own <= found
+    assert len(found) == sum(pages - first for first in range(5 + 1)), "up to five public pages"
+    assert not found & stepper.house.engine.own_names(ask(line, 1, tenant="bob"))
+    assert not found & set(stepper.house.engine.public_names(line))
+    salted = ask(line, 1, tenant="ann", salt="s")
+    assert stepper.house.engine.own_names(salted) == set(stepper.house.prepare(salted).names)
+
+
+def test_own_names_go_as_deep_as_processes_before_went() -> None:
+    engine = build(SETUP).engine
+    line = tuple(range(5 * SIZE))
+    request = ask(line, 1, tenant="ann")
+    assert engine.own_names(request) == set(engine.prepare(request).names)
+    engine.publish([], tokens_max=2 * SIZE + 1)
+    found = engine.own_names(request)
+    assert len(found) == 5 + 4 + 3
+    engine.publish([engine.public_names(line[: 2 * SIZE])])
+    assert set(engine.prepare(request).names[2:]) <= found
+
+
 async def test_the_engine_swaps_the_set_between_two_requests() -> None:
     house = build(SETUP)
     tokens = (*PROMPT, 1, 2, 3)
@@ -285,8 +320,7 @@ async def test_the_engine_swaps_the_set_between_two_requests() -> None:
             (False, "cat", 0),
             (True, "dan", SHARED),
         ):
-            names = engine.public_names(PROMPT) if registered else ()
-            engine.publish(frozenset(names))
+            engine.publish([engine.public_names(PROMPT)] if registered else [])
             request = ask(tokens, 3, tenant=tenant)
             heard = await listen(engine.open(engine.prepare(request)))
             assert_right(request, heard, house.setup.vocabulary)

@@ -182,3 +182,20 @@ def test_the_first_own_page_is_bound_to_the_tenant_and_to_the_last_public_page()
 def test_a_token_id_outside_int32_is_refused(token: int) -> None:
     with pytest.raises(OverflowError):
         NAMER.public_names(ROOT, [1, 2, 3, token])
+
+
+@FAST
+@given(LINES, LINE, st.integers(0, 3))
+def test_own_names_are_all_that_any_set_so_deep_could_have_given(
+    prompts: list[list[int]], tokens: list[int], more: int
+) -> None:
+    deepest = max((len(prompt) // SIZE for prompt in prompts), default=0)
+    root = NAMER.root(ANN)
+    found = NAMER.own_names(root, tokens, public_root=ROOT, public_pages=deepest + more)
+    for public in (registered(*prompts), registered(*prompts[:1]), registered(), None):
+        shared = 0 if public is None else len(set(names(ANN, tokens, public)) & public.names)
+        assert set(names(ANN, tokens, public)[shared:]) <= found
+    pages = len(tokens) // SIZE
+    assert len(found) == sum(pages - each for each in range(min(pages, deepest + more + 1)))
+    assert not found & set(NAMER.public_names(ROOT, tokens))
+    assert not found & set(names(BOB, tokens, registered(*prompts)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chatserve.errors import SettingsError
-from chatserve.prompt_files import KEPT_NAME, KeptPrompts, read_prompt_file
+from chatserve.prompt_files import KEPT_NAME, Kept, KeptPrompts, read_prompt_file
 
 GOOD = '[[prompts]]\nname = "a"\ntext = """one\ntwo"""\n[[prompts]]\nname = "b.1"\ntext = "é"\n'
 
@@ -57,13 +57,13 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, make: Callable[[Path
 
 def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     kept = KeptPrompts(tmp_path)
-    assert kept.read() == {}
-    prompts = {"a": 'one\n"two" é \u2028', "b": "x" * 100_000}
+    assert kept.read() == Kept()
+    prompts = Kept(texts={"a": 'one\n"two" é \u2028', "b": "x" * 100_000}, tokens_max=7)
     kept.write(prompts)
     assert KeptPrompts(tmp_path).read() == prompts
     assert (tmp_path / KEPT_NAME).stat().st_mode & 0o777 == 0o600
-    kept.write({})
-    assert KeptPrompts(tmp_path).read() == {}
+    kept.write(Kept(tokens_max=8))
+    assert KeptPrompts(tmp_path).read() == Kept(tokens_max=8)
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
@@ -71,7 +71,7 @@ def test_a_write_that_fails_leaves_what_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     kept = KeptPrompts(tmp_path)
-    kept.write({"a": "old"})
+    kept.write(Kept(texts={"a": "old"}))
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -80,15 +80,15 @@ def test_a_write_that_fails_leaves_what_was_kept(
         patched.setattr(os, fails, refuse)
         patched.setattr(Path, "replace", refuse if fails == "replace" else Path.replace)
         with pytest.raises(OSError, match="No space"):
-            kept.write({"a": "new"})
-    assert kept.read() == {"a": "old"}
-    kept.write({"a": "newer"})
-    assert kept.read() == {"a": "newer"}
+            kept.write(Kept(texts={"a": "new"}))
+    assert kept.read().texts == {"a": "old"}
+    kept.write(Kept(texts={"a": "newer"}))
+    assert kept.read().texts == {"a": "newer"}
 
 
 def test_writers_that_overlap_leave_one_of_their_lists(tmp_path: Path) -> None:
     kept = KeptPrompts(tmp_path)
-    lists = [{f"p{number}": "x" * (1 + 5_000 * number)} for number in range(8)]
+    lists = [Kept(texts={f"p{each}": "x" * (1 + 5_000 * each)}) for each in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(kept.write, lists))
     assert kept.read() in lists
@@ -101,8 +101,11 @@ def test_writers_that_overlap_leave_one_of_their_lists(tmp_path: Path) -> None:
         "[]",
         "{}",
         '{"prompts": 1}',
-        '{"prompts": [1]}',
-        '{"prompts": [{"name": "a"}]}',
+        '{"prompts": []}',
+        '{"prompts": [], "tokens_max": "1"}',
+        '{"prompts": 1, "tokens_max": 1}',
+        '{"prompts": [1], "tokens_max": 1}',
+        '{"prompts": [{"name": "a"}], "tokens_max": 1}',
         "\udcff",
     ],
 )
@@ -118,5 +121,5 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     target.write_text("precious")
     (tmp_path / KEPT_NAME).with_suffix(".new").symlink_to(target)
     with pytest.raises(OSError, match=r"."):
-        KeptPrompts(tmp_path).write({"a": "x"})
+        KeptPrompts(tmp_path).write(Kept(texts={"a": "x"}))
     assert target.read_text() == "precious"

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from chatserve.errors import (
     SettingsError,
     Unavailable,
 )
-from chatserve.prompt_files import KEPT_NAME, KeptPrompts
+from chatserve.prompt_files import KEPT_NAME, Kept, KeptPrompts
 from chatserve.public_prompts import PublicPrompts
 from prefix_store.names import PageNamer
 
@@ -33,14 +33,16 @@ class FakeEngine:
     def __init__(self) -> None:
         self.context_length = 20
         self.names: frozenset[bytes] = frozenset()
+        self.tokens_max = 0
         self.published_by: set[int] = set()
 
     def public_names(self, tokens: Sequence[int]) -> tuple[bytes, ...]:
         assert threading.get_ident() not in self.published_by, "named on the event loop"
         return tuple(NAMER.public_names(ROOT, tokens))
 
-    def publish(self, names: frozenset[bytes]) -> None:
-        self.names = names
+    def publish(self, prompts: Iterable[Sequence[bytes]], *, tokens_max: int) -> None:
+        self.names = frozenset(name for names in prompts for name in names)
+        self.tokens_max = tokens_max
         self.published_by.add(threading.get_ident())
 
 
@@ -103,6 +105,10 @@ def house(tmp_path: Path, executor: ThreadPoolExecutor) -> House:
     return House(tmp_path, executor)
 
 
+def kept(house: House) -> Mapping[str, str]:
+    return KeptPrompts(house.folder).read().texts
+
+
 def listed(shelf: PublicPrompts) -> dict[str, tuple[int, int, bool]]:
     return {each.name: (each.pages, each.tokens, each.posted) for each in shelf.prompts()}
 
@@ -128,7 +134,7 @@ async def test_the_same_again_is_nothing_new_and_another_text_replaces(house: Ho
     assert not (await shelf.register("a", "one two"))[1]
     assert (await shelf.register("a", "three four"))[1]
     assert house.shared("three four")
-    assert KeptPrompts(house.folder).read() == {"a": "three four"}
+    assert kept(house) == {"a": "three four"}
 
 
 async def test_a_name_goes_with_the_last_prompt_that_has_it(house: House) -> None:
@@ -188,7 +194,7 @@ async def test_what_cannot_be_changes_nothing(
     assert caught.value.status == 400
     assert caught.value.param == param
     assert house.shared("one two")
-    assert KeptPrompts(house.folder).read() == {"a": "one two"}
+    assert kept(house) == {"a": "one two"}
 
 
 async def test_one_token_under_the_context_is_taken(house: House) -> None:
@@ -220,7 +226,7 @@ async def test_posted_prompts_outlive_a_restart_and_those_of_the_file_are_not_wr
     shelf = await house.start(given="one two")
     await shelf.register("a", "three four")
     await shelf.register("given", "one two")
-    assert KeptPrompts(house.folder).read() == {"a": "three four"}
+    assert kept(house) == {"a": "three four"}
     again = await house.start(given="one two")
     assert listed(again) == {"a": (1, 2, True), "given": (1, 2, False)}
     assert house.shared("one two", "three four")
@@ -262,7 +268,7 @@ async def test_what_this_model_cannot_take_is_kept_for_another(
     house.engine.context_length = 6
     shelf = await house.start()
     await shelf.unregister("long")
-    assert set(KeptPrompts(house.folder).read()) == {"other", "short"}
+    assert set(kept(house)) == {"other", "short"}
 
 
 @pytest.mark.parametrize("text", ["word " * 20, "system-less"])
@@ -283,7 +289,7 @@ async def test_a_broken_list_is_a_line_in_the_log(
     shelf = await house.start()
     assert KEPT_NAME in caplog.text
     await shelf.register("a", "one two")
-    assert KeptPrompts(house.folder).read() == {"a": "one two"}
+    assert kept(house) == {"a": "one two"}
 
 
 async def test_what_cannot_be_kept_is_not_done(
@@ -311,7 +317,7 @@ async def test_changes_at_once_are_made_one_after_the_other(house: House) -> Non
     await asyncio.gather(*(shelf.register(f"p{each}", f"{each} x") for each in range(12)))
     await asyncio.gather(*(shelf.unregister(f"p{each}") for each in range(0, 12, 2)))
     left = {f"p{each}": f"{each} x" for each in range(1, 12, 2)}
-    assert KeptPrompts(house.folder).read() == left
+    assert kept(house) == left
     assert house.shared(*left.values())
 
 
@@ -321,10 +327,10 @@ async def test_who_leaves_while_it_is_written_is_written_before_the_next(
     shelf = await house.start()
     write, begun, go_on = KeptPrompts.write, threading.Event(), threading.Event()
 
-    def slow(kept: KeptPrompts, prompts: Mapping[str, str]) -> None:
+    def slow(shelf: KeptPrompts, prompts: Kept) -> None:
         begun.set()
         assert go_on.wait(30)
-        write(kept, prompts)
+        write(shelf, prompts)
 
     with monkeypatch.context() as patched:
         patched.setattr(KeptPrompts, "write", slow)
@@ -338,8 +344,45 @@ async def test_who_leaves_while_it_is_written_is_written_before_the_next(
     go_on.set()
     await following
     assert leaving.cancelled()
-    assert KeptPrompts(house.folder).read() == {"b": "three four"}
+    assert kept(house) == {"b": "three four"}
     assert house.shared("three four")
+
+
+async def test_how_long_a_prompt_ever_was_outlives_it_and_restarts(house: House) -> None:
+    shelf = await house.start(given="1 2 3 4 5")
+    assert house.engine.tokens_max == 5
+    await shelf.register("a", "1 2 3 4 5 6 7")
+    await shelf.register("a", "1")
+    await shelf.unregister("a")
+    assert house.engine.tokens_max == 7
+    await house.start()
+    assert house.engine.tokens_max == 7
+    await house.start(given="1 2 3 4 5 6 7 8 9")
+    await house.start()
+    assert house.engine.tokens_max == 9, "the file's count as well"
+    house.words.today = "a very long date"
+    shelf = await house.start(given="1 2 3 4 5 6 7 8")
+    assert not (await shelf.register("given", "1 2 3 4 5 6 7 8"))[1]
+    await house.start()
+    assert house.engine.tokens_max == 12
+
+
+async def test_a_broken_list_is_not_written_over_by_a_start(house: House) -> None:
+    (house.folder / KEPT_NAME).write_text("[")
+    await house.start(given="1 2 3 4 5")
+    assert (house.folder / KEPT_NAME).read_text() == "["
+
+
+async def test_a_start_goes_on_where_nothing_can_be_written(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(KeptPrompts, "write", refuse)
+    await house.start(given="1 2 3 4")
+    assert house.shared("1 2 3 4")
+    assert "cannot be kept" in caplog.text
 
 
 async def test_after_the_threads_have_ended_it_is_unavailable(house: House) -> None:
