@@ -6,7 +6,8 @@ others wait for the pages instead of computing them again.
 A leader is an admitted, running sequence, a follower is a queued one, so there are no cycles. A
 follower holds nothing: it waits for the last name of the run that it shares with the leader, and
 is an ordinary queued request again when that name is sealed or the leader's claim is gone. Names
-differ by tenant, so nobody waits for, or learns of, another tenant's work.
+differ by tenant, but for those of public prompts, so of another tenant's work nobody waits for, or
+learns of, anything else.
 """
 
 from collections.abc import Sequence
