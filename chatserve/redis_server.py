@@ -67,6 +67,8 @@ OPTIONS = (
     *("--port", "0", "--unixsocketperm", "700", "--dir", ".", "--daemonize", "no"),
     *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--databases", "1"),
     *("--maxmemory", "0", "--maxmemory-policy", "noeviction", "--logfile", ""),
+    # So that whoever looks for a deleted text in the files would find it if it were there.
+    *("--rdbcompression", "no"),
 )
 
 

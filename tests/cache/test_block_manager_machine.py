@@ -122,7 +122,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
     def _seal(self, line: Line) -> None:
         names = self.namer.names(self.root, line.tokens)
         before = line.table.sealed
-        haunted = any(map(self.blocks.forgetting.is_ghost, line.table.pages))
+        haunted = any(map(self.blocks.forgetting.is_ghost, line.table.pages[:before]))
         self._seal_pages(line, names)
         if self.blocks.caching:
             fresh = line.table.names[before:]
@@ -239,7 +239,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for line in self.lines:
             read = [token for page in line.table.pages for token in self.content[page]]
             assert read[: len(line.tokens)] == line.tokens
-            named = [page in self.blocks._index.pages() for page in line.table.pages]
+            sealed = line.table.pages[: line.table.sealed]
+            named = [page in self.blocks._index.pages() for page in sealed]
             assert named == sorted(named, reverse=True), "a page is found without its parents"
         owners = sum(len(line.table) for line in self.lines)
         assert self.blocks.statistics().logical_pages == owners

@@ -5,7 +5,7 @@ must do. Its calls are coroutines as the door has it; none of them waits, so eac
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -61,6 +61,7 @@ class _Kept:
     asks: dict[str, tuple[bytes, str]] = field(default_factory=dict[str, tuple[bytes, str]])
     records: dict[str, ReplyRecord] = field(default_factory=dict[str, ReplyRecord])
     began: dict[str, _Began] = field(default_factory=dict[str, _Began])
+    names: dict[str, tuple[bytes, ...]] = field(default_factory=dict[str, tuple[bytes, ...]])
     logs: dict[str, list[LogEntry]] = field(default_factory=dict[str, list[LogEntry]])
 
     def path(self, turn: str | None) -> tuple[Turn, ...]:
@@ -93,6 +94,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
+        self._deletions: dict[str, tuple[str, set[bytes]]] = {}
         self._calls = 0
 
     async def create(self, conversation: Conversation, turns: Sequence[Turn] = ()) -> None:
@@ -162,11 +164,35 @@ class MemoryStore:
                 kept.turns[turn.id] = replace(turn, token_ids=None, encoding="")
         return kept.conversation
 
-    async def delete(self, owner: str, conversation: str) -> tuple[str, ...]:
+    async def named(self, owner: str, conversation: str) -> frozenset[str]:
+        """The replies whose endings had names. Raises NotFound."""
+        return frozenset(self._of(owner, conversation).names)
+
+    async def delete(
+        self, owner: str, conversation: str, *, names: Iterable[bytes] = ()
+    ) -> tuple[str, ...]:
         """The replies that were running. Raises NotFound."""
         kept = self._of(owner, conversation)
         del self._kept[conversation]
+        gone = self._deletions.setdefault(conversation, (owner, set()))[1]
+        gone.update(names, *kept.names.values())
         return tuple(kept.began)
+
+    async def deletions(self) -> tuple[tuple[str, str], ...]:
+        """Owners and conversations."""
+        self._calls += 1
+        return tuple((owner, name) for name, (owner, _) in self._deletions.items())
+
+    async def forgotten_names(self, conversation: str) -> frozenset[bytes]:
+        """Of a deletion under way."""
+        self._calls += 1
+        _, names = self._deletions.get(conversation, ("", set[bytes]()))
+        return frozenset(names)
+
+    async def end_deletion(self, conversation: str) -> None:
+        """There are no files."""
+        self._calls += 1
+        self._deletions.pop(conversation, None)
 
     async def accept(self, turn: NewTurn) -> Accepted:
         """Append the user's turn and a running reply, or find the known one."""
@@ -263,6 +289,7 @@ class MemoryStore:
         record, old = kept.records[ending.reply], kept.conversation
         began = kept.began.pop(ending.reply)
         del kept.logs[ending.reply]
+        kept.names[ending.reply] = ending.names
         answered = kept.turns[record.turn]
         # A first message's ids hold the system prompt: of a former one they are worth nothing.
         if ending.prompt_ids is not None and (

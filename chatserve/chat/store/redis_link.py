@@ -172,7 +172,7 @@ class RedisLink:
             if lasting is not None:
                 raise StartError(f"--redis-url: {self.place} {lasting}") from None
             raise
-        return _facts(self.place, _info(answer))
+        return _facts(self.place, info_of(answer))
 
     def tell(self, error: Exception) -> None:
         """Log that the server answered with an error; the same one now and then only."""
@@ -326,8 +326,8 @@ def _reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}"
 
 
-def _info(answer: object) -> dict[str, str]:
-    """INFO's lines."""
+def info_of(answer: object) -> dict[str, str]:
+    """What INFO says, by name."""
     text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else ""
     pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
     return {name: value for name, _, value in pairs}

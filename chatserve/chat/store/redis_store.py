@@ -15,7 +15,7 @@ is refused by the server itself (`redis_log.py`).
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from chatserve.chat.store.conversation import (
@@ -37,19 +37,25 @@ from chatserve.chat.store.redis_link import (
 )
 from chatserve.chat.store.redis_list import RedisList
 from chatserve.chat.store.redis_log import ALREADY_THERE, TRIP_ENTRIES, RedisLog
+from chatserve.chat.store.redis_rewrite import RedisRewrite
 from chatserve.chat.store.redis_values import (
+    DELETIONS_KEY,
     OWNER_INDEX,
     RUNNING_INDEX,
     Damaged,
     Items,
     encoded_ids,
     ending_value,
+    forgotten_key,
     keys_of,
     meta_arguments,
+    names_key,
     pack,
+    pack_names,
     pack_settings,
     read_conversation,
     read_log,
+    read_names,
     read_record,
     read_turns,
     turn_arguments,
@@ -91,6 +97,7 @@ class RedisStore:
         self._lease_id = "" if lease is None else lease.id
         self._list = RedisList(link)
         self._log = RedisLog(self._run, link.tell)
+        self._rewrite = RedisRewrite(link)
         self._facts: ServerFacts | None = None
         self._chores: dict[tuple[Argument, ...], Command] = {}
 
@@ -165,15 +172,47 @@ class RedisStore:
         self._check(status, no_conversation)
         return await self._changed(conversation, items)
 
-    async def delete(self, owner: str, conversation: str) -> tuple[str, ...]:
+    async def named(self, owner: str, conversation: str) -> frozenset[str]:
+        """The replies whose endings had names. Raises NotFound."""
+        await self.get(owner, conversation)
+        (replies,) = await self._run([("HKEYS", names_key(conversation))])
+        return frozenset(reply.decode("utf-8") for reply in cast("list[bytes]", replies))
+
+    async def delete(
+        self, owner: str, conversation: str, *, names: Iterable[bytes] = ()
+    ) -> tuple[str, ...]:
         """The replies that were running. Raises NotFound."""
-        status, items = await self._script("delete", conversation, (owner,))
+        arguments = (owner, conversation, pack_names(names))
+        status, items = await self._script("delete", conversation, arguments)
         self._check(status, no_conversation)
         running = await self._read(_identities, items)
         self._later(("ZREM", OWNER_INDEX + owner, conversation))
         for reply in running:
             self._later(("SREM", RUNNING_INDEX, reply))
         return running
+
+    async def deletions(self) -> tuple[tuple[str, str], ...]:
+        """Owners and conversations."""
+        (found,) = await self._run([("HGETALL", DELETIONS_KEY)])
+        row = [item.decode("utf-8") for item in cast("list[bytes]", found)]
+        return tuple(zip(row[1::2], row[::2], strict=True))
+
+    async def forgotten_names(self, conversation: str) -> frozenset[bytes]:
+        """Of a deletion under way."""
+        (found,) = await self._run([("LRANGE", forgotten_key(conversation), 0, -1)])
+        try:
+            return frozenset(
+                name for packed in cast("list[bytes]", found) for name in read_names(packed)
+            )
+        except Damaged as error:
+            raise Unreadable from error
+
+    async def end_deletion(self, conversation: str) -> None:
+        """A server of our own writes its files anew; another's are its owner's matter."""
+        await self._run([("UNLINK", forgotten_key(conversation))])
+        if self._lease is None:
+            await self._rewrite.done()
+        await self._run([("HDEL", DELETIONS_KEY, conversation)])
 
     async def accept(self, turn: NewTurn) -> Accepted:
         """Append the user's turn and a running reply, or find the known one."""
@@ -237,6 +276,7 @@ class RedisStore:
         value = ending_value(ending.state, ending.final, ending.text, has_turn=turn is not None)
         arguments: tuple[Argument, ...] = (ending.reply, ending.epoch, value, repr(ending.now))
         arguments += (ending.title or "", encoded_ids(ending.prompt_ids, ending.encoding))
+        arguments += (pack_names(ending.names),)
         if turn is None:
             arguments += ("", "", "")
         else:

@@ -13,12 +13,16 @@ only carry is packed here. The scripts' heads (`redis_scripts/prelude.lua`) hold
                        :running   hash: reply -> '<epoch> <revision> <logged,…|-> <turn>'
                        :ended     hash: reply -> pack(what it was under running, state, final, text)
                        :refused   set: replies that were in doubt and are accepted no more
+                       :names     hash: reply -> names of the pages that were computed for it, 32
+                                  bytes each, as far as a reply before it on its path has them not
+                       :forgotten list: names, as above, of a deleted conversation
                        :log:<reply>  stream: '<epoch>-<seq>' -> t text, i token ids, p prompt ids;
                                   '<epoch>-0' is an epoch's head: the log exists, even empty,
                                   and takes nothing of former epochs; the first head also has
                                   settings and system, as the reply was accepted with them
     cs:lease                      the chatserve whose conversations these are; expires
                                   (`redis_lease.py`)
+    cs:deletions                  hash: conversation -> owner: deletions under way
     cs:running                    set of replies: all that run, perhaps more
     cs:owner:<owner>              sorted set: conversation -> updated: all of an owner, perhaps more
 
@@ -43,8 +47,11 @@ from chatserve.chat.store.conversation import (
 )
 
 LEASE_KEY = "cs:lease"
+DELETIONS_KEY = "cs:deletions"
 RUNNING_INDEX = "cs:running"
 OWNER_INDEX = "cs:owner:"
+
+NAME_BYTES = 32  # of a page's name
 
 _PARTS = (
     "meta",
@@ -56,6 +63,8 @@ _PARTS = (
     "running",
     "ended",
     "refused",
+    "names",
+    "forgotten",
     "log:",
 )
 META_FIELDS = ("owner", "title", "created", "updated", "system", "settings", "revision", "leaf")
@@ -73,13 +82,23 @@ class Damaged(Exception):
 
 def keys_of(conversation: str) -> list[str]:
     """The keys that every script gets: a conversation's (the last is the beginning of its logs'),
-    and the lease."""
-    return [*(f"cs:{{{conversation}}}:{part}" for part in _PARTS), LEASE_KEY]
+    the lease, and the deletions under way."""
+    return [*(f"cs:{{{conversation}}}:{part}" for part in _PARTS), LEASE_KEY, DELETIONS_KEY]
 
 
 def meta_key(conversation: str) -> str:
     """The hash of a conversation itself."""
     return f"cs:{{{conversation}}}:meta"
+
+
+def names_key(conversation: str) -> str:
+    """The hash of page names by reply."""
+    return f"cs:{{{conversation}}}:names"
+
+
+def forgotten_key(conversation: str) -> str:
+    """The list of page names of a deletion under way."""
+    return f"cs:{{{conversation}}}:forgotten"
 
 
 def log_key(conversation: str, reply: str) -> str:
@@ -180,6 +199,21 @@ def read_conversation(identity: str, items: Items) -> Conversation:
         revision=int(_number(revision)),
         leaf=None if leaf is None else _text(leaf),
     )
+
+
+# Page names ------------------------------------------------------------------------------------
+
+
+def pack_names(names: Iterable[bytes]) -> bytes:
+    """Page names in a row."""
+    return b"".join(names)
+
+
+def read_names(packed: bytes) -> tuple[bytes, ...]:
+    """Raises Damaged."""
+    if len(packed) % NAME_BYTES:
+        raise Damaged("page names")
+    return tuple(packed[at : at + NAME_BYTES] for at in range(0, len(packed), NAME_BYTES))
 
 
 # Turns -----------------------------------------------------------------------------------------

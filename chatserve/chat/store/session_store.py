@@ -10,7 +10,7 @@ Whoever takes a reply up begins its next epoch. From then on what is written und
 changes nothing, and its writer is told: it is superseded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,8 +107,9 @@ class Accepted:
 class Ending:
     """The end of a reply. epoch: the one it was answered in. turn: the assistant's turn, None where
     there is nothing to keep in the tree. prompt_ids: what the user's turn appends, None where it
-    was never tokenized, in the same encoding as the turn's own. title: for a conversation that has
-    none yet.
+    was never tokenized, in the same encoding as the turn's own. names: of the pages that were
+    computed for it, of 32 bytes, but for those that an earlier reply's ending had. title: for a
+    conversation that has none yet.
     """
 
     reply: str
@@ -121,6 +122,7 @@ class Ending:
     encoding: str
     title: str | None
     now: float
+    names: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,9 +194,30 @@ class SessionStore(Protocol):
         messages None: they hold the old one."""
         ...
 
-    async def delete(self, owner: str, conversation: str) -> tuple[str, ...]:
-        """Forget a conversation with all that belongs to it; the replies that were running.
-        Raises NotFound."""
+    async def named(self, owner: str, conversation: str) -> frozenset[str]:
+        """The replies whose endings had names. Raises NotFound."""
+        ...
+
+    async def delete(
+        self, owner: str, conversation: str, *, names: Iterable[bytes] = ()
+    ) -> tuple[str, ...]:
+        """Begin to forget a conversation: from now on it is nowhere, and its deletion is under way;
+        the replies that were running. names: of its pages, beside those that are kept of its
+        replies. Raises NotFound."""
+        ...
+
+    async def deletions(self) -> tuple[tuple[str, str], ...]:
+        """Owners and conversations whose deletion is under way."""
+        ...
+
+    async def forgotten_names(self, conversation: str) -> frozenset[bytes]:
+        """The names of a deletion's pages; none where it is not under way, or nearly over."""
+        ...
+
+    async def end_deletion(self, conversation: str) -> None:
+        """The pages are gone: so are the names, and what the store's own files still held of the
+        conversation, as far as that is in its hands. Then it is not under way any more. May take
+        seconds, and be repeated."""
         ...
 
     async def accept(self, turn: NewTurn) -> Accepted:

@@ -107,6 +107,8 @@ async def test_nothing_is_left_of_what_was_deleted(process: RedisProcess) -> Non
         assert await store.settle(OWNER, "c.late") is False
         await store.delete(OWNER, "c")
         await store.list(OWNER)
+        assert await process.command("KEYS", "*") == [b"cs:deletions"]
+        await store.end_deletion("c")
     assert await process.command("KEYS", "*") == []
 
 

@@ -1,6 +1,7 @@
--- reply, epoch, ending's value, now, title, prompt's value of IDS, 'turn' or '', turn's value, ids.
+-- reply, epoch, ending's value, now, title, prompt's value of IDS, page names in a row, 'turn' or '',
+-- turn's value, ids.
 -- Answers: ok, meta | gone | superseded
-local reply, epoch, ending, now, title, prompt, has_turn, value, ids = unpack(ARGV)
+local reply, epoch, ending, now, title, prompt, names, has_turn, value, ids = unpack(ARGV)
 local running = redis.call('HGET', RUNNING, reply)
 local ended = not running and redis.call('HGET', ENDED, reply)
 if not running and not ended then return pack(answer('gone')) end
@@ -17,8 +18,10 @@ local above = redis.call('HGET', PARENTS, turn)
 local meta = redis.call('HMGET', META, 'leaf', 'title', 'since', 'updated')
 if not above or not meta[4] then return pack(answer('gone')) end
 redis.call('HLEN', TURNS); redis.call('HLEN', IDS); redis.call('HLEN', ENDED)
+redis.call('HLEN', NAMES)
 
 redis.call('HDEL', RUNNING, reply)
+redis.call('HSET', NAMES, reply, names)
 redis.call('HSET', ENDED, reply, pack(answer(running)) .. ending)
 -- A first message's ids hold the system prompt: of a former one they are worth nothing.
 local first = string.match(above, '^%a%d+ $')

@@ -2,7 +2,8 @@
 -- the beginning of its logs' keys. A script answers with one packed row whose first value says how
 -- it went. All reads of keys come before the first write: a key of a wrong type changes nothing.
 
-local META, PARENTS, TURNS, IDS, ASKS, REPLIES, RUNNING, ENDED, REFUSED, LOG, LEASE = unpack(KEYS)
+local META, PARENTS, TURNS, IDS, ASKS, REPLIES, RUNNING, ENDED, REFUSED, NAMES, FORGOTTEN, LOG,
+  LEASE, DELETIONS = unpack(KEYS)
 local META_FIELDS = {
   'owner', 'title', 'created', 'updated', 'system', 'settings', 'revision', 'leaf'
 }
