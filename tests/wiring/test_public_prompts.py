@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from chatserve.prompt_files import KEPT_NAME
-from tests.wiring.server import MODEL, Server, reviving, running
+from tests.wiring.server import MODEL, Server, events, reviving, running
 
 PAGE_SIZE = 16
 TENANTS = ("ann", "bob", "cat", "dan", "eve", "fay")
@@ -46,6 +46,17 @@ def cached(server: Server, tenant: str, *, system: str = SYSTEM, user: str, **mo
     return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
+def cached_in_a_conversation(server: Server, tenant: str, *, user: str) -> int:
+    """The same of a conversation's first turn."""
+    there = {"base_url": server.url, "headers": key_of(tenant), "timeout": 60}
+    with httpx.Client(**there) as client:
+        made = client.post("/api/conversations", json={"system": SYSTEM}).json()
+        turn = {"id": "1", "content": user, "max_tokens": 2}
+        answer = client.post(f"/api/conversations/{made['id']}/turns", json=turn)
+    (done,) = [each for each in events(answer.text.splitlines()) if "usage" in each]
+    return done["usage"]["prompt_tokens_details"]["cached_tokens"]  # type: ignore[index]
+
+
 def post(server: Server, name: str, text: str, *, tenant: str = "ann") -> httpx.Response:
     body = {"name": name, "text": text}
     return httpx.post(server.url + "/admin/prompts", json=body, headers=key_of(tenant), timeout=60)
@@ -76,6 +87,8 @@ def test_tenants_share_exactly_the_pages_of_a_registered_prompt(tmp_path: Path) 
         # The same user message, so that all of the prompt's pages would match if they could.
         assert cached(server, "bob", user="What is a page?") == pages * PAGE_SIZE
         assert cached(server, "cat", user="Something else entirely.") == pages * PAGE_SIZE
+        shared = cached_in_a_conversation(server, "fay", user="Something of my own.")
+        assert shared == pages * PAGE_SIZE
         assert cached(server, "dan", user="What is a page?", cache_salt="mine") == 0
         assert cached(server, "dan", system=OTHER, user="What is a page?") == 0
         assert cached(server, "bob", user="What is a page?") > pages * PAGE_SIZE, "its own as well"
