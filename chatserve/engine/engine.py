@@ -90,6 +90,7 @@ class Engine:
         self._results: deque[StepResult] = deque()
         self._outcomes: deque[Outcome] = deque()
         self._signal = asyncio.Event()
+        self._wake: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread: RunnerThread | None = None
@@ -289,6 +290,8 @@ class Engine:
             # The streams first: a second cancellation may cut the waiting short.
             self._stopped = True
             self._end_streams()
+            if self._wake is not None:
+                self._wake.cancel()
             try:
                 await self._keep_rest()
             finally:
@@ -369,6 +372,14 @@ class Engine:
                 traffic.keep(job)
             else:
                 traffic.load(job)
+        seconds = tiers.wait_seconds
+        if seconds is not None and self._wake is None:
+            self._wake = asyncio.get_running_loop().call_later(seconds, self._wake_up)
+
+    def _wake_up(self) -> None:
+        """Time alone has brought something to do."""
+        self._wake = None
+        self._signal.set()
 
     @property
     def _moving(self) -> int:

@@ -24,6 +24,7 @@ from chatserve.engine.values import Receipt
 
 LOADS_MAX = 2  # of one sequence; what is evicted again before its turn comes is then computed
 STALE_SECONDS = 60.0  # a rate measured so long ago says nothing: the next load measures it again
+BUDGET_SECONDS = 1.0  # between two looks for what the write budget has room for
 COMPUTE_PAGES_MIN = 4  # of a step that says what computing a prompt costs
 _FADE = 0.7  # weight of the past at each new measurement
 
@@ -77,9 +78,22 @@ class Tiers:
         self._keeping = False
         self._load_rate, self._keep_rate, self._compute_rate = Rate(clock), Rate(clock), Rate(clock)
         self._keep_due = 0.0
-        self._allowance = 0.0
+        self._allowance = self._allowance_most
         self._allowed_at = clock()
         self._loads = self._recomputes = 0
+
+    @property
+    def _allowance_most(self) -> float:
+        """Pages of a burst: what an hour brings."""
+        return max(1.0, 3600.0 * (self._limits.write_pages_a_second or 0.0))
+
+    @property
+    def wait_seconds(self) -> float | None:
+        """When there will be something to order though nothing else happens; None: never."""
+        rate = self._limits.write_pages_a_second
+        if rate is None or self._keeping or not self._roster.blocks.transit.unkept:
+            return None
+        return max(BUDGET_SECONDS, (1.0 - self._allowance) / rate)
 
     @property
     def in_flight(self) -> bool:
@@ -149,8 +163,8 @@ class Tiers:
         if rate is None:
             return self._limits.keep_pages
         now = self._clock()
-        most = max(3600.0 * rate, 1.0)
-        self._allowance = min(most, self._allowance + (now - self._allowed_at) * rate)
+        more = (now - self._allowed_at) * rate
+        self._allowance = min(self._allowance_most, self._allowance + more)
         self._allowed_at = now
         return int(self._allowance)
 
