@@ -90,7 +90,7 @@ async def test_other_tenants_and_other_prefixes_stay() -> None:
 
 async def test_public_pages_are_not_one_conversations_to_forget() -> None:
     house = build(Setup(depot=FakeDepot()))
-    house.engine.publish(frozenset(house.engine.public_names(PROMPT[:8])))
+    house.engine.publish([house.engine.public_names(PROMPT[:8])])
     names = house.prepare(ask(PROMPT)).names
     async with running(house) as engine:
         await said(engine, house)
