@@ -36,7 +36,7 @@ from chatserve.engine.stream import Stream
 from chatserve.engine.traffic import Delivery, Traffic
 from chatserve.engine.values import Emission, FinishReason, Progress, Request
 from chatserve.errors import EngineError, Unavailable
-from prefix_store.names import PageName, PageNamer, PublicNames, Root, RootFields, token_bytes
+from prefix_store.names import PageName, PageNamer, PublicNames, RootFields, token_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -120,8 +120,15 @@ class Engine:
     def prepare(self, request: Request) -> PreparedRequest:
         """Name the request's pages, by the public names of now. For any thread, linear in its
         tokens."""
+        settings = self._settings
         public = None if request.cache_salt else self._public
-        root = self._root(request)
+        fields = RootFields(
+            tenant=request.tenant,
+            cache_salt=request.cache_salt,
+            fingerprint=settings.fingerprint,
+            layout=settings.layout,
+        )
+        root = self._namer.root(fields)
         digest = blake2b(root + token_bytes(request.tokens), digest_size=16).digest()
         names = tuple(self._namer.names(root, request.tokens, public=public))
         return PreparedRequest(
@@ -144,29 +151,12 @@ class Engine:
         pages = tokens_max // self._namer.page_size
         self._public_pages = max([self._public_pages, pages, *map(len, chains)])
 
-    def own_names(self, request: Request) -> frozenset[PageName]:
-        """Every name that a whole page of the request's tokens may have been given as its tenant's
-        own, whatever was published at the time. Pure, for any thread; in the time of `prepare` as
-        many times as a public prompt ever had pages."""
-        public_pages = 0 if request.cache_salt else self._public_pages
-        return frozenset(
-            self._namer.own_names(
-                self._root(request),
-                request.tokens,
-                public_root=self._public.root,
-                public_pages=public_pages,
-            )
-        )
-
-    def _root(self, request: Request) -> Root:
-        return self._namer.root(
-            RootFields(
-                tenant=request.tenant,
-                cache_salt=request.cache_salt,
-                fingerprint=self._settings.fingerprint,
-                layout=self._settings.layout,
-            )
-        )
+    def own_names(self, prepared: PreparedRequest, tokens: Sequence[int]) -> frozenset[PageName]:
+        """Every name that a whole page of these tokens may have been given as this tenant's own,
+        whatever was published then. For any thread; see `PageNamer.own_names` for its time."""
+        pages = 0 if prepared.public is None else self._public_pages
+        root, above = prepared.root, self._public.root
+        return frozenset(self._namer.own_names(root, tokens, public_root=above, public_pages=pages))
 
     def check_room(self, preparing: int) -> None:
         """Raise what `open` would for any request now: before the work of preparing one.

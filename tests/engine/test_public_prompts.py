@@ -288,22 +288,24 @@ def test_all_own_names_of_a_line_are_those_of_every_set_there_ever_was() -> None
         own.update(set(sequence.names) - public)
     line = (*tokens, *asked.heard[0].tokens)
     pages = len(line) // SIZE
-    found = stepper.house.engine.own_names(ask(line, 1, tenant="ann"))
+    engine = stepper.house.engine
+    found = engine.own_names(engine.prepare(ask(PROMPT, 1, tenant="ann")), line)
     assert own <= found
     assert len(found) == sum(pages - first for first in range(5 + 1)), "up to five public pages"
-    assert not found & stepper.house.engine.own_names(ask(line, 1, tenant="bob"))
-    assert not found & set(stepper.house.engine.public_names(line))
-    salted = ask(line, 1, tenant="ann", salt="s")
-    assert stepper.house.engine.own_names(salted) == set(stepper.house.prepare(salted).names)
+    assert not found & engine.own_names(engine.prepare(ask(PROMPT, 1, tenant="bob")), line)
+    assert not found & set(engine.public_names(line))
+    salted = engine.prepare(ask(line, 1, tenant="ann", salt="s"))
+    assert engine.own_names(salted, line) == set(salted.names)
 
 
 def test_own_names_go_as_deep_as_processes_before_went() -> None:
     engine = build(SETUP).engine
     line = tuple(range(5 * SIZE))
     request = ask(line, 1, tenant="ann")
-    assert engine.own_names(request) == set(engine.prepare(request).names)
+    prepared = engine.prepare(request)
+    assert engine.own_names(prepared, line) == set(prepared.names)
     engine.publish([], tokens_max=2 * SIZE + 1)
-    found = engine.own_names(request)
+    found = engine.own_names(prepared, line)
     assert len(found) == 5 + 4 + 3
     engine.publish([engine.public_names(line[: 2 * SIZE])])
     assert set(engine.prepare(request).names[2:]) <= found
