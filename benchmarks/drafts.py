@@ -216,15 +216,17 @@ async def wait_for_drafts(server: ServerProcess, deadline: float) -> None:
 def make_large_model(folder: Path, vocabulary: int | None = None) -> None:
     """A random Qwen3 with the demonstration model's tokenizer.
 
-    vocabulary: ids of the model, more than the tokenizer has where it is given.
+    vocabulary: token ids; the tokenizer is filled up with words that no text has.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
     tokenizer = AutoTokenizer.from_pretrained(DEMONSTRATION, local_files_only=True)
+    if vocabulary is not None:
+        tokenizer.add_tokens([f"qz{number}" for number in range(vocabulary - len(tokenizer))])
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=vocabulary or len(tokenizer),
+        vocab_size=len(tokenizer),
         hidden_size=1024,
         intermediate_size=3072,
         num_hidden_layers=28,

@@ -136,7 +136,7 @@ def _kept_pages(
 def _traffic(loaded: Loaded) -> Traffic | None:
     if loaded.kept is None or not isinstance(loaded.runner, ModelRunner):
         return None
-    return Traffic(loaded.kept.slab, loaded.runner, page_bytes=loaded.model.layout.page_bytes)
+    return Traffic(loaded.kept.depot, loaded.runner, page_bytes=loaded.model.layout.page_bytes)
 
 
 def page_count(settings: Settings, model: LoadedModel) -> int:
@@ -178,7 +178,7 @@ def assemble(
             pages=loaded.pages,
             page_size=size,
             caching=settings.prefix_cache,
-            below=None if kept is None else kept.slab,
+            below=None if kept is None else kept.depot,
             order=order,
         ),
         namer,

@@ -66,8 +66,8 @@ def table(body: Mapping[str, Any]) -> str:
         ("prompts", f"{queries:,} tokens, {_share(cache['hit_tokens'], queries)} found"),
         ("evicted", f"{cache['evicted_for_space_total']:,}, {transit['lost_total']:,} uncopied"),
     ]
-    if disk is None:
-        rows.append(("disk", "none"))
+    if disk is None or not disk["slabs"]:
+        rows.append(("disk", "none, or not open yet"))
     else:
         slab = disk["slabs"][0]
         size, capacity = disk["bytes"] / 2**20, disk["capacity_bytes"] / 2**20

@@ -7,38 +7,93 @@ disk fails is tried again every few seconds until it works.
 import asyncio
 import logging
 import shutil
+import threading
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from chatserve.engine.tiers import TierLimits
 from chatserve.settings import Settings
-from prefix_store import MasterSecret, PageShape, PageStore, Slab, StoreError, StoreStatistics
+from prefix_store import (
+    MasterSecret,
+    PageName,
+    PageRead,
+    PageShape,
+    PageStore,
+    PageWrite,
+    Slab,
+    StoreError,
+    StoreStatistics,
+)
 
 _log = logging.getLogger(__name__)
 
 FOLDER_NAME = "pages"
 CAPACITY_SHARE = 0.25  # of what is free on the disk, where nothing is said
 CAPACITY_MOST = 16 << 30
+OPENING_SECONDS = 2.0  # that a start waits: what is found then need not be computed
 UPKEEP_SECONDS = 60.0  # between two looks for pages that are too old
 PROBE_SECONDS = 2.0  # between two tries of a disk that failed
 _DAY_SECONDS = 86_400.0
 _KEEP_BYTES = 8 << 20  # copied down by one job: some milliseconds of one thread
 
 
+class LateSlab:
+    """A slab that may still be opening (`traffic.Depot`): so long it has nothing, and a page that
+    is brought to it waits in its thread. slab: None too where it could not be opened."""
+
+    def __init__(self) -> None:
+        self.slab: Slab | None = None
+        self.opened = threading.Event()
+
+    def find(self, names: Sequence[PageName]) -> int:
+        """How many of these names, from the first, it has."""
+        return 0 if self.slab is None else self.slab.find(names)
+
+    def contains(self, name: PageName) -> bool:
+        """Whether it has the name."""
+        return self.slab is not None and self.slab.contains(name)
+
+    def touch(self, names: Sequence[PageName]) -> None:
+        """These were used."""
+        if self.slab is not None:
+            self.slab.touch(names)
+
+    def get(self, reads: Sequence[PageRead]) -> list[bool]:
+        """As `Slab.get`."""
+        return [False] * len(reads) if self.slab is None else self.slab.get(reads)
+
+    def put(self, writes: Sequence[PageWrite]) -> list[bool]:
+        """As `Slab.put`, when it is open."""
+        self.opened.wait()
+        return [False] * len(writes) if self.slab is None else self.slab.put(writes)
+
+    def drop(self, names: Collection[PageName]) -> int:
+        """As `Slab.drop`, when it is open. Raises StoreError too where it could not be opened: what
+        is to be forgotten may be in there."""
+        self.opened.wait()
+        if self.slab is None:
+            raise StoreError("the page store could not be opened, so nothing in it can be dropped")
+        return self.slab.drop(names)
+
+
 class KeptPages:
     """A store with one slab open. `run` looks after it; `close` ends it. Blocking where it says."""
 
-    def __init__(self, store: PageStore, slab: Slab, shape: PageShape) -> None:
-        self.slab = slab
+    def __init__(self, store: PageStore, shape: PageShape) -> None:
+        self.depot = LateSlab()
         self._store = store
         self._shape = shape
 
     @classmethod
     def open(cls, settings: Settings, secret: MasterSecret, shape: PageShape) -> "KeptPages | None":
-        """Open it, blocking; None where there is none to be had, or none is wanted."""
+        """Open it; None where there is none to be had, or none is wanted.
+
+        Blocks for a few seconds at the most: what takes longer goes on in a thread, and until then
+        nothing is found.
+        """
         if settings.disk_capacity == 0 or not settings.prefix_cache:
             return None
         folder = settings.data_dir / FOLDER_NAME
-        store = None
         try:
             store = PageStore.open(
                 folder,
@@ -46,12 +101,21 @@ class KeptPages:
                 capacity_bytes=_capacity(settings, folder),
                 max_age_seconds=settings.max_page_age,
             )
-            return cls(store, store.slab(shape), shape)
+        except (StoreError, OSError) as error:
+            _log.warning("pages are not kept over restarts: %s", error)
+            return None
+        kept = cls(store, shape)
+        threading.Thread(target=kept._open_slab, name="chatserve-slab", daemon=True).start()
+        kept.depot.opened.wait(OPENING_SECONDS)
+        return kept
+
+    def _open_slab(self) -> None:
+        try:
+            self.depot.slab = self._store.slab(self._shape)
         except (StoreError, OSError, ImportError) as error:
             _log.warning("pages are not kept over restarts: %s", error)
-            if store is not None:
-                store.close()
-            return None
+        finally:
+            self.depot.opened.set()
 
     def limits(self, settings: Settings) -> TierLimits:
         """What the engine may do with it."""
@@ -67,22 +131,25 @@ class KeptPages:
         due = loop.time() + UPKEEP_SECONDS
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            if self.statistics().degraded is not None:
+            statistics = self.statistics()
+            if statistics is None:
+                continue
+            if statistics.degraded is not None:
                 await asyncio.to_thread(self._probe)
             elif loop.time() >= due:
                 due = loop.time() + UPKEEP_SECONDS
                 await asyncio.to_thread(self._store.gc)
 
-    def statistics(self) -> StoreStatistics:
-        """A frozen picture."""
-        return self._store.statistics()
+    def statistics(self) -> StoreStatistics | None:
+        """A frozen picture; None while it opens."""
+        return self._store.statistics() if self.depot.opened.is_set() else None
 
     def close(self) -> None:
         """Write down what is where, and give the folder back. Blocks."""
         self._store.close()
 
     def _probe(self) -> None:
-        if self.slab.probe():
+        if self.depot.slab is not None and self.depot.slab.probe():
             _log.info("the page store writes again")
 
 

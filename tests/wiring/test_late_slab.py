@@ -1,0 +1,108 @@
+"""A page store that takes long to open: the server starts, and finds pages when it is there."""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatserve import kept_pages
+from chatserve.kept_pages import KeptPages
+from chatserve.settings import Settings
+from prefix_store import MasterSecret, PageRead, PageShape, PageStore, PageWrite, StoreError
+from tests.wiring.test_settings import read
+
+SHAPE = PageShape(fingerprint=b"f" * 32, page_bytes=4096, page_tokens=4)
+NAME, TOKENS, PAGE = b"n" * 32, b"t" * 16, b"p" * 4096
+SECRET = MasterSecret(b"s" * 32)
+
+
+def _settings(folder: Path, *more: str) -> Settings:
+    return read(["--data-dir", str(folder), "--disk-capacity", "64MiB", *more])
+
+
+def _write() -> PageWrite:
+    return PageWrite(NAME, None, 0, TOKENS, PAGE)
+
+
+def test_it_has_what_was_kept_before(tmp_path: Path) -> None:
+    kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
+    assert kept.depot.put([_write()]) == [True]
+    kept.close()
+    again = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert again is not None
+    into = bytearray(4096)
+    assert again.depot.find([NAME]) == 1
+    assert again.depot.get([PageRead(NAME, TOKENS, into)]) == [True]
+    assert into == PAGE
+    assert again.depot.drop([NAME]) == 1
+    assert not again.depot.contains(NAME)
+    statistics = again.statistics()
+    assert statistics is not None
+    assert statistics.slabs[0].pages == 0
+    again.close()
+
+
+def test_while_it_opens_nothing_is_found_and_nothing_waits_but_who_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    slab = PageStore.slab
+
+    def slow(self: PageStore, shape: PageShape) -> Any:
+        assert go_on.wait(60)
+        return slab(self, shape)
+
+    monkeypatch.setattr(kept_pages, "OPENING_SECONDS", 0.0)
+    monkeypatch.setattr(PageStore, "slab", slow)
+    kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
+    assert kept.statistics() is None
+    assert kept.depot.find([NAME]) == 0
+    assert not kept.depot.contains(NAME)
+    assert kept.depot.get([PageRead(NAME, TOKENS, bytearray(4096))]) == [False]
+    kept.depot.touch([NAME])
+    done: list[list[bool]] = []
+    writer = threading.Thread(target=lambda: done.append(kept.depot.put([_write()])))
+    writer.start()
+    go_on.set()
+    writer.join(60)
+    assert done == [[True]]
+    assert kept.depot.find([NAME]) == 1
+    kept.close()
+
+
+def test_a_store_that_cannot_be_opened_is_a_line_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: PageStore, shape: PageShape) -> Any:
+        raise StoreError("the disk is on fire")
+
+    monkeypatch.setattr(PageStore, "slab", broken)
+    with caplog.at_level(logging.WARNING):
+        kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
+    assert "on fire" in caplog.text
+    assert kept.depot.find([NAME]) == 0
+    assert kept.depot.put([_write()]) == [False]
+    with pytest.raises(StoreError, match="could not be opened"):
+        kept.depot.drop([NAME])
+    kept.close()
+
+
+@pytest.mark.parametrize("off", [("--disk-capacity", "0"), ("--prefix-cache", "off")])
+def test_it_can_be_turned_off(tmp_path: Path, off: tuple[str, str]) -> None:
+    assert KeptPages.open(_settings(tmp_path, *off), SECRET, SHAPE) is None
+    assert not (tmp_path / "pages").exists()
+
+
+def test_a_folder_that_others_can_read_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pages").mkdir(mode=0o755)
+    (tmp_path / "pages").chmod(0o755)
+    with caplog.at_level(logging.WARNING):
+        assert KeptPages.open(_settings(tmp_path), SECRET, SHAPE) is None
+    assert "0700" in caplog.text
