@@ -79,6 +79,11 @@ class Forgetting:
         self.total += len(pages)
         return woken
 
+    def family(self, names: Collection[PageName]) -> set[PageName]:
+        """Which of these names are resident, and all that continue them."""
+        found = map(self._index.name, self._index.family(names))
+        return {name for name in found if name is not None}
+
     def hide_below(self, names: Collection[PageName]) -> None:
         """Do not look for these below, until `dropped`. Before the tiers there are told."""
         self._below.update(set(names))

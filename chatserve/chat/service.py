@@ -14,7 +14,7 @@ those exist.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +71,20 @@ class EngineDoor(Protocol[PreparedT]):
 
     def open(self, prepared: PreparedT) -> Stream:
         """On the loop, never waits. May raise a ChatserveError."""
+        ...
+
+    def page_names(self, prepared: PreparedT, tokens: Sequence[int]) -> tuple[bytes, ...]:
+        """What is kept of these tokens under a prepared request's ways is called so, by pieces: 32
+        bytes each, which stand for all before them. Pure, for any thread."""
+        ...
+
+    def withhold(self, rows: Iterable[Sequence[bytes]]) -> frozenset[bytes]:
+        """Keep nothing more of what follows these rows of names. All names that are kept of it: the
+        rows' and those that continue one of them. On the loop, never waits."""
+        ...
+
+    async def forget(self, names: Collection[bytes]) -> None:
+        """Keep nothing under these names, anywhere. Raises Unavailable: to be tried again."""
         ...
 
 

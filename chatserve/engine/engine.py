@@ -135,6 +135,11 @@ class Engine:
             request=request, root=root, names=names, digest=digest, public=public
         )
 
+    def page_names(self, prepared: PreparedRequest, tokens: Sequence[int]) -> tuple[PageName, ...]:
+        """Names of a row's whole pages, as a prepared request's are named that goes on with these
+        tokens. Pure, for any thread, linear in the tokens."""
+        return tuple(self._namer.names(prepared.root, tokens, public=prepared.public))
+
     def public_names(self, tokens: Sequence[int]) -> tuple[PageName, ...]:
         """What the whole pages of a prompt that all tenants share are called. Pure, for any
         thread, linear in its tokens."""
@@ -221,6 +226,21 @@ class Engine:
     def is_public(self, name: PageName) -> bool:
         """Whether a page of this name is shared by all tenants, and so not one conversation's."""
         return name in self._public.names
+
+    def withhold(self, rows: Iterable[Sequence[PageName]]) -> frozenset[PageName]:
+        """Find none of these pages on the device any more, and name nothing that continues them
+        there: what is computed for who runs is copied nowhere. Each row: names of a chain. On the
+        event loop; never waits.
+
+        Returns the rows' names, and those that continued a row (but a public one) until now.
+        """
+        rows = [row for row in rows if row]
+        names = frozenset(name for row in rows for name in row)
+        ends = [row[-1] for row in rows if not self.is_public(row[-1])]
+        names |= self._scheduler.blocks.forgetting.family(ends)
+        own = [name for name in names if not self.is_public(name)]
+        self._act(lambda: self._scheduler.forget(own))
+        return names
 
     async def forget(self, names: Collection[PageName]) -> None:
         """Forget these pages in every tier, public ones excepted. From the moment of the call
@@ -423,6 +443,9 @@ class Engine:
         group = self._groups.pop(stream, None)
         if group is not None:
             del self._streams[group]
+            for outcome in self._outcomes:
+                if outcome.group == group:
+                    stream.put(outcome.emission)
             self._act(lambda: self._scheduler.abort(group))
 
     def _finish_sample(self, stream: Stream, sample: int, kept_tokens: int) -> None:

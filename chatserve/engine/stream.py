@@ -41,6 +41,7 @@ class Stream:
         self._ended: set[int] = set()
         self._delivered: set[int] = set()
         self._closed = False
+        self._unread: dict[int, tuple[int, ...]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +73,7 @@ class Stream:
         sample = emission.sample
         assert sample not in self._ended, "an emission after the final one"
         if self._closed:
+            self._unread[sample] = self.unread(sample) + emission.tokens
             if emission.finish is not None:
                 self._ended.add(sample)
             return
@@ -104,6 +106,10 @@ class Stream:
         if sample not in self._ended:
             self._on_finish(self, sample, kept_tokens)
 
+    def unread(self, sample: int) -> tuple[int, ...]:
+        """Tokens of a sample that were generated, and that nobody has read of a closed stream."""
+        return self._unread.get(sample, ())
+
     def progress(self) -> Progress | None:
         """The request's progress; None once it has ended."""
         return None if self.over else self._on_progress(self)
@@ -113,6 +119,7 @@ class Stream:
         if self._closed:
             return
         self._closed = True
+        self._unread = {sample: emission.tokens for sample, emission in self._mail.items()}
         self._mail.clear()
         self._arrived.ring()
         if not self.over:

@@ -1,6 +1,7 @@
 """An engine whose steps are taken by the test: the real Stream, and tokens of the test's choice."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from chatserve.engine.values import (
     Request,
     TokenLogprobs,
 )
-from chatserve.errors import Busy, ChatserveError
+from chatserve.errors import Busy, ChatserveError, Unavailable
 
 
 @dataclass(slots=True)
@@ -65,6 +66,8 @@ class ScriptedEngine:
         self.refusal: ChatserveError | None = None
         self.on_prepare: Callable[[], None] = lambda: None
         self.opened = asyncio.Event()
+        self.forgotten: set[bytes] = set()
+        self.disk_refuses = False
         self.places = 1_000  # for requests that are open or on their way
 
     def check_room(self, preparing: int) -> None:
@@ -76,6 +79,25 @@ class ScriptedEngine:
         """In any thread."""
         self.on_prepare()
         return request
+
+    def page_names(self, prepared: Request, tokens) -> tuple[bytes, ...]:
+        """Of pages of four: in any thread."""
+        names: list[bytes] = []
+        for end in range(4, len(tokens) + 1, 4):
+            text = repr((prepared.tenant, tuple(tokens[:end])))
+            names.append(hashlib.sha256(text.encode()).digest())
+        return tuple(names)
+
+    def withhold(self, rows) -> frozenset[bytes]:
+        """On the loop."""
+        return frozenset(name for row in rows for name in row)
+
+    async def forget(self, names) -> None:
+        """On the loop."""
+        await asyncio.sleep(0)
+        if self.disk_refuses:
+            raise Unavailable("The disk refuses.", retry_after=5.0)
+        self.forgotten |= set(names)
 
     def open(self, prepared: Request) -> Stream:
         """On the loop."""

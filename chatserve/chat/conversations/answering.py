@@ -32,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import Generic
+from typing import Generic, TypeVar
 
 from chatserve.chat.backoff import Backoff
 from chatserve.chat.conversations.assignment import AnswerMeans, Assignment, text_rule
@@ -62,6 +62,8 @@ from chatserve.errors import (
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class _Cut(Enum):
     STOPPED = "stopped"
@@ -85,6 +87,9 @@ class Answering(Generic[PreparedT]):
             0.0, means.wall() - assignment.record.created if self._resumed else 0.0
         )
         self._prompt: Prompt | None = None
+        self._prepared: PreparedT | None = None
+        self._generated: list[int] = []  # whatever becomes of them
+        self._generation_over = asyncio.Event()
         self._receipt: Receipt | None = None
         self._opened = False
         self._task: asyncio.Task[None] | None = None
@@ -139,6 +144,18 @@ class Answering(Generic[PreparedT]):
         if not self._ending:
             self._interrupt(_Cut.LOST)
 
+    async def wait_generated(self) -> None:
+        """Wait until the engine computes nothing more of it in this process."""
+        await self._generation_over.wait()
+
+    def page_names(self) -> tuple[bytes, ...]:
+        """What the engine keeps of its prompt and its tokens is called so; for any thread, once
+        generation is over."""
+        if self._prompt is None or self._prepared is None:
+            return ()
+        tokens = (*self._prompt.tokens, *self._answered, *self._generated)
+        return self._means.engine.page_names(self._prepared, tokens)
+
     def _give_way(self) -> None:
         if not self._ending:
             self._interrupt(_Cut.SUPERSEDED)
@@ -180,6 +197,7 @@ class Answering(Generic[PreparedT]):
 
     def _settle(self) -> None:
         """The task is over, or never began: nothing is left open. Idempotent."""
+        self._generation_over.set()
         self._leave_crowd()
         if not self.reply.over:
             if self._cut is not _Cut.SUSPENDED:  # whose last words the log still writes
@@ -202,6 +220,7 @@ class Answering(Generic[PreparedT]):
             return EngineError("The server failed on this reply.")
         finally:
             self._leave_crowd()
+            self._generation_over.set()
         return None if sample.end is None else sample.end.error
 
     async def _generate(self) -> None:
@@ -210,14 +229,18 @@ class Answering(Generic[PreparedT]):
             # Taken up with all the tokens that it may have: what is held back is let go.
             self.reply.take(Emission(sample=0, finish=FinishReason.LENGTH))
             return
-        with await self._open(prepared) as stream:
-            self._opened = True
-            self._leave_crowd()
-            if not self._answered:
-                self.reply.watch(stream.progress)
-            async for batch in stream:
-                for emission in batch:
-                    self._take(stream, emission)
+        stream = await self._open(prepared)
+        try:
+            with stream:
+                self._opened = True
+                self._leave_crowd()
+                if not self._answered:
+                    self.reply.watch(stream.progress)
+                async for batch in stream:
+                    for emission in batch:
+                        self._take(stream, emission)
+        finally:
+            self._generated += stream.unread(0)
 
     async def _prepare(self) -> PreparedT | None:
         """One trip to the executor. The prompt is kept: its ids go to the log and the tree."""
@@ -229,7 +252,7 @@ class Answering(Generic[PreparedT]):
             except RuntimeError as error:  # the executor's way to say that it was shut down
                 raise self._unavailable() from error
             prompt, prepared = await trip
-        self._prompt = prompt
+        self._prompt, self._prepared = prompt, prepared
         self.reply.settle_prompt(None if self._assignment.prompt_logged else prompt.turn_ids)
         return prepared
 
@@ -272,6 +295,7 @@ class Answering(Generic[PreparedT]):
                 await self._means.clock.sleep(backoff.next())
 
     def _take(self, stream: Stream, emission: Emission) -> None:
+        self._generated += emission.tokens
         if emission.tokens:
             self._measure(len(emission.tokens))
         if emission.receipt is not None and self._receipt is None:
@@ -311,6 +335,9 @@ class Answering(Generic[PreparedT]):
         if kept.turn is not None:
             ids = await self._turn_ids(kept.turn.text)
             kept = replace(kept, turn=replace(kept.turn, token_ids=ids))
+        names = await self._off_loop(self.page_names)
+        if names is not None:
+            kept = replace(kept, names=means.named.new(self._assignment.path, names))
         try:
             conversation = await self._keep(kept)
         except NotFound:
@@ -324,6 +351,7 @@ class Answering(Generic[PreparedT]):
             _log.error("reply %s cannot be kept: its conversation is damaged", reply.id)
             self._conclude_with(error)
             return
+        means.named.kept(reply.id, names or ())
         means.changes.publish(conversation.owner, conversation.id, conversation.revision)
         reply.conclude(outcome.kind, outcome.data)
         if outcome.state is ReplyState.DONE:
@@ -357,14 +385,16 @@ class Answering(Generic[PreparedT]):
 
     async def _turn_ids(self, text: str) -> tuple[int, ...] | None:
         """The ids that the assistant's turn appends. None costs a tokenization later, no more."""
-        said, means = self._assignment.said, self._means
-        fit = partial(
-            means.history.reply_ids, tuple(said.token_ids), text, ended_by_id=said.ended_by_id
-        )
+        said, reply_ids = self._assignment.said, self._means.history.reply_ids
+        fit = partial(reply_ids, tuple(said.token_ids), text, ended_by_id=said.ended_by_id)
+        return await self._off_loop(fit)
+
+    async def _off_loop(self, work: Callable[[], T]) -> T | None:
+        """In a thread; None where it fails, which costs time later, no more."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(means.executor, fit)
+            return await asyncio.get_running_loop().run_in_executor(self._means.executor, work)
         except Exception:
-            _log.exception("the ids of reply %s are not kept", self.reply.id)
+            _log.exception("something of reply %s is not kept", self.reply.id)
             return None
 
     async def _keep(self, kept: Ending) -> Conversation:

@@ -5,12 +5,13 @@ Frozen values, but for the crowd, which is counted on the event loop alone.
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic
 
 from chatserve.chat.audience import Clock, Patience
 from chatserve.chat.conversations.changes import Changes
 from chatserve.chat.conversations.history import History
+from chatserve.chat.conversations.named_pages import NamedPages
 from chatserve.chat.conversations.reply_log import ReplyLog
 from chatserve.chat.crowd import Crowd
 from chatserve.chat.meter import ReplyMeter
@@ -52,6 +53,7 @@ class AnswerMeans(Generic[PreparedT]):
     clock: Clock
     wall: Callable[[], float]
     options: AnswerOptions
+    named: NamedPages = field(default_factory=NamedPages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

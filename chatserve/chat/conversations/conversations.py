@@ -25,6 +25,7 @@ from chatserve.chat.conversations.assignment import AnswerMeans, AnswerOptions
 from chatserve.chat.conversations.changes import Changes
 from chatserve.chat.conversations.chat_reply import ChatReply, KeptReply
 from chatserve.chat.conversations.chat_request import ChatRequest
+from chatserve.chat.conversations.deletion import Deletions
 from chatserve.chat.conversations.drafts import DraftDoor, DraftMeans, Drafts, Typist
 from chatserve.chat.conversations.history import History
 from chatserve.chat.conversations.imports import ID_BYTES, import_id, taken_in
@@ -50,7 +51,7 @@ from chatserve.chat.store.session_store import (
     no_reply,
 )
 from chatserve.chat.text.text_floor import TextFloor
-from chatserve.errors import Busy, Conflict, NotFound, Unavailable
+from chatserve.errors import Busy, Conflict, Unavailable
 
 
 class TurnAsk(Protocol):
@@ -85,7 +86,8 @@ class ConversationOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationStatistics:
-    """running: replies under way; waiting: of those, the ones without a place in the engine."""
+    """running: replies under way; waiting: of those, the ones without a place in the engine.
+    deletions: begun and not finished."""
 
     running: int
     waiting: int
@@ -95,6 +97,7 @@ class ConversationStatistics:
     subscribers: int
     draining: bool
     log: LogStatistics
+    deletions: int = 0
 
 
 def draw_id() -> str:
@@ -167,6 +170,7 @@ class Conversations(Generic[PreparedT]):
                 executor=workshop.executor,
             )
             self._drafts = Drafts(means)
+        self._deletions = Deletions(self._means, self._live, self._drafts)
         self._asks: dict[_Ask, _Known] = {}
         self._writer: asyncio.Task[None] | None = None
         self._accepted_total = 0
@@ -181,8 +185,10 @@ class Conversations(Generic[PreparedT]):
     async def resume_all(self) -> None:
         """Take up every reply that was running when the process before this one ended.
 
-        Waits for a store that is away. Returns when all are under way or are being ended.
+        Waits for a store that is away. Returns when all are under way or are being ended; so are
+        the deletions that it left.
         """
+        await self._deletions.finish_all()
         await self._live.resume_all()
 
     def begin_drain(self) -> None:
@@ -195,6 +201,7 @@ class Conversations(Generic[PreparedT]):
 
     async def close(self) -> None:
         """End: what still runs stays `running` in the store, with all that it has said logged."""
+        self._deletions.close()
         await self._live.suspend_all()
         self._log.close()
         if self._writer is not None:
@@ -237,15 +244,9 @@ class Conversations(Generic[PreparedT]):
         return self._changed(found)
 
     async def delete(self, owner: str, conversation: str) -> None:
-        """Its running replies end once it is gone. Raises NotFound."""
-        try:
-            await self._store.delete(owner, conversation)
-        except NotFound:
-            # Deleted by a call whose answer was lost, or lost by the store.
-            self._live.lose(owner, conversation)
-            raise
-        self._live.lose(owner, conversation)
-        self._changes.publish(owner, conversation, None)
+        """Forget it everywhere; its running replies end. Raises NotFound, and Unavailable where
+        that is not done yet (see `Deletions.delete`)."""
+        await self._deletions.delete(owner, conversation)
 
     async def add(
         self,
@@ -263,6 +264,7 @@ class Conversations(Generic[PreparedT]):
         if ask is not None:
             name = await asyncio.to_thread(import_id, owner, ask, conversation, turns)
         added, kept = await asyncio.to_thread(taken_in, owner, conversation, turns, id=name)
+        self._live.found(owner, added.id)
         await self._store.create(added, kept)
         if ask is not None:
             added = await self._store.get(owner, name)
@@ -397,4 +399,5 @@ class Conversations(Generic[PreparedT]):
             subscribers=self._changes.subscribers,
             draining=self._live.draining,
             log=self._log.statistics(),
+            deletions=self._deletions.unfinished,
         )

@@ -18,7 +18,9 @@ no more: pages are named by the ids that they hold.
 
 import asyncio
 import re
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Container, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, Protocol
@@ -32,6 +34,7 @@ from chatserve.chat.store.session_store import SessionStore, no_parent
 from chatserve.engine.values import Request
 from chatserve.errors import RequestError, Unavailable
 
+NAMES_MAX = 1 << 16  # of what was computed ahead of kept conversations; the oldest are forgotten
 TEXTS_MAX = 16 << 20  # code points that all typists' texts have while they wait
 UNSETTLED_MAX = 32  # code points at a text's end that more typing may still change
 _LAST_WORD = re.compile(r"\s+\S*\s*\Z")
@@ -42,6 +45,10 @@ class DraftDoor(Protocol[PreparedT]):
 
     def prepare(self, request: Request) -> PreparedT:
         """Pure, for any thread."""
+        ...
+
+    def page_names(self, prepared: PreparedT, tokens: Sequence[int]) -> tuple[bytes, ...]:
+        """As `EngineDoor.page_names`."""
         ...
 
     def draft(self, key: Hashable, prepared: PreparedT) -> bool:
@@ -77,6 +84,14 @@ class _Path:
     turns: tuple[Turn, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared(Generic[PreparedT]):
+    """A draft as the engine takes it. names: of what will be kept of it."""
+
+    request: PreparedT
+    names: tuple[bytes, ...]
+
+
 class Drafts(Generic[PreparedT]):
     """All typists of a process; on the event loop. One text at a time is tokenized, and only the
     typist whose turn that is waits for the engine to be idle: a pause lets one in, not a crowd."""
@@ -85,10 +100,33 @@ class Drafts(Generic[PreparedT]):
         self.means = means
         self.places = asyncio.Semaphore(1)
         self._held = 0
+        self._names: OrderedDict[str, set[bytes]] = OrderedDict()  # by conversation
+        self._noted = 0
+        self._typists: weakref.WeakSet[Typist[PreparedT]] = weakref.WeakSet()
 
     def typist(self, owner: str) -> "Typist[PreparedT]":
         """For one socket."""
-        return Typist(self, owner)
+        typist = Typist(self, owner)
+        self._typists.add(typist)
+        return typist
+
+    def note(self, conversation: str, names: Collection[bytes]) -> None:
+        """This was computed ahead for it, or will be."""
+        known = self._names.setdefault(conversation, set())
+        before = len(known)
+        known.update(names)
+        self._noted += len(known) - before
+        self._names.move_to_end(conversation)
+        while self._noted > NAMES_MAX:
+            self._noted -= len(self._names.popitem(last=False)[1])
+
+    def forget(self, conversation: str) -> frozenset[bytes]:
+        """It is deleted: nothing more is computed ahead for it. The names of what was."""
+        for typist in tuple(self._typists):
+            typist.leave(conversation)
+        names = frozenset(self._names.pop(conversation, ()))
+        self._noted -= len(names)
+        return names
 
     def hold(self, text: str) -> bool:
         """Whether there is room for one more text; then it counts until `let_go`."""
@@ -154,14 +192,23 @@ class Typist(Generic[PreparedT]):
             await self._means.engine.wait_idle()
             if self._newest is ask:
                 prepared = await self._off_loop(path.system, path.turns, ask.text)
-                if prepared is not None:
-                    self._means.engine.draft(self, prepared)
+                there = ask.conversation is None or self._path is path  # else it has changed
+                if prepared is not None and there:
+                    if ask.conversation is not None:
+                        self._drafts.note(ask.conversation, prepared.names)
+                    self._means.engine.draft(self, prepared.request)
         return True
 
     def _forget(self, ask: DraftAsk | None) -> None:
         if ask is not None and self._newest is ask:
             self._drafts.let_go(ask.text)
             self._newest = None
+
+    def leave(self, conversation: str) -> None:
+        """This conversation is deleted, whatever is typed there."""
+        if self._path is not None and self._path.place[0] == conversation:
+            self._path = None
+            self._means.engine.withdraw(self)
 
     def _hear(self, conversation: str) -> None:
         """A conversation of this owner has changed."""
@@ -193,14 +240,16 @@ class Typist(Generic[PreparedT]):
 
     def _off_loop(
         self, system: str | None, turns: Sequence[Turn], text: str
-    ) -> "asyncio.Future[PreparedT | None]":
+    ) -> "asyncio.Future[_Prepared[PreparedT] | None]":
         loop = asyncio.get_running_loop()
         try:
             return loop.run_in_executor(self._means.executor, self._prepare, system, turns, text)
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise Unavailable("The server is shutting down.") from error
 
-    def _prepare(self, system: str | None, turns: Sequence[Turn], text: str) -> PreparedT | None:
+    def _prepare(
+        self, system: str | None, turns: Sequence[Turn], text: str
+    ) -> "_Prepared[PreparedT] | None":
         """In a thread. None: there is nothing to compute ahead."""
         try:
             tokens = settled_ids(self._means.history, system, turns, text)
@@ -209,7 +258,8 @@ class Typist(Generic[PreparedT]):
         if not tokens:
             return None
         request = Request(request_id="draft", tokens=tokens, max_tokens=0, tenant=self._owner)
-        return self._means.engine.prepare(request)
+        prepared = self._means.engine.prepare(request)
+        return _Prepared(prepared, self._means.engine.page_names(prepared, tokens))
 
 
 def settled_ids(

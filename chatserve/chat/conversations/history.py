@@ -25,7 +25,7 @@ turns' lengths are added up along it.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -35,12 +35,13 @@ from chatserve.chat.text.template import no_template
 from chatserve.chat.text.text_floor import TextFloor
 from chatserve.chat.text.text_sizes import TextSizes
 from chatserve.chat.values import Message
-from chatserve.errors import ContextLengthExceeded
+from chatserve.errors import ContextLengthExceeded, RequestError
 
 # Tokens that a turn's size is too high by: what a template writes around a turn is estimated from
 # a probe, and pieces of text join differently in context.
 _TURN_MARGIN = 2
 _SCALE_STEP = 1.25  # by which sizes that were too low grow; a fixed grid, so that turns agree
+_OVER_CONTEXT = 2  # contexts of estimated tokens that may after all fit in one
 OVERLONG_MAX = 4096  # prompts that are remembered as too long
 
 
@@ -144,6 +145,26 @@ class History:
         if len(composed.tokens) >= self._context_length:
             raise self._too_long(str(len(composed.tokens)))
         return Prompt(tokens=composed.tokens, turn_ids=composed.turn_ids, left_out=begin)
+
+    def cuts(
+        self, system: str | None, path: Sequence[Turn], *, left_out: int | None = None
+    ) -> Iterator[tuple[int, ...]]:
+        """The prompts that a reply to a path may have had, whatever the rule for cuts was: one for
+        each exchange that it may have begun with, or only for what follows `left_out` turns.
+
+        Those that the template refuses, or that are far longer than the context, are left out.
+        """
+        ids = self._ids()
+        base = self._empty_size + (0 if system is None else self._sizes.estimate(system))
+        size = base + sum(map(self._turn_size, path))
+        for begin in range(len(path)):
+            wanted = begin == left_out or (left_out is None and begin in _exchanges(path))
+            if wanted and size <= _OVER_CONTEXT * self._context_length:
+                try:
+                    yield ids.compose(self._messages(system, path[begin:])).tokens
+                except RequestError:
+                    continue
+            size -= self._turn_size(path[begin])
 
     def reply_ids(
         self, told_ids: Sequence[int], text: str, *, ended_by_id: bool = False

@@ -36,10 +36,12 @@ Work = Coroutine[Any, Any, T]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveLimits:
     """resumptions_max: replies that are taken up at one time after a start. doubts_max: turns that
-    are looked for at one time, because the store did not say whether it kept them."""
+    are looked for at one time, because the store did not say whether it kept them. lost_max:
+    deleted conversations whose last turns may still be on their way."""
 
     resumptions_max: int = 8
     doubts_max: int = 1_000
+    lost_max: int = 4_096
 
 
 class LiveReplies(Generic[PreparedT]):
@@ -55,6 +57,7 @@ class LiveReplies(Generic[PreparedT]):
         self._limits = limits
         self._answerings: dict[str, Answering[PreparedT]] = {}
         self._taking_up: dict[str, asyncio.Future[ChatReply]] = {}
+        self._lost: dict[tuple[str, str], None] = {}  # conversations, oldest first
         self._doubts: set[asyncio.Task[None]] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -92,6 +95,8 @@ class LiveReplies(Generic[PreparedT]):
         answering.start(self._task_group, over)
         if self._closed:
             answering.suspend()
+        elif (reply.owner, reply.conversation) in self._lost:
+            answering.lose()
         return reply
 
     async def take_up(self, reply: str) -> ChatReply:
@@ -173,12 +178,28 @@ class LiveReplies(Generic[PreparedT]):
 
     # Ending ----------------------------------------------------------------------------------
 
-    def lose(self, owner: str, conversation: str) -> None:
-        """End those of a conversation that was deleted. Synchronous, idempotent."""
-        for answering in tuple(self._answerings.values()):
-            reply = answering.reply
-            if (reply.owner, reply.conversation) == (owner, conversation):
-                answering.lose()
+    def of(self, owner: str, conversation: str) -> tuple[Answering[PreparedT], ...]:
+        """Those of a conversation."""
+        return tuple(
+            answering
+            for answering in self._answerings.values()
+            if (answering.reply.owner, answering.reply.conversation) == (owner, conversation)
+        )
+
+    def lose(self, owner: str, conversation: str) -> tuple[Answering[PreparedT], ...]:
+        """End those of a conversation that was deleted, and what is just about to begin; which they
+        are. Synchronous, idempotent."""
+        found = self.of(owner, conversation)
+        for answering in found:
+            answering.lose()
+        self._lost[owner, conversation] = None
+        if len(self._lost) > self._limits.lost_max:
+            del self._lost[next(iter(self._lost))]
+        return found
+
+    def found(self, owner: str, conversation: str) -> None:
+        """A conversation of this id is kept again."""
+        self._lost.pop((owner, conversation), None)
 
     async def wait_quiet(self) -> None:
         """Wait until none is under way."""

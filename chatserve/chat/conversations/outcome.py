@@ -117,6 +117,17 @@ def ending(
     )
 
 
+def left_out_of(final: bytes | None) -> int | None:
+    """How many turns a reply's prompt went without, of the data of its final event; None where
+    that does not tell."""
+    try:
+        data = json.loads(final or b"null")
+        found = data["receipt"]["left_out"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return found if isinstance(found, int) and found >= 0 else None
+
+
 def title_of(text: str) -> str:
     """A title from a first message: its first line with words, cut at a word."""
     line = " ".join(next((each for each in text.splitlines() if each.strip()), "").split())

@@ -289,7 +289,8 @@ class MemoryStore:
         record, old = kept.records[ending.reply], kept.conversation
         began = kept.began.pop(ending.reply)
         del kept.logs[ending.reply]
-        kept.names[ending.reply] = ending.names
+        if ending.names is not None:
+            kept.names[ending.reply] = ending.names
         answered = kept.turns[record.turn]
         # A first message's ids hold the system prompt: of a former one they are worth nothing.
         if ending.prompt_ids is not None and (

@@ -276,7 +276,7 @@ class RedisStore:
         value = ending_value(ending.state, ending.final, ending.text, has_turn=turn is not None)
         arguments: tuple[Argument, ...] = (ending.reply, ending.epoch, value, repr(ending.now))
         arguments += (ending.title or "", encoded_ids(ending.prompt_ids, ending.encoding))
-        arguments += (pack_names(ending.names),)
+        arguments += ("" if ending.names is None else b"=" + pack_names(ending.names),)
         if turn is None:
             arguments += ("", "", "")
         else:

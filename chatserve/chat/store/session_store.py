@@ -108,8 +108,8 @@ class Ending:
     """The end of a reply. epoch: the one it was answered in. turn: the assistant's turn, None where
     there is nothing to keep in the tree. prompt_ids: what the user's turn appends, None where it
     was never tokenized, in the same encoding as the turn's own. names: of the pages that were
-    computed for it, of 32 bytes, but for those that an earlier reply's ending had. title: for a
-    conversation that has none yet.
+    computed for it, of 32 bytes, but for those that an earlier reply's ending had; None = cannot be
+    told. title: for a conversation that has none yet.
     """
 
     reply: str
@@ -122,7 +122,7 @@ class Ending:
     encoding: str
     title: str | None
     now: float
-    names: tuple[bytes, ...] = ()
+    names: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,5 @@
--- reply, epoch, ending's value, now, title, prompt's value of IDS, page names in a row, 'turn' or '',
--- turn's value, ids.
+-- reply, epoch, ending's value, now, title, prompt's value of IDS, '=' and page names in a
+-- row, or '', 'turn' or '', turn's value, ids.
 -- Answers: ok, meta | gone | superseded
 local reply, epoch, ending, now, title, prompt, names, has_turn, value, ids = unpack(ARGV)
 local running = redis.call('HGET', RUNNING, reply)
@@ -21,7 +21,7 @@ redis.call('HLEN', TURNS); redis.call('HLEN', IDS); redis.call('HLEN', ENDED)
 redis.call('HLEN', NAMES)
 
 redis.call('HDEL', RUNNING, reply)
-redis.call('HSET', NAMES, reply, names)
+if names ~= '' then redis.call('HSET', NAMES, reply, string.sub(names, 2)) end
 redis.call('HSET', ENDED, reply, pack(answer(running)) .. ending)
 -- A first message's ids hold the system prompt: of a former one they are worth nothing.
 local first = string.match(above, '^%a%d+ $')
