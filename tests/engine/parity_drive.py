@@ -21,9 +21,10 @@ from chatserve.engine.pace import Pace
 from chatserve.engine.plan import StepPlan, StepResult
 from chatserve.engine.scheduler import Outcome, Scheduler, SchedulerLimits
 from chatserve.engine.sequence import PreparedRequest
-from chatserve.engine.values import FinishReason, Request, Sampling
+from chatserve.engine.traffic import Delivery, Job, move
+from chatserve.engine.values import FinishReason, Receipt, Request, Sampling
 from chatserve.model import LoadedModel
-from prefix_store import PageNamer, RootFields
+from prefix_store import PageNamer, RootFields, Slab
 from tests.model.families import WINDOW
 
 LOGITS_TOLERANCE = 1e-4
@@ -61,7 +62,14 @@ class Drive:
     """Scheduler, runner and results of one run. Fresh pages are full of NaN."""
 
     def __init__(
-        self, model: LoadedModel, *, pages: int, seed: int, depth: int, caching: bool = True
+        self,
+        model: LoadedModel,
+        *,
+        pages: int,
+        seed: int,
+        depth: int,
+        caching: bool = True,
+        depot: Slab | None = None,
     ) -> None:
         size = model.layout.page_size
         self.random = random.Random(seed)
@@ -71,7 +79,7 @@ class Drive:
         self.namer = PageNamer(b"parity-name-key!", page_size=size)
         self.pace = Pace(target_seconds=1e9, tokens_min=4, tokens_max=64)
         self.scheduler = Scheduler(
-            lambda: BlockManager(pages=pages, page_size=size, caching=caching),
+            lambda: BlockManager(pages=pages, page_size=size, caching=caching, below=depot),
             self.namer,
             self.pace,
             limits=SchedulerLimits(
@@ -83,6 +91,9 @@ class Drive:
         )
         self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
         self.results: dict[tuple[int, int], Sampled] = {}
+        self.depot = depot
+        self.jobs: deque[Job] = deque()
+        self.receipts: list[Receipt] = []
 
     def root(self, tenant: str) -> bytes:
         fields = RootFields(tenant=tenant, cache_salt="", fingerprint=b"f", layout="l")
@@ -108,7 +119,14 @@ class Drive:
         return group
 
     def step(self) -> bool:
-        """Plan and run, or commit, as the dice say; False when nothing is left to do."""
+        """Plan and run, or commit, or move pages, as the dice say; False when nothing is left."""
+        if self.depot is not None:
+            tiers = self.scheduler.tiers
+            tiers.order_keeps(idle=self.random.random() < 0.5)
+            self.jobs += tiers.take_orders()
+            if self.jobs and (not self.in_flight or self.random.random() < 0.3):
+                self._move(self.jobs.popleft(), self.depot)
+                return True
         can_plan = len(self.in_flight) < self.depth
         if can_plan and (not self.in_flight or self.random.random() < 0.7):
             # A ceiling that jumps: slices of any size, at any place.
@@ -126,10 +144,22 @@ class Drive:
         self.scheduler.check()
         return True
 
+    def _move(self, job: Job, depot: Slab) -> None:
+        count = len(job.pages)
+        done = move(job, 0, count, depot, self.runner)
+        self.scheduler.tiers.finish(Delivery(job, tuple(done), 0.0))
+        self.scheduler.check()
+
     def run(self) -> None:
-        while self.step():
+        while self.step() or (self.depot is not None and self._unkept()):
             pass
         assert not self.scheduler.busy
+
+    def _unkept(self) -> bool:
+        """Whether pages still wait for their copies; gives the next ones out."""
+        self.scheduler.tiers.order_keeps(idle=True)
+        self.jobs += self.scheduler.tiers.take_orders()
+        return bool(self.jobs)
 
     def finished(self) -> list[Sampled]:
         return [item for item in self.results.values() if item.finish is not None]
@@ -151,6 +181,8 @@ class Drive:
         emission = outcome.emission
         sampled = self.results[outcome.group, emission.sample]
         sampled.tokens += emission.tokens
+        if emission.receipt is not None:
+            self.receipts.append(emission.receipt)
         sampled.finish = emission.finish or sampled.finish
 
 

@@ -1,0 +1,95 @@
+"""Pages that were on disk against the plain model: same logits, same greedy tokens.
+
+A real model, a real page store, a pool so small that pages go down and come back all the time;
+then the same prompts after the store was closed and opened again, and after a kill, whose files are
+those of a moment at which nobody had finished anything.
+"""
+
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatserve.engine.values import Receipt
+from chatserve.model import LoadedModel
+from prefix_store import MasterSecret, PageShape, PageStore, Slab
+from tests.engine.parity_drive import LOGITS_TOLERANCE, Drive, compare, plain_model, random_request
+from tests.engine.test_parity import load
+from tests.model.families import VOCABULARY, build
+
+SECRET = MasterSecret(b"a secret of thirty-two bytes ...")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "qwen3"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(request.param, tmp_path_factory.mktemp("tiers"), seed=11)
+
+
+def _opened(place: Path, model: LoadedModel) -> tuple[PageStore, Slab]:
+    store = PageStore.open(place, SECRET, capacity_bytes=256 << 20)
+    shape = PageShape(
+        fingerprint=model.fingerprint(),
+        page_bytes=model.layout.page_bytes,
+        page_tokens=model.layout.page_size,
+    )
+    return store, store.slab(shape)
+
+
+@pytest.mark.parametrize(("page_size", "pages"), [(8, 28), (16, 14), (64, 7)])
+def test_what_comes_from_disk_is_what_the_plain_model_computes(
+    folder: Path, tmp_path: Path, page_size: int, pages: int
+) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    model, oracle = load(folder, page_size), plain_model(folder)
+    living, killed = tmp_path / "living", tmp_path / "killed"
+    store, slab = _opened(living, model)
+    first = _drive(model, pages, seed, slab)
+    shutil.copytree(living, killed)
+    later = random.Random(seed)
+    receipts = [_answers_are_right(first, oracle)]
+    for place, close in ((living, store), (killed, None)):
+        if close is not None:
+            close.close()
+        reopened, slab = _opened(place, model)
+        receipts.append(_answers_are_right(_drive(model, pages, later.random(), slab), oracle))
+        reopened.close()
+    loaded = [sum(receipt.disk for receipt in row) for row in receipts]
+    print(f"tokens from disk: {loaded}")
+    assert all(loaded[1:]), "what was there before is loaded, after a clean end and after a kill"
+
+
+def _drive(model: LoadedModel, pages: int, seed: float, slab: Slab) -> Drive:
+    """Random requests of few stems."""
+    dice = random.Random(seed)
+    drive = Drive(model, pages=pages, seed=dice.randrange(1 << 32), depth=2, depot=slab)
+    # Prompts that are longer than a page, whatever its size.
+    opening = tuple(range(4, 4 + model.layout.page_size // 2 * 3))
+    for number in range(8):
+        request = random_request(dice, number, VOCABULARY, stems=2)
+        drive.submit(replace(request, tokens=(*opening, *request.tokens)))
+        for _ in range(dice.randrange(60)):
+            drive.step()
+    drive.run()
+    return drive
+
+
+def _answers_are_right(drive: Drive, oracle: torch.nn.Module) -> list[Receipt]:
+    results = [compare(oracle, item) for item in drive.finished()]  # pyright: ignore[reportArgumentType]
+    assert len(results) >= 8
+    assert max(error for error, _, _ in results) <= LOGITS_TOLERANCE
+    assert sum(compared for _, compared, _ in results) >= 50
+    assert sum(different for _, _, different in results) == 0
+    return drive.receipts
