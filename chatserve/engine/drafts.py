@@ -17,6 +17,9 @@ nothing to take from it. Its pages are evicted before all others until a request
 (`prefix_index.py`), so what is bounded here is how much of others' it may evict. A draft that
 finds no page, or whose step fails, ends: it is a courtesy. So does one that has computed as many
 pages as it has, where drafts that do not all fit in the pool evict each other's.
+
+Pages that are below the device are loaded instead (`tiers.py`). A request that comes meanwhile
+waits for that load, which it would have begun itself.
 """
 
 from collections import OrderedDict
@@ -27,6 +30,7 @@ from chatserve.cache.page_table import PageTable
 from chatserve.engine.plan import Slice
 from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import PreparedRequest
+from chatserve.engine.tiers import LOADS_MAX, Tiers
 from prefix_store.names import PageName, token_bytes
 
 NO_SEQUENCE = 0  # what a draft's slices name: no sequence has this id
@@ -53,6 +57,8 @@ class _Line:
     prepared: PreparedRequest
     table: PageTable = field(default_factory=PageTable)
     hold: int = 0  # which of all holds of tables this one is: slices of one hold follow on
+    load: int = 0  # the last load of its pages, 0: none yet
+    loads: int = 0  # how many
     turn: int = 0  # pages computed in this turn
     computed: int = 0  # pages in all
 
@@ -64,8 +70,9 @@ class _Line:
 class Drafts:
     """See the module. Owned by the scheduler; every method is synchronous."""
 
-    def __init__(self, roster: Roster, limits: DraftLimits) -> None:
+    def __init__(self, roster: Roster, tiers: Tiers, limits: DraftLimits) -> None:
         self._roster = roster
+        self._tiers = tiers
         self._limits = limits
         self._lines: OrderedDict[Hashable, _Line] = OrderedDict()
         self._holding: _Line | None = None  # the one whose table has pages
@@ -121,17 +128,41 @@ class Drafts:
     def order(self, step: int) -> Slice | None:
         """The next page of the draft whose turn it is, to be computed alone in `step`."""
         assert not self.in_flight, "one page at a time"
-        while self._lines:
-            line = next(iter(self._lines.values()))
+        while (line := self._next()) is not None:
             if line is not self._holding:
                 self.give_way()
                 self._take_hold(line)
+            if self._load(line):
+                self._holding = None  # the load has its pages
+                continue
             if self._extend(line):
                 self._step = step
                 return self._slice(line)
             del self._lines[line.key]
             self._give_back()
         return None
+
+    def _next(self) -> _Line | None:
+        """The first line that does not wait for a load."""
+        loading = self._roster.blocks.transit.is_loading
+        return next((line for line in self._lines.values() if not loading(line.load)), None)
+
+    def _load(self, line: _Line) -> bool:
+        """What comes next is below the device: bring it up instead of computing it."""
+        blocks, names, table = self._roster.blocks, line.prepared.names, line.table
+        first = len(table)
+        if line.loads >= LOADS_MAX or first == len(names):
+            return False
+        room = blocks.pool.free + max(0, self._pages_most - blocks.statistics().draft_pages)
+        tokens = token_bytes(line.prepared.request.tokens)[4 * blocks.page_size * first :]
+        load = self._tiers.begin_draft_load(table, names[first : first + room], tokens)
+        line.load, line.loads = load, line.loads + (load > 0)
+        return load > 0
+
+    @property
+    def _pages_most(self) -> int:
+        """Drafted pages that may be there at the cost of what others left."""
+        return int(self._roster.blocks.pool.total * self._limits.pool_share)
 
     def commit(self, *, failed: bool) -> None:
         """The step in flight is over: its page is named, or not tried again."""
@@ -200,8 +231,7 @@ class Drafts:
         blocks, names, index = self._roster.blocks, line.prepared.names, len(line.table)
         if index == len(names) or line.computed == len(names) or names[index] in self._broken:
             return False
-        most = int(blocks.pool.total * self._limits.pool_share)
-        return blocks.extend(line.table, drafts_max=most)
+        return blocks.extend(line.table, drafts_max=self._pages_most)
 
     def _slice(self, line: _Line) -> Slice:
         size, index = self._roster.blocks.page_size, line.table.sealed

@@ -78,7 +78,7 @@ class Scheduler:
             counts=self.counts,
             clock=clock,
         )
-        self._drafts = Drafts(self.roster, limits.drafts)
+        self._drafts = Drafts(self.roster, self.tiers, limits.drafts)
         self._in_flight: deque[StepPlan] = deque()
         self._number = 0
         self._committed = 0

@@ -12,15 +12,17 @@ Copies go down when nobody waits for the machine. While there are requests the t
 a small share of the time, unless pages would be evicted before they have a copy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from chatserve.cache.page_table import PageTable
 from chatserve.cache.transit import Keeps
 from chatserve.engine.roster import Roster
-from chatserve.engine.sequence import Sequence
+from chatserve.engine.sequence import Sequence as Row
 from chatserve.engine.statistics import TierStatistics
 from chatserve.engine.traffic import Delivery, Job
 from chatserve.engine.values import Receipt
+from prefix_store.names import PageName
 
 LOADS_MAX = 2  # of one sequence; what is evicted again before its turn comes is then computed
 STALE_SECONDS = 60.0  # a rate measured so long ago says nothing: the next load measures it again
@@ -107,7 +109,7 @@ class Tiers:
 
     # Up ------------------------------------------------------------------------------------
 
-    def begin_load(self, sequence: Sequence, matched: int, tokens: bytes) -> bool:
+    def begin_load(self, sequence: Row, matched: int, tokens: bytes) -> bool:
         """Bring up what follows the first `matched` pages of a queued sequence's prefix, which its
         table holds, if it is below and that is quicker than to compute it. The load then has
         claimed the names, and has what the table held.
@@ -131,6 +133,23 @@ class Tiers:
         self._loading_pages += count
         self._orders.append(load)
         return True
+
+    def begin_draft_load(self, table: PageTable, names: Sequence[PageName], tokens: bytes) -> int:
+        """Bring up what is below of the pages that follow those of a draft's table, as for a
+        sequence; the load's number, 0 where there is none. names, tokens: from the first that the
+        table does not have, as many as there may be."""
+        blocks = self._roster.blocks
+        count = blocks.below(names, 0)
+        if not count or not self._is_quicker(count):
+            return 0
+        holder = self._roster.new_id()
+        load = blocks.begin_load(holder, table, names[:count], tokens, drafting=True)
+        if load is None:
+            return 0
+        self._loads += 1
+        self._loading_pages += count
+        self._orders.append(load)
+        return holder
 
     def _is_quicker(self, pages: int) -> bool:
         load = self._load_rate.estimate(self._loading_pages + pages)
@@ -195,7 +214,7 @@ class Tiers:
         if tokens >= COMPUTE_PAGES_MIN * self._roster.blocks.page_size:
             self._compute_rate.observe(tokens, seconds)
 
-    def account(self, sequence: Sequence, matched: int) -> None:
+    def account(self, sequence: Row, matched: int) -> None:
         """Write the receipt of a sequence that has just started with so many pages of its prefix.
 
         Only once: what it finds again after a preemption is its own.

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from chatserve.cache.transit import Keeps, Load
+from chatserve.engine.drafts import DraftLimits
 from chatserve.engine.sequence import Life
 from chatserve.engine.tiers import LOADS_MAX, STALE_SECONDS, TierLimits
 from tests.engine.build import Setup, ask, build, quiet, random_tokens, running
@@ -309,6 +310,71 @@ async def test_what_the_write_budget_had_no_room_for_is_written_later_unasked() 
         engine._wake_up()
         while len(depot.kept) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+def test_a_draft_brings_pages_up_before_the_request_comes() -> None:
+    stepper, depot = _left_over()
+    computed = stepper.house.runner.computed_positions
+    assert stepper.draft("typing", (*LONG, 1, 2, 3, 4))
+    stepper.run_all()
+    assert depot.reads == 10
+    assert stepper.house.runner.computed_positions - computed == SIZE, "the new page alone"
+    assert stepper.house.blocks.statistics().draft_pages == 11
+    asked = stepper.ask(ask((*LONG, 1, 2, 3, 4, 5), 2))
+    stepper.run_all()
+    stepper.assert_right(asked)
+    assert asked.heard[0].receipts[0].device == 44
+    assert depot.reads == 10
+
+
+def test_a_request_waits_for_what_a_draft_is_loading() -> None:
+    stepper, depot = _left_over()
+    assert stepper.draft("typing", LONG)
+    assert stepper.plan() is None
+    stepper.order()
+    asked = stepper.ask(ask((*LONG, 9), 2))
+    stepper.plan()
+    assert stepper.lives(asked) == {Life.FOLLOWING}
+    stepper.run_all()
+    stepper.assert_right(asked)
+    assert depot.reads == 10
+    assert stepper.house.blocks.statistics().draft_pages == 0, "the request has adopted them"
+
+
+@pytest.mark.parametrize("when", ["ordered", "moved"])
+def test_a_draft_that_is_withdrawn_while_it_loads_leaves_pages_and_nothing_else(when: str) -> None:
+    stepper, _ = _left_over()
+    assert stepper.draft("typing", LONG)
+    assert stepper.plan() is None
+    stepper.order()
+    if when == "moved":
+        stepper.move()
+    stepper.scheduler.withdraw("typing")
+    stepper.run_all()
+    stepper.house.assert_baseline()
+    assert stepper.house.blocks.statistics().draft_pages == 10
+
+
+def test_a_draft_that_cannot_be_loaded_is_computed() -> None:
+    stepper, depot = _left_over()
+    depot.raising = True
+    assert stepper.draft("typing", LONG)
+    stepper.run_all()
+    depot.raising = False
+    assert stepper.house.blocks.statistics().draft_pages == 10
+    stepper.assert_pages_hold_what_their_names_say()
+
+
+def test_a_drafts_load_takes_no_more_of_others_pages_than_a_draft_may() -> None:
+    limits = DraftLimits(pool_share=0.25)
+    stepper, _ = _left_over(pages=16, drafts=limits)
+    stepper.ask(ask(tuple(range(50, 90)), 1))  # ten pages of somebody else
+    stepper.run_all()
+    assert stepper.draft("typing", LONG)
+    stepper.run_all()
+    statistics = stepper.house.blocks.statistics()
+    assert 0 < statistics.draft_pages <= 6 + 4
+    assert statistics.evicted_for_space_total <= 4
 
 
 async def test_an_engine_with_threads_serves_from_below() -> None:
