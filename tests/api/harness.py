@@ -20,9 +20,9 @@ from chatserve.api.connection import Connection
 from chatserve.api.keys import KeyRing
 from chatserve.api.limits import Limits
 from chatserve.api.server import server_config
-from chatserve.cache.statistics import CacheStatistics
 from chatserve.cache.claims import ClaimStatistics
 from chatserve.cache.page_pool import PoolStatistics
+from chatserve.cache.statistics import CacheStatistics
 from chatserve.chat.conversations.conversations import ConversationStatistics
 from chatserve.chat.conversations.reply_log import LogStatistics
 from chatserve.chat.store.session_store import StoreStatistics
