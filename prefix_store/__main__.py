@@ -3,7 +3,8 @@
 python -m prefix_store check DIR       open every page; exit status 1 if anything is wrong
 python -m prefix_store stats DIR       what is there (also while a server runs)
 python -m prefix_store gc DIR          remove old pages, keep within a capacity
-python -m prefix_store witness DIR …   note what pages look like on the disk, before a drop
+python -m prefix_store witness DIR …   note what pages look like on the disk, before a drop (also
+                                       while a server runs)
 python -m prefix_store forgotten DIR   search for what was noted; exit status 1 if any is found
 """
 
@@ -21,7 +22,7 @@ from prefix_store.inspection import SlabReport, inspect
 from prefix_store.keys import SECRET_BYTES, MasterSecret
 from prefix_store.layout import UNIT, shape_of
 from prefix_store.names import NAME_BYTES
-from prefix_store.proof import Witness, search
+from prefix_store.proof import Witness, noted, search
 from prefix_store.recovery import MINIMUM_BYTES
 from prefix_store.slab import Slab
 from prefix_store.store import PageStore, take_lock
@@ -60,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("--max-age", type=float, metavar="SECONDS", help="unused for longer: removed")
     gc.add_argument("--capacity", type=int, metavar="BYTES", help="all files together, at most")
     gc.set_defaults(act=_gc)
-    witness = commands.add_parser(
-        "witness", parents=[folder, secret], help="note pages for a proof"
-    )
+    witness = commands.add_parser("witness", parents=[folder], help="note pages for a proof")
     witness.add_argument("names", nargs="+", metavar="NAME", help="64 hexadecimal digits")
     witness.set_defaults(act=_witness)
     forgotten = commands.add_parser("forgotten", parents=[folder], help="search for noted pages")
@@ -137,16 +136,11 @@ def _witness(given: argparse.Namespace) -> int:
     names = [bytes.fromhex(name) for name in given.names]
     if any(len(name) != NAME_BYTES for name in names):
         raise ValueError(f"a page name has {NAME_BYTES} bytes")
-    store = _open(given, capacity_bytes=None, max_age_seconds=None)
-    try:
-        witnesses = [
-            witness for slab in _open_slabs(given, store) for witness in slab.witnesses(names)
-        ]
-    finally:
-        store.close()
+    _folder(given)
+    witnesses = noted(given.folder, names)
     for witness in witnesses:
         print(witness.to_json())
-    return 0 if len(witnesses) >= len(set(names)) else 1
+    return 0 if {witness.name for witness in witnesses} >= set(names) else 1
 
 
 def _open(

@@ -1,15 +1,25 @@
 """The proof of forgetting: what a dropped page looked like on the disk, and a search for it.
 
-Before pages are dropped, `Slab.witnesses` (or `python -m prefix_store witness`) notes of each its
-name and pieces of its ciphertext from all over the slot. Afterwards `search` looks for any of them,
-at any place, in every file of a folder. A note says nothing of a page's content; it does hold the
-page's name, so it belongs outside the folder that is searched.
+Before pages are dropped, `Slab.witnesses` or `noted` (also while a store runs, as `python -m
+prefix_store witness`) notes of each its name and pieces of its ciphertext from all over the slot.
+Afterwards `search` looks for any of them, at any place, in every file of a folder. A note says
+nothing of a page's content; it does hold the page's name, so it belongs outside the folder that is
+searched.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from prefix_store.layout import (
+    SLOT_HEADER_BYTES,
+    UNIT,
+    SlotLayout,
+    shape_of,
+    slab_id_of,
+    unpack_slot_header,
+)
 
 PIECE_BYTES = 32  # so many random bytes are nowhere by chance
 PIECES = 16
@@ -46,6 +56,29 @@ class Witness:
             return cls(bytes.fromhex(name), tuple(bytes.fromhex(str(piece)) for piece in pieces))
         except (KeyError, TypeError) as error:
             raise ValueError("this is not a line of a proof") from error
+
+
+def noted(folder: Path, names: Collection[bytes]) -> list[Witness]:
+    """The pages of these names as they lie in a folder now, wherever they do: it is read and not
+    locked, so that a store that runs may be looked at. Raises OSError, and ValueError for a slab
+    that is none."""
+    wanted, found = frozenset(names), list[Witness]()
+    for path in sorted(folder.glob("*.slab")):
+        with path.open("rb") as file:
+            head = file.read(UNIT)
+            shape, slab_id = shape_of(head), slab_id_of(head)
+            layout, slot = SlotLayout(shape), 0
+            while True:
+                file.seek(layout.offset(slot))
+                raw = file.read(layout.sealed_bytes)
+                if len(raw) < layout.sealed_bytes:
+                    break
+                header = unpack_slot_header(shape, slab_id, memoryview(raw))
+                if header is not None and header.name in wanted:
+                    sealed = memoryview(raw)[SLOT_HEADER_BYTES:]
+                    found.append(Witness.of_slot(header.name, sealed))
+                slot += 1
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,11 @@ class EngineDoor(Protocol[PreparedT]):
         bytes each, which stand for all before them. Pure, for any thread."""
         ...
 
+    def own_names(self, prepared: PreparedT, tokens: Sequence[int]) -> frozenset[bytes]:
+        """Every name that `page_names` may ever have given to a piece of these tokens that is one
+        tenant's own. For any thread."""
+        ...
+
     def withhold(self, rows: Iterable[Sequence[bytes]]) -> frozenset[bytes]:
         """Keep nothing more of what follows these rows of names. All names that are kept of it: the
         rows' and those that continue one of them. On the loop, never waits."""

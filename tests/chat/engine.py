@@ -88,6 +88,10 @@ class ScriptedEngine:
             names.append(hashlib.sha256(text.encode()).digest())
         return tuple(names)
 
+    def own_names(self, prepared: Request, tokens) -> frozenset[bytes]:
+        """In any thread."""
+        return frozenset(self.page_names(prepared, tokens))
+
     def withhold(self, rows) -> frozenset[bytes]:
         """On the loop."""
         return frozenset(name for row in rows for name in row)

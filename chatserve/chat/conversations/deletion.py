@@ -35,7 +35,7 @@ from chatserve.chat.service import PreparedT
 from chatserve.chat.store.conversation import Conversation, Role, Turn, conversation_of
 from chatserve.chat.store.session_store import Unreadable, no_conversation
 from chatserve.engine.values import Request
-from chatserve.errors import NotFound, RequestError, Unavailable
+from chatserve.errors import NotFound, Unavailable
 
 T = TypeVar("T")
 
@@ -217,11 +217,7 @@ class Deletions(Generic[PreparedT]):
                 request = Request(
                     request_id="deleted", tokens=prompt, max_tokens=1, tenant=conversation.owner
                 )
-                try:
-                    prepared = engine.prepare(request)
-                except RequestError:
-                    continue
-                yield from engine.page_names(prepared, (*prompt, *each.ids))
+                yield from engine.own_names(engine.prepare(request), (*prompt, *each.ids))
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         try:

@@ -199,11 +199,17 @@ class RedisStore:
 
     async def forgotten_names(self, conversation: str) -> frozenset[bytes]:
         """Of a deletion under way."""
-        (found,) = await self._run([("LRANGE", forgotten_key(conversation), 0, -1)])
+        return await self._names(("LRANGE", forgotten_key(conversation), 0, -1))
+
+    async def page_names(self, conversation: str) -> frozenset[bytes]:
+        """What the endings of its replies told, whoever owns it."""
+        return await self._names(("HVALS", names_key(conversation)))
+
+    async def _names(self, command: Command) -> frozenset[bytes]:
+        (found,) = await self._run([command])
+        rows = cast("list[bytes]", found)
         try:
-            return frozenset(
-                name for packed in cast("list[bytes]", found) for name in read_names(packed)
-            )
+            return frozenset(name for packed in rows for name in read_names(packed))
         except Damaged as error:
             raise Unreadable from error
 
