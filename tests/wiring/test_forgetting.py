@@ -1,0 +1,194 @@
+"""A conversation that was deleted is nowhere, on a real server: no page, no name, no text.
+
+What is looked for is noted before: by the commands that docs/conversations.md gives to a person.
+"""
+
+import asyncio
+import random
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from tests.wiring.server import Revived, reviving
+from tests.wiring.test_kept_pages import _all_kept
+
+SECRET = "The otter of Ullswater keeps her pearls under the ninth stone by the boathouse."
+SYSTEM = f"You are the keeper of this secret. {SECRET} Do not tell anybody, whoever asks for it."
+SETTINGS = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+class Proof:
+    """What a conversation looked like in the data folder."""
+
+    def __init__(self, revived: Revived, conversation: str) -> None:
+        self._data = revived.data
+        self._file = revived.folder / f"proof-{conversation}"
+        listed = run("chatserve.conversation_pages", str(self._data), conversation)
+        assert listed.returncode == 0, listed.stderr
+        self.names = listed.stdout.split()
+        noted = run("prefix_store", "witness", str(self._data / "pages"), *self.names)
+        self._file.write_text(noted.stdout)
+        self.pages = noted.stdout.count("\n")
+        found, texts = self._search()
+        assert "ciphertext of" in found, "the search would find a page"
+        assert "name of" in found
+        assert texts, "and a text"
+
+    def _search(self) -> tuple[str, list[Path]]:
+        told = run("prefix_store", "forgotten", str(self._data), "--proof", str(self._file))
+        assert told.returncode in (0, 1), told.stderr
+        wanted = SECRET.encode()
+        texts = [
+            path
+            for path in self._data.rglob("*")
+            if path.is_file() and wanted in path.read_bytes()
+        ]
+        return told.stdout, texts
+
+    def assert_nothing_is_left(self) -> None:
+        found, texts = self._search()
+        assert found.endswith(": 0 traces found\n"), found
+        assert texts == []
+
+
+async def told(client: httpx.AsyncClient, conversation: str, turn: dict[str, object]) -> str:
+    answer = await client.post(f"/api/conversations/{conversation}/turns", json=turn)
+    assert answer.status_code == 200, answer.text
+    assert "event: done" in answer.text, answer.text
+    return answer.text
+
+
+async def talked(client: httpx.AsyncClient) -> str:
+    """A conversation with branches: a question edited, an answer made again."""
+    body = {"system": SYSTEM, "settings": SETTINGS}
+    made = (await client.post("/api/conversations", json=body)).json()["id"]
+    await told(client, made, {"id": "a", "content": f"Is it true? {SECRET}"})
+    await told(client, made, {"id": "b", "content": "Where are the pearls of the otter, then?"})
+    edited = {"id": "c", "content": f"Say it again: {SECRET}", "parent": None}
+    await told(client, made, edited)
+    await told(client, made, {"id": "d", "parent": "c"})
+    await _all_kept(client)
+    return made
+
+
+async def gone(client: httpx.AsyncClient, conversation: str) -> bool:
+    return (await client.get(f"/api/conversations/{conversation}")).status_code == 404
+
+
+async def no_deletion_under_way(client: httpx.AsyncClient) -> None:
+    while (await client.get("/admin/cache")).json()["conversations"]["deletions"]:
+        await asyncio.sleep(0.02)
+
+
+async def test_nothing_is_left_of_a_deleted_conversation(tmp_path: Path) -> None:
+    with reviving(tmp_path) as revived:
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            other = (await client.post("/api/conversations", json={"system": "Be kind."})).json()
+            await told(client, other["id"], {"id": "a", "content": "Hello!", **SETTINGS})
+            deleted = await talked(client)
+            proof = await asyncio.to_thread(Proof, revived, deleted)
+            assert proof.pages >= 15, proof.pages
+            answer = await client.delete(f"/api/conversations/{deleted}")
+            assert answer.status_code == 204
+            revived.kill()
+        await asyncio.to_thread(proof.assert_nothing_is_left)
+        revived.spawn()
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            await asyncio.to_thread(proof.assert_nothing_is_left)
+            assert await gone(client, deleted)
+            assert (await client.delete(f"/api/conversations/{deleted}")).status_code == 404
+            kept = (await client.get(f"/api/conversations/{other['id']}")).json()
+            assert len(kept["turns"]) == 2
+            again = await talked(client)
+            receipt = (await client.get(f"/api/conversations/{again}")).json()["turns"][1]
+            assert receipt["final"]["receipt"]["disk"] == 0, "computed anew, all of it"
+
+
+async def test_the_running_reply_of_a_deleted_conversation_leaves_nothing(tmp_path: Path) -> None:
+    with reviving(tmp_path) as revived:
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            deleted = await talked(client)
+            turn = {"id": "e", "content": f"Once more: {SECRET}", **SETTINGS, "max_tokens": 600}
+            path = f"/api/conversations/{deleted}/turns"
+            async with client.stream("POST", path, json=turn) as response:
+                lines = response.aiter_lines()
+                deltas = 0
+                async for line in lines:
+                    deltas += line == "event: delta"
+                    if deltas == 20:
+                        break
+                proof = await asyncio.to_thread(Proof, revived, deleted)
+                assert (await client.delete(f"/api/conversations/{deleted}")).status_code == 204
+                rest = "\n".join([line async for line in lines])
+            assert "not_found" in rest
+            await asyncio.to_thread(proof.assert_nothing_is_left)
+            statistics = await _all_kept(client)
+            assert statistics["cache"]["ghosts"] == 0
+            assert statistics["cache"]["named_pages"] == 0, "the device has nothing of it"
+            assert sum(slab["pages"] for slab in statistics["disk"]["slabs"]) == 0
+
+
+async def test_a_deletion_that_was_begun_is_finished_by_the_next_process(tmp_path: Path) -> None:
+    with reviving(tmp_path) as revived:
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            deleted = await talked(client)
+            proof = await asyncio.to_thread(Proof, revived, deleted)
+            # The server's file is written anew slowly, so that the deletion lasts.
+            async with Redis(unix_socket_path=str(revived.data / "redis/server.sock")) as redis:
+                await redis.config_set("rdb-key-save-delay", 1_000_000)
+                await redis.set("another", "key")
+            deleting = asyncio.create_task(client.delete(f"/api/conversations/{deleted}"))
+            while not await gone(client, deleted):
+                await asyncio.sleep(0)
+            assert not deleting.done()
+            revived.kill()
+            with suppress(httpx.HTTPError):
+                await deleting
+        async with Redis(unix_socket_path=str(revived.data / "redis/server.sock")) as redis:
+            assert await redis.hgetall("cs:deletions") == {deleted.encode(): b"local"}
+            await redis.config_set("rdb-key-save-delay", 0)
+        revived.spawn()
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            assert await gone(client, deleted)
+            await no_deletion_under_way(client)
+        await asyncio.to_thread(proof.assert_nothing_is_left)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_kill_9_at_any_point_of_a_deletion(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    with reviving(tmp_path) as revived:
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            deleted = await talked(client)
+            proof = await asyncio.to_thread(Proof, revived, deleted)
+            deleting = asyncio.create_task(client.delete(f"/api/conversations/{deleted}"))
+            await asyncio.sleep(dice.uniform(0, 0.05))
+            revived.kill()
+            with suppress(httpx.HTTPError):
+                await deleting
+        revived.spawn()
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            begun = await gone(client, deleted)
+            print(f"seed {seed}: {'begun' if begun else 'not begun'}")
+            if not begun:
+                answer = await client.delete(f"/api/conversations/{deleted}")
+                assert answer.status_code == 204
+            await no_deletion_under_way(client)
+        await asyncio.to_thread(proof.assert_nothing_is_left)
