@@ -59,7 +59,8 @@ async def test_usage_comes_last_and_only_when_asked_for() -> None:
     last = orjson.loads(asked.content.split(b"\n\n")[-3].removeprefix(b"data: "))
     assert last["choices"] == []
     assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 6}
-    assert last["chatserve"]["receipt"] == {"device": 6, "computed": 4}
+    expected = {"device": 6, "disk": 0, "computed": 4, "saved": None}
+    assert last["chatserve"]["receipt"] == expected
 
 
 async def test_merged_deltas_are_one_chunk_each() -> None:
