@@ -18,7 +18,6 @@ again (`Scheduler.recover`): text is truth, pages are a cache.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
@@ -26,14 +25,14 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from chatserve.cache.statistics import CacheStatistics
-from chatserve.cache.transit import Keeps
+from chatserve.engine.ferry import Ferry
 from chatserve.engine.plan import StepResult
 from chatserve.engine.runner import Runner, RunnerThread
 from chatserve.engine.scheduler import Outcome, Scheduler
 from chatserve.engine.sequence import PreparedRequest
 from chatserve.engine.statistics import EngineStatistics
 from chatserve.engine.stream import Stream
-from chatserve.engine.traffic import Delivery, Traffic
+from chatserve.engine.traffic import Traffic
 from chatserve.engine.values import Emission, FinishReason, Progress, Request
 from chatserve.errors import EngineError, Unavailable
 from prefix_store.names import PageName, PageNamer, PublicNames, RootFields, token_bytes
@@ -42,7 +41,6 @@ _log = logging.getLogger(__name__)
 
 ROWS_A_TURN = 512  # to commit before something else has its turn: some milliseconds
 DELIVERIES_A_TURN = 64  # a few milliseconds of consumers' work
-KEEP_REST_SECONDS = 10.0  # some gigabytes
 FORGET_RETRY_SECONDS = 5.0  # told where the disk refuses
 CLOSE_TIMEOUT_SECONDS = 30.0  # a step on a slow CPU with a long slice
 
@@ -74,8 +72,6 @@ class Engine:
     ) -> None:
         """traffic: to and from the tiers below the device, None where there are none."""
         assert settings.steps_in_flight in (1, 2)
-        self._traffic = traffic
-        self._deliveries: deque[Delivery] = deque()
         self._scheduler = scheduler
         self._runner = runner
         self._namer = namer
@@ -90,7 +86,7 @@ class Engine:
         self._results: deque[StepResult] = deque()
         self._outcomes: deque[Outcome] = deque()
         self._signal = asyncio.Event()
-        self._wake: asyncio.TimerHandle | None = None
+        self._ferry = Ferry(scheduler, traffic, self._signal)
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread: RunnerThread | None = None
@@ -254,16 +250,9 @@ class Engine:
             raise Unavailable("The server is shutting down.", retry_after=FORGET_RETRY_SECONDS)
         wanted = frozenset(name for name in names if not self.is_public(name))
         self._scheduler.blocks.forgetting.hide_below(wanted)
-        if not self._recovering:  # else the cache is begun anew, before anybody looks into it
-            try:
-                self._scheduler.forget(wanted)
-            except Exception:
-                _log.exception("the engine starts again on an empty cache")
-                self._recovering = True
-        self._signal.set()
+        self._act(lambda: self._scheduler.forget(wanted))
         try:
-            if self._traffic is not None:
-                await self._traffic.drop(wanted)
+            await self._ferry.drop(wanted)
         except Exception as error:
             _log.error("pages cannot be forgotten now: %s", error)
             raise Unavailable(
@@ -286,8 +275,7 @@ class Engine:
         """Run steps until cancelled; then the runner's thread is joined and streams are ended."""
         assert not self._stopped, "an engine runs once"
         self._thread = RunnerThread(self._runner, self._arrive)
-        if self._traffic is not None:
-            self._traffic.begin(self._arrive_below)
+        self._ferry.begin()
         try:
             while True:
                 self._signal.clear()
@@ -300,15 +288,12 @@ class Engine:
             # The streams first: a second cancellation may cut the waiting short.
             self._stopped = True
             self._end_streams()
-            if self._wake is not None:
-                self._wake.cancel()
             try:
-                await self._keep_rest()
+                if not self._recovering:
+                    await self._ferry.keep_rest()
             finally:
                 self._thread.close()
-                if self._traffic is not None:
-                    self._traffic.close()
-                    await asyncio.to_thread(self._traffic.join, CLOSE_TIMEOUT_SECONDS)
+                await self._ferry.close()
                 await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
 
     def _commit(self) -> int:
@@ -318,8 +303,7 @@ class Engine:
         """
         rows = 0
         try:
-            while self._deliveries and not self._recovering:
-                self._scheduler.tiers.finish(self._deliveries.popleft())
+            while not self._recovering and self._ferry.finish_one():
                 self.on_step()
             while self._results and not self._recovering:
                 self._running_steps -= 1
@@ -339,7 +323,8 @@ class Engine:
         except Exception:
             _log.exception("the engine starts again on an empty cache")
             self._recovering = True
-        if self._recovering and self._running_steps == len(self._results) and not self._moving:
+        back = self._running_steps == len(self._results) and not self._ferry.under_way
+        if self._recovering and back:
             self._recover()
         if self._scheduler.idle:
             self._idle.set()
@@ -356,50 +341,13 @@ class Engine:
             self._thread.submit(plan)
             self._running_steps += 1
             self.on_step()
-        if self._traffic is not None and not self._recovering:
-            self._order_traffic(self._traffic, idle=self._scheduler.idle)
-
-    async def _keep_rest(self) -> None:
-        """The engine stops: copy down what has no copy yet, as far as that goes in some seconds."""
-        if self._traffic is None or self._recovering:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KEEP_REST_SECONDS):
-                while True:
-                    self._signal.clear()
-                    while self._deliveries:
-                        self._scheduler.tiers.finish(self._deliveries.popleft())
-                    self._order_traffic(self._traffic, idle=True)
-                    if not self._traffic.in_flight:
-                        break
-                    await self._signal.wait()
-
-    def _order_traffic(self, traffic: Traffic, *, idle: bool) -> None:
-        tiers = self._scheduler.tiers
-        tiers.order_keeps(idle=idle)
-        for job in tiers.take_orders():
-            if isinstance(job, Keeps):
-                traffic.keep(job)
-            else:
-                traffic.load(job)
-        seconds = tiers.wait_seconds
-        if seconds is not None and self._wake is None:
-            self._wake = asyncio.get_running_loop().call_later(seconds, self._wake_up)
-
-    def _wake_up(self) -> None:
-        """Time alone has brought something to do."""
-        self._wake = None
-        self._signal.set()
-
-    @property
-    def _moving(self) -> int:
-        """Jobs whose pages the I/O threads have."""
-        return 0 if self._traffic is None else self._traffic.in_flight
+        if not self._recovering:
+            self._ferry.order(idle=self._scheduler.idle)
 
     def _recover(self) -> None:
         """All steps and pages have come back: begin anew."""
         self._results.clear()
-        self._deliveries.clear()
+        self._ferry.restart()
         self._running_steps = 0
         self._recovering = False
         self._outcomes += self._scheduler.recover()
@@ -431,10 +379,6 @@ class Engine:
 
     def _arrive(self, result: StepResult) -> None:
         self._results.append(result)
-        self._signal.set()
-
-    def _arrive_below(self, delivery: Delivery) -> None:
-        self._deliveries.append(delivery)
         self._signal.set()
 
     # Streams talk back ---------------------------------------------------------------------

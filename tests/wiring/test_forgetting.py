@@ -49,9 +49,7 @@ class Proof:
         assert told.returncode in (0, 1), told.stderr
         wanted = SECRET.encode()
         texts = [
-            path
-            for path in self._data.rglob("*")
-            if path.is_file() and wanted in path.read_bytes()
+            path for path in self._data.rglob("*") if path.is_file() and wanted in path.read_bytes()
         ]
         return told.stdout, texts
 
@@ -86,7 +84,7 @@ async def gone(client: httpx.AsyncClient, conversation: str) -> bool:
 
 
 async def no_deletion_under_way(client: httpx.AsyncClient) -> None:
-    while (await client.get("/admin/cache")).json()["conversations"]["deletions"]:
+    while (await client.get("/admin/cache")).json()["conversations"]["deletions"]:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 
@@ -152,7 +150,7 @@ async def test_a_deletion_that_was_begun_is_finished_by_the_next_process(tmp_pat
                 await redis.config_set("rdb-key-save-delay", 1_000_000)
                 await redis.set("another", "key")
             deleting = asyncio.create_task(client.delete(f"/api/conversations/{deleted}"))
-            while not await gone(client, deleted):
+            while not await gone(client, deleted):  # noqa: ASYNC110
                 await asyncio.sleep(0)
             assert not deleting.done()
             revived.kill()
