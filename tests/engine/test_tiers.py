@@ -305,9 +305,9 @@ async def test_what_the_write_budget_had_no_room_for_is_written_later_unasked() 
         await quiet(house)
         assert len(depot.kept) == 1, "an hour's worth at once"
         house.clock.now += 3600.0
-        assert engine._wake is not None, "nothing else would come"
-        engine._wake.cancel()
-        engine._wake_up()
+        assert engine._ferry._timer is not None, "nothing else would come"
+        engine._ferry._timer.cancel()
+        engine._ferry.wake()
         while len(depot.kept) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
