@@ -5,10 +5,14 @@ import threading
 
 import pytest
 
+from chatserve.cache.transit import Keep, Keeps
 from chatserve.engine.engine import Engine
+from chatserve.engine.traffic import Delivery, Traffic
 from chatserve.errors import Unavailable
+from prefix_store.names import token_bytes
 from tests.engine.build import House, Setup, ask, build, quiet, running
 from tests.engine.fake_depot import FakeDepot
+from tests.engine.stepper import Stepper
 
 PROMPT = tuple(range(1, 14))  # three whole pages of four, and one token
 
@@ -131,6 +135,54 @@ class SlowDepot(FakeDepot):
             self.began.set()
             self.may_go_on.wait()
         return super().put(writes)
+
+
+async def test_a_copy_that_was_ordered_and_not_begun_is_not_made() -> None:
+    depot = FakeDepot()
+    house = build(Setup(depot=depot))
+    names = house.prepare(ask(PROMPT)).names
+    stepper = Stepper(Setup())
+    stepper.ask(ask(PROMPT, 1))
+    stepper.run_all()
+    blocks = stepper.house.blocks
+    keeps = Keeps(
+        1,
+        tuple(
+            Keep(
+                blocks._index._by_name[name].page, name, None, at, token_bytes(PROMPT[4 * at :][:4])
+            )
+            for at, name in enumerate(names)
+        ),
+        (),
+    )
+    traffic = Traffic(depot, stepper.house.runner, page_bytes=stepper.house.runner.page_bytes)
+    delivered: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+    traffic.keep(keeps)  # and no thread is there yet
+    await traffic.drop(names[1:])
+    traffic.begin(delivered.set_result)
+    async with asyncio.timeout(60):
+        assert (await delivered).done == (True, False, False)
+    assert depot.kept.keys() == {names[0]}
+    traffic.close()
+    assert await asyncio.to_thread(traffic.join, 60)
+
+
+async def test_tokens_that_nobody_read_are_told_by_the_closed_stream() -> None:
+    house = build(Setup())
+    async with running(house) as engine:
+        whole = await said(engine, house, most=30)
+        with engine.open(house.prepare(ask(PROMPT, 30))) as stream:
+            (first,) = await stream.get()
+            for _ in range(7):
+                await asyncio.sleep(0)
+        unread = stream.unread(0)
+        heard = [*first.tokens, *unread]
+        assert heard == whole[: len(heard)]
+        assert unread
+        names = house.engine.page_names(house.prepare(ask(PROMPT)), (*PROMPT, *heard))
+        await quiet(house)
+        assert resident(house) & set(names) == set(names)
+        assert len(house.prepare(ask((*PROMPT, *whole))).names) > len(names)
 
 
 async def test_a_copy_that_is_just_being_made_is_dropped_with_the_rest() -> None:

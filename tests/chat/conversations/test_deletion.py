@@ -79,10 +79,19 @@ async def test_what_a_cut_reply_had_generated_is_forgotten_too(life: Process) ->
     run = await begun(life)
     run.give(life.ids("the dog barks at the"))
     await until(lambda: reply.length)
-    run.give(life.ids(" quick fox"))  # and nobody has read that
+    before = (*run.request.tokens, *life.ids("the dog barks at the"))
+    last = life.ids(" quick fox quick fox")[: 8 - len(before) % 4]  # they complete two pages
+
+    def delete_comes(name: str, _number: int) -> None:
+        if name == "delete":
+            run.give(last)  # of these nobody had a name before, and nobody will read them
+
+    life.store.plot = delete_comes
     await life.chats.delete(OWNER, conversation)
     assert run.aborted
-    assert life.engine.forgotten >= names_of(life, 0, "the dog barks at the quick fox")
+    names = life.engine.page_names(run.request, (*before, *last))
+    assert life.engine.forgotten == {*names}
+    assert len(names) == len(before) // 4 + 2
 
 
 async def test_a_reply_left_by_a_killed_process_is_made_again(store: MemoryStore) -> None:
