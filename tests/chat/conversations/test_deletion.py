@@ -80,7 +80,7 @@ async def test_what_a_cut_reply_had_generated_is_forgotten_too(life: Process) ->
     run.give(life.ids("the dog barks at the"))
     await until(lambda: reply.length)
     before = (*run.request.tokens, *life.ids("the dog barks at the"))
-    last = life.ids(" quick fox quick fox")[: 8 - len(before) % 4]  # they complete two pages
+    last = life.ids(8 * " fox")[: 8 - len(before) % 4]  # they complete two pages
 
     def delete_comes(name: str, _number: int) -> None:
         if name == "delete":
