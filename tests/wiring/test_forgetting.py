@@ -167,7 +167,9 @@ async def test_a_deletion_that_was_begun_is_finished_by_the_next_process(tmp_pat
         await asyncio.to_thread(proof.assert_nothing_is_left)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 20))]
+)
 async def test_kill_9_at_any_point_of_a_deletion(tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     with reviving(tmp_path) as revived:
