@@ -74,7 +74,7 @@ def _drawn_seed() -> int:
     return seed
 
 
-@pytest.mark.parametrize("memory", [LARGE, TINY])
+@pytest.mark.parametrize("memory", [pytest.param(LARGE, marks=pytest.mark.soak), TINY])
 async def test_a_mixed_load_leaves_nothing_behind(tmp_path: Path, memory: str) -> None:
     seed = _drawn_seed()
     with running(tmp_path, [*OPTIONS, "--kv-memory", memory]) as server:
