@@ -292,8 +292,11 @@ class Engine:
                 if not self._recovering:
                     await self._ferry.keep_rest()
             finally:
-                self._thread.close()
-                await self._ferry.close()
+                # The pages' memory is the runner's: its thread ends after those that read it.
+                try:
+                    await self._ferry.close()
+                finally:
+                    self._thread.close()
                 await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT_SECONDS)
 
     def _commit(self) -> int:

@@ -122,32 +122,30 @@ class Tiers:
         count = blocks.below(sequence.names, matched)
         if not count or not self._is_quicker(count):
             return False
-        holder = self._roster.new_id()
         names = sequence.names[matched : matched + count]
-        tokens = tokens[4 * blocks.page_size * matched :]
-        load = blocks.begin_load(holder, sequence.table, names, tokens)
-        if load is None:
-            return False
-        sequence.loads += 1
-        self._loads += 1
-        self._loading_pages += count
-        self._orders.append(load)
-        return True
+        begun = self._begin(sequence.table, names, tokens[4 * blocks.page_size * matched :])
+        sequence.loads += begun > 0
+        return begun > 0
 
     def begin_draft_load(self, table: PageTable, names: Sequence[PageName], tokens: bytes) -> int:
         """Bring up what is below of the pages that follow those of a draft's table, as for a
         sequence; the load's number, 0 where there is none. names, tokens: from the first that the
         table does not have, as many as there may be."""
-        blocks = self._roster.blocks
-        count = blocks.below(names, 0)
+        count = self._roster.blocks.below(names, 0)
         if not count or not self._is_quicker(count):
             return 0
+        return self._begin(table, names[:count], tokens, drafting=True)
+
+    def _begin(
+        self, table: PageTable, names: Sequence[PageName], tokens: bytes, *, drafting: bool = False
+    ) -> int:
+        """Order a load of these pages; its number, 0 where there is no room for them."""
         holder = self._roster.new_id()
-        load = blocks.begin_load(holder, table, names[:count], tokens, drafting=True)
+        load = self._roster.blocks.begin_load(holder, table, names, tokens, drafting=drafting)
         if load is None:
             return 0
         self._loads += 1
-        self._loading_pages += count
+        self._loading_pages += len(names)
         self._orders.append(load)
         return holder
 
@@ -166,7 +164,8 @@ class Tiers:
         transit = self._roster.blocks.transit
         if self._keeping or not transit.unkept:
             return
-        pressed = self._roster.blocks.pool.free < transit.unkept
+        # Of what can be had, at least as much has a copy as has none: the old ones go first.
+        pressed = self._roster.blocks.available < 2 * transit.unkept
         if not (idle or pressed or self._clock() >= self._keep_due):
             return
         most = min(self._limits.keep_pages, self._allowed())

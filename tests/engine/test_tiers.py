@@ -274,6 +274,28 @@ def test_copies_wait_for_a_quiet_moment_but_for_a_small_share() -> None:
     assert len(depot.kept) == (40 + 99) // SIZE, "and the rest at once, when all is quiet"
 
 
+def test_a_pool_that_is_full_of_kept_pages_is_no_reason_to_hurry() -> None:
+    """Free pages are gone for good in a server that has run for a while."""
+    limits = TierLimits(keep_pages=2, busy_share=0.1)
+    stepper, depot = _house(tiers=limits, pages=120, context_length=200)
+    source = random.Random(3)
+    for _ in range(12):
+        stepper.ask(ask(random_tokens(source, 40), 1))
+        stepper.run_all()
+    assert stepper.house.blocks.pool.free == 0
+    before = len(depot.kept)
+    stepper.ask(ask(LONG, 60))
+    stepper.job_seconds = 1.0
+    for _ in range(30):
+        stepper.plan()
+        stepper.order()
+        stepper.move()
+        stepper.deliver()
+        stepper.commit()
+        stepper.house.clock.now += 1.0
+    assert len(depot.kept) - before <= 8, "two pages every ten seconds"
+
+
 def test_copies_do_not_wait_where_pages_would_be_lost() -> None:
     stepper, depot = _house(pages=14, tiers=TierLimits(keep_pages=2, busy_share=1e-9))
     stepper.ask(ask(LONG, 12))
