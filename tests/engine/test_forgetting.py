@@ -173,7 +173,7 @@ async def test_tokens_that_nobody_read_are_told_by_the_closed_stream() -> None:
         whole = await said(engine, house, most=30)
         with engine.open(house.prepare(ask(PROMPT, 30))) as stream:
             (first,) = await stream.get()
-            for _ in range(7):
+            while not stream._mail:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         unread = stream.unread(0)
         heard = [*first.tokens, *unread]
