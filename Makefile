@@ -36,16 +36,18 @@ clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/bin/python:
+# Made whole or made anew: a set-up that was cut off leaves no .made behind.
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "chatserve needs Python 3.11 or newer as '$(PYTHON)'; name another one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "This Python lacks venv: install the package python3-venv (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
+	@touch $@
 
 # torch first: with it there, nothing else can pull in another build.
-$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+$(VENV)/.torch: constraints.txt | $(VENV)/.made
 	@echo "Setting up $(VENV): PyTorch and the rest; this takes a minute or two."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) torch
 	@touch $@
