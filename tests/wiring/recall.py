@@ -1,0 +1,172 @@
+"""The demonstration model's recall set, asked of a server over HTTP: answers, and their receipts.
+
+A conversation tells something, goes on about something else and asks at the end; the model writes
+every reply, so one wrong page anywhere changes all that follows. Every answer is checked for what
+must hold wherever its prompt came from: the receipt adds up, and usage says the same.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+
+from chatserve.demonstration.corpus import Chat, make_probe
+from tests.wiring.server import MODEL
+
+SKILLS = ("recall", "recall of others", "recall several", "corrected", "system fact")
+REPLY_TOKENS_MAX = 72
+WAIT_SECONDS_MAX = 60.0  # for what must happen; never reached when it does
+RECALLED_MIN = 0.6  # of the set: a wrong page would be noticed
+
+Messages = list[dict[str, str]]
+Salt = Callable[[int], str | None]  # of a turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What was said, and how many of the prompt's tokens came from where."""
+
+    text: str
+    prompt: int
+    device: int
+    disk: int
+    computed: int
+
+    @property
+    def cached(self) -> int:
+        """Tokens that were not computed."""
+        return self.device + self.disk
+
+    def whole(self, page_size: int) -> int:
+        """Tokens of the prompt's whole pages, less the last token, which is always computed."""
+        return (self.prompt - 1) // page_size * page_size
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A conversation as it went: what was asked at each turn, and what was answered."""
+
+    prompts: tuple[Messages, ...]
+    answers: tuple[Answer, ...]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model said."""
+        return tuple(answer.text for answer in self.answers)
+
+
+def recall_set(count: int) -> tuple[Chat, ...]:
+    """Held-out conversations; the last turn is the one that asks."""
+    chats: list[Chat] = []
+    for number in range(count):
+        chat = make_probe(SKILLS[number % len(SKILLS)], f"tiers/{number}")
+        between = make_probe("explain", f"tiers/{number}").turns
+        chats.append(replace(chat, turns=(*chat.turns[:-1], *between, chat.turns[-1])))
+    return tuple(chats)
+
+
+async def ask(
+    client: httpx.AsyncClient,
+    messages: Messages,
+    *,
+    salt: str | None = None,
+    stream: bool = False,
+    max_tokens: int = REPLY_TOKENS_MAX,
+) -> Answer:
+    """One greedy answer through the OpenAI API. stream: as events, whose last one has the receipt.
+
+    salt: the request's `cache_salt`; None sends none.
+    """
+    body: dict[str, Any] = {
+        "model": MODEL,
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    }
+    if salt is not None:
+        body["cache_salt"] = salt
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    if not stream:
+        whole = answer.json()
+        return _answer(whole["choices"][0]["message"]["content"], whole)
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]", answer.text
+    chunks: list[dict[str, Any]] = [json.loads(line) for line in lines[:-1]]
+    text = "".join(
+        choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]
+    )
+    return _answer(text, chunks[-1])
+
+
+def _answer(text: str, final: dict[str, Any]) -> Answer:
+    receipt, usage = final["chatserve"]["receipt"], final["usage"]
+    answer = Answer(
+        text=text,
+        prompt=usage["prompt_tokens"],
+        device=receipt["device"],
+        disk=receipt["disk"],
+        computed=receipt["computed"],
+    )
+    assert answer.cached + answer.computed == answer.prompt, (receipt, usage)
+    assert usage["prompt_tokens_details"]["cached_tokens"] == answer.cached, (receipt, usage)
+    return answer
+
+
+async def converse(client: httpx.AsyncClient, chat: Chat, salt: Salt) -> Told:
+    """Ask each of the user's messages in turn, on top of the model's own earlier replies; every
+    other reply comes as a stream. salt: gives each turn's."""
+    messages: Messages = []
+    if chat.system is not None:
+        messages.append({"role": "system", "content": chat.system})
+    prompts: list[Messages] = []
+    answers: list[Answer] = []
+    for number, turn in enumerate(chat.turns):
+        messages.append({"role": "user", "content": turn.user})
+        prompts.append(list(messages))
+        answers.append(await ask(client, prompts[-1], salt=salt(number), stream=bool(number % 2)))
+        messages.append({"role": "assistant", "content": answers[-1].text})
+    return Told(tuple(prompts), tuple(answers))
+
+
+async def converse_all(
+    client: httpx.AsyncClient, chats: Sequence[Chat], salt: Callable[[int, int], str | None]
+) -> list[Told]:
+    """All of them at once. salt: of a conversation and a turn, by their numbers."""
+    return await asyncio.gather(
+        *(
+            converse(client, chat, lambda turn, number=number: salt(number, turn))
+            for number, chat in enumerate(chats)
+        )
+    )
+
+
+async def state_of(client: httpx.AsyncClient) -> dict[str, Any]:
+    """What `/admin/cache` says."""
+    answer = await client.get("/admin/cache")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def all_kept(client: httpx.AsyncClient) -> dict[str, Any]:
+    """Wait until no page waits for its copy and nobody owns one; what `/admin/cache` says then."""
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        while True:
+            state = await state_of(client)
+            pages, transit = state["cache"]["pages"], state["cache"]["transit"]
+            if not any((transit["unkept"], transit["keeping"], pages["leaving"], pages["sealed"])):
+                return state
+            await asyncio.sleep(0.02)
+
+
+async def flush(client: httpx.AsyncClient) -> int:
+    """Empty the device of pages that nobody owns, once nobody owns any; how many those were."""
+    await all_kept(client)
+    answer = await client.post("/admin/cache/flush", json={})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["pages"]

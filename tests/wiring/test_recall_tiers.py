@@ -1,0 +1,196 @@
+"""The recall set through every tier of a real server: the same answers, and receipts that are true.
+
+    computed ─▶ device ─▶ disk, after a flush ─▶ disk, after SIGTERM ─▶ disk, after kill -9 ─▶
+    a pool so small that everything moves all the time
+
+Each conversation has a `cache_salt` of its own, so that no other one's pages are in its receipts.
+"""
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from chatserve.demonstration.corpus import Chat
+from chatserve.demonstration.evaluate import is_right
+from tests.wiring.recall import (
+    RECALLED_MIN,
+    WAIT_SECONDS_MAX,
+    Answer,
+    Told,
+    all_kept,
+    ask,
+    converse_all,
+    flush,
+    recall_set,
+    state_of,
+)
+from tests.wiring.server import Revived, reviving
+
+CHATS = 8
+SMALL_POOL = ["--kv-memory", "4MiB"]  # 819 tokens: a conversation or two
+END_SECONDS_MAX = 60.0
+
+
+def own(chat: int, turn: int) -> str:
+    """The salt of all turns of a conversation."""
+    del turn
+    return f"conversation {chat}"
+
+
+@dataclass
+class Journey:
+    """The set on its way through the tiers of one data folder. told: as it went at first."""
+
+    revived: Revived
+    chats: Sequence[Chat]
+    page_size: int
+    told: Sequence[Told] = ()
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.revived.server.url, timeout=120)
+
+    async def restart(self, *options: str, kill: bool = False) -> None:
+        if kill:
+            self.revived.kill()
+        else:
+            self.revived.server.process.send_signal(signal.SIGTERM)
+            assert await self.revived.terminated(END_SECONDS_MAX) == 0
+        self.revived.spawn(*options)
+        await self.revived.ready()
+
+    async def compute(self, client: httpx.AsyncClient) -> None:
+        """Every answer on its own, from nothing: what all later ones are compared with."""
+        self.told = await converse_all(client, self.chats, lambda chat, turn: f"{chat}/{turn}")
+        for told in self.told:
+            for answer in told.answers:
+                assert (answer.device, answer.disk) == (0, 0), "the reference has used the cache"
+        right = [
+            is_right(chat.turns[-1], told.texts[-1])
+            for chat, told in zip(self.chats, self.told, strict=True)
+        ]
+        assert sum(right) >= RECALLED_MIN * len(right), "the set would not notice a wrong page"
+
+    async def talk(self, client: httpx.AsyncClient) -> list[Told]:
+        """All conversations at once, turn after turn, and the answers are those computed alone."""
+        told = await converse_all(client, self.chats, own)
+        assert [each.texts for each in told] == [each.texts for each in self.told]
+        return told
+
+    async def once_more(self, client: httpx.AsyncClient) -> list[Answer]:
+        """Each conversation's last prompt again, one after the other; the same answers."""
+        answers: list[Answer] = []
+        for number, told in enumerate(self.told):
+            answer = await ask(
+                client, told.prompts[-1], salt=own(number, 0), stream=bool(number % 2)
+            )
+            assert answer.text == told.texts[-1]
+            assert answer.prompt == told.answers[-1].prompt
+            answers.append(answer)
+        return answers
+
+    async def from_device(self, client: httpx.AsyncClient) -> None:
+        for answer in await self.once_more(client):
+            assert (answer.device, answer.disk) == (answer.whole(self.page_size), 0)
+
+    async def from_disk(self, client: httpx.AsyncClient) -> None:
+        """All whole pages, but where the server says that it has chosen to compute: it does where
+        loading was measured to be slower, as it may be on a busy machine."""
+        before = await state_of(client)
+        answers = await self.once_more(client)
+        after = await state_of(client)
+        chosen = [each["engine"]["tiers"]["recomputes_total"] for each in (before, after)]
+        loaded = [each["cache"]["transit"]["loaded_total"] for each in (before, after)]
+        whole = [answer.disk == answer.whole(self.page_size) for answer in answers]
+        assert all(answer.device == 0 for answer in answers)
+        assert whole.count(False) <= chosen[1] - chosen[0], answers
+        assert any(whole)
+        disk = sum(answer.disk for answer in answers)
+        assert disk == self.page_size * (loaded[1] - loaded[0]), "receipts say what was loaded"
+
+
+async def through_every_tier(folder: Path, *, chats: int, page_size: int) -> Journey:
+    """The whole journey, checked at each place; the last server, with a small pool, runs on."""
+    options = ["--dtype", "float32", "--page-size", str(page_size)]
+    with reviving(folder, options) as revived:
+        journey = Journey(revived, recall_set(chats), page_size)
+        await revived.ready()
+        async with journey.client() as client:
+            await journey.compute(client)
+            for told in await journey.talk(client):
+                first, *later = told.answers
+                assert (first.device, first.disk) == (0, 0)
+                for before, answer in zip(told.answers, later, strict=False):
+                    assert answer.device >= before.whole(page_size), "what the turn before left"
+                    assert answer.disk == 0
+            await journey.from_device(client)
+            assert await flush(client) > 0
+            await journey.from_disk(client)
+            await journey.from_device(client)
+        await journey.restart()
+        async with journey.client() as client:
+            await journey.from_disk(client)
+            await all_kept(client)
+        await journey.restart(*SMALL_POOL, kill=True)
+        async with journey.client() as client:
+            await journey.from_disk(client)
+            await everything_moves(journey, client)
+            if chats > CHATS:
+                await killed_while_everything_moves(journey, client)
+    assert "Traceback" not in revived.logs()
+    return journey
+
+
+async def everything_moves(journey: Journey, client: httpx.AsyncClient) -> None:
+    """All at once in a pool that holds one or two: evicted and brought up again, time and again."""
+    before = await state_of(client)
+    answers = [
+        answer
+        for told in [*await journey.talk(client), *await journey.talk(client)]
+        for answer in told.answers
+    ]
+    after = await all_kept(client)
+    assert after["cache"]["pages"]["total"] < sum(
+        told.answers[-1].whole(journey.page_size) // journey.page_size for told in journey.told
+    ), "the pool is not small"
+    loaded, evicted = (
+        after["cache"]["transit"]["loaded_total"] - before["cache"]["transit"]["loaded_total"],
+        after["cache"]["evicted_for_space_total"] - before["cache"]["evicted_for_space_total"],
+    )
+    sources = [sum(getattr(each, name) for each in answers) for name in ("device", "disk")]
+    print(f"page size {journey.page_size}: {loaded} pages loaded, {evicted} evicted, {sources}")
+    assert evicted > after["cache"]["pages"]["total"]
+    assert 0 < sources[1] <= journey.page_size * loaded, "receipts name no more than was loaded"
+
+
+async def killed_while_everything_moves(journey: Journey, client: httpx.AsyncClient) -> None:
+    """kill -9 in the middle of it: whatever is found at the next start, the answers are right."""
+    talking = asyncio.ensure_future(journey.talk(client))
+    before = (await state_of(client))["cache"]["transit"]["loaded_total"]
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        while (await state_of(client))["cache"]["transit"]["loaded_total"] < before + 20:
+            assert not talking.done(), "it was over before the kill"
+            await asyncio.sleep(0.01)
+    journey.revived.kill()
+    with pytest.raises(httpx.TransportError):
+        await talking
+    journey.revived.spawn(*SMALL_POOL)
+    await journey.revived.ready()
+    async with journey.client() as again:
+        answers = await journey.once_more(again)
+        assert any(answer.disk for answer in answers)
+        await everything_moves(journey, again)
+
+
+async def test_the_recall_set_is_the_same_from_every_tier(tmp_path: Path) -> None:
+    await through_every_tier(tmp_path, chats=CHATS, page_size=16)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("page_size", [8, 16, 64])
+async def test_a_large_recall_set_with_pages_of_other_sizes(tmp_path: Path, page_size: int) -> None:
+    await through_every_tier(tmp_path, chats=4 * CHATS, page_size=page_size)
