@@ -41,8 +41,8 @@ class Answer:
         return self.device + self.disk
 
     def whole(self, page_size: int) -> int:
-        """Tokens of the prompt's whole pages, less the last token, which is always computed."""
-        return (self.prompt - 1) // page_size * page_size
+        """Tokens of the prompt's whole pages; its last token is computed, whatever is there."""
+        return min(self.prompt // page_size * page_size, self.prompt - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ def recall_set(count: int) -> tuple[Chat, ...]:
     """Held-out conversations; the last turn is the one that asks."""
     chats: list[Chat] = []
     for number in range(count):
-        chat = make_probe(SKILLS[number % len(SKILLS)], f"tiers/{number}")
-        between = make_probe("explain", f"tiers/{number}").turns
+        chat = make_probe(SKILLS[number % len(SKILLS)], f"journey/{number}")
+        between = make_probe("explain", f"journey/{number}").turns
         chats.append(replace(chat, turns=(*chat.turns[:-1], *between, chat.turns[-1])))
     return tuple(chats)
 

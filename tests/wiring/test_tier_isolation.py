@@ -11,7 +11,8 @@ What another asks for is computed and then its own, so each place asks as somebo
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -165,35 +166,42 @@ def a_copy(folder: Path, name: str, change: Callable[[Path], None] | None = None
 
 
 async def others_find_nothing(folder: Path, others: dict[str, list[str]]) -> None:
-    """A restart for each of these options: none finds what the first model has kept, each finds its
-    own again; at the end the first one's are there still."""
-    options = ["--dtype", "float32"]
+    """A start for each of these options: none finds what the first model has kept, each keeps and
+    finds its own; then the first one is back, and at last another secret."""
 
-    async def once(*more: str) -> tuple[Answer, Answer]:
-        with living(folder, *options, *more) as server:
-            async with server.client() as client:
-                return await ask(client, PROMPT), await ask(client, PROMPT)
+    @contextmanager
+    def started(*more: str) -> Generator[Living]:
+        with living(folder, "--dtype", "float32", *more) as server:
+            yield server
 
-    first, again = await once()
-    assert first.cached == 0
-    assert is_found(again, "device")
+    with started() as server:
+        async with server.client() as client:
+            first = await ask(client, PROMPT)
+            assert first.cached == 0
     for name, more in others.items():
-        answer, again = await once(*more)
-        assert answer.cached == 0, f"with another {name} a page was found"
         size = int(more[-1]) if more[0] == "--page-size" else PAGE_SIZE
-        assert is_found(again, "device", page_size=size), name
-        answer, _ = await once(*more)
-        assert is_found(answer, "disk", page_size=size), name
+        with started(*more) as server:
+            async with server.client() as client:
+                answer = await ask(client, PROMPT)
+                assert answer.cached == 0, f"with another {name} a page was found"
+                await flush(client)
+                assert is_found(await ask(client, PROMPT), "disk", page_size=size), name
     # Where the model lies is no part of what it is.
-    answer, _ = await once(*a_copy(folder, "unchanged"))
-    assert is_found(answer, "disk")
-    assert answer.text == first.text
-    answer, _ = await once()
-    assert is_found(answer, "disk")
-    assert answer.text == first.text
+    with started(*a_copy(folder, "unchanged")) as server:
+        async with server.client() as client:
+            answer = await ask(client, PROMPT)
+            assert is_found(answer, "disk")
+            assert answer.text == first.text
+    # Names are keyed by the data folder's secret: with another one the pages are another's.
+    (folder / "data" / "secret").unlink()
+    with started() as server:
+        async with server.client() as client:
+            answer = await ask(client, PROMPT)
+            assert answer.cached == 0, "with another secret a page was found"
+            assert answer.text == first.text
 
 
-async def test_another_type_or_other_weights_find_nothing(tmp_path: Path) -> None:
+async def test_another_type_other_weights_or_another_secret_find_nothing(tmp_path: Path) -> None:
     others = {
         "type": ["--dtype", "bfloat16"],
         "weight": a_copy(tmp_path, "weights", other_weights),
@@ -212,15 +220,3 @@ async def test_no_other_model_finds_anything(tmp_path: Path) -> None:
         "constant of a norm": a_copy(tmp_path, "norm", other_norm),
     }
     await others_find_nothing(tmp_path, others)
-
-
-async def test_another_secret_finds_nothing(tmp_path: Path) -> None:
-    """Names are keyed by the data folder's secret: with another one the folder is another's."""
-    with living(tmp_path, "--dtype", "float32") as server:
-        async with server.client() as client:
-            assert (await ask(client, PROMPT)).cached == 0
-    (tmp_path / "data" / "secret").unlink()
-    with living(tmp_path, "--dtype", "float32") as server:
-        async with server.client() as client:
-            assert (await ask(client, PROMPT)).cached == 0
-            assert is_found(await ask(client, PROMPT), "device")
