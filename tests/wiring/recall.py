@@ -7,7 +7,8 @@ must hold wherever its prompt came from: the receipt adds up, and usage says the
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,15 +154,23 @@ async def state_of(client: httpx.AsyncClient) -> dict[str, Any]:
     return answer.json()
 
 
-async def all_kept(client: httpx.AsyncClient) -> dict[str, Any]:
-    """Wait until no page waits for its copy and nobody owns one; what `/admin/cache` says then."""
-    async with asyncio.timeout(WAIT_SECONDS_MAX):
-        while True:
-            state = await state_of(client)
-            pages, transit = state["cache"]["pages"], state["cache"]["transit"]
-            if not any((transit["unkept"], transit["keeping"], pages["leaving"], pages["sealed"])):
-                return state
-            await asyncio.sleep(0.02)
+async def until(words: str, condition: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until it is so; fails with these words where that takes too long."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while not await condition():
+        assert time.monotonic() < deadline, words
+        await asyncio.sleep(0.01)
+
+
+async def all_kept(client: httpx.AsyncClient) -> None:
+    """Wait until no page waits for its copy, and nobody owns one."""
+
+    async def kept() -> bool:
+        cache = (await state_of(client))["cache"]
+        pages, transit = cache["pages"], cache["transit"]
+        return not any((transit["unkept"], transit["keeping"], pages["leaving"], pages["sealed"]))
+
+    await until("pages wait for their copies", kept)
 
 
 async def flush(client: httpx.AsyncClient) -> int:

@@ -7,6 +7,7 @@ alone does at each single call is in `tests/prefix_store/test_disk_faults.py`.
 
 import asyncio
 import errno
+import itertools
 import logging
 import os
 import random
@@ -36,6 +37,7 @@ from tests.wiring.recall import (
     ask,
     flush,
     state_of,
+    until,
 )
 
 PAGE_SIZE = 16
@@ -160,32 +162,41 @@ class Site:
 
     async def until_degraded(self) -> str:
         """Wait until the last fault has happened and is said; what is said."""
-        assert await asyncio.to_thread(self.disk.happened.wait, WAIT_SECONDS_MAX), "no such call"
-        async with asyncio.timeout(WAIT_SECONDS_MAX):
-            while (reason := await self.degraded()) is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        happened = await asyncio.to_thread(self.disk.happened.wait, WAIT_SECONDS_MAX)
+        assert happened, "no such call was made"
+        await until("the fault is not told", self.is_degraded)
+        reason = await self.degraded()
+        assert reason is not None, "the disk is held, and it says that it is well"
         seconds = time.monotonic() - self.disk.first_at
         print(f"round {self.round}: {self.disk.what}: {reason!r} seen {seconds * 1e3:.0f} ms later")
         assert seconds < DEGRADED_SECONDS_MAX * SLACK
         return reason
 
+    async def is_degraded(self) -> bool:
+        return await self.degraded() is not None
+
+    async def is_well(self) -> bool:
+        return await self.degraded() is None
+
     async def until_well(self) -> None:
         """Wait until it is not said any more."""
-        async with asyncio.timeout(WAIT_SECONDS_MAX):
-            while await self.degraded() is not None:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until("the disk is well and still called degraded", self.is_well)
 
     async def keeps_again(self) -> None:
         """Wait until new pages are kept: they come back from the disk."""
-        async with asyncio.timeout(WAIT_SECONDS_MAX):
-            for turn in range(1000):
-                assert (await self.right(0, f"new {turn}")).cached == 0
-                await flush(self.client)
-                found = await self.right(0, f"new {turn}")
-                if found.disk:
-                    break
-        assert found.disk == found.whole(PAGE_SIZE)
-        assert await self.degraded() is None
+        turns = itertools.count()
+
+        async def kept() -> bool:
+            salt = f"new {next(turns)}"
+            assert (await self.right(0, salt)).cached == 0
+            await flush(self.client)
+            await self.right(1, salt)  # where the pages were, there are others now
+            found = await self.right(0, salt)
+            assert found.disk in (0, found.whole(PAGE_SIZE)), "kept in part"
+            return found.disk > 0
+
+        await until("new pages are not kept", kept)
+        assert await self.is_well()
 
 
 @asynccontextmanager
@@ -216,27 +227,32 @@ async def survive(site: Site, case: Case, *, for_good: bool) -> None:
         await all_kept(site.client)
     errors = (await state_of(site.client))["disk"]["slabs"][0]["io_errors"]
     disk.plan([*case.before, replace(case.fault, for_good=for_good)])
-    async with asyncio.timeout(WAIT_SECONDS_MAX):
-        for turn in range(1000):
-            if case.reads:  # pages to read provoke it, else new ones to write
-                await site.client.post("/admin/cache/flush", json={})
-                await site.right(0, "old")
-            else:
-                await site.right(0, f"provokes {turn}")
-            if disk.happened.is_set():
-                break
+    turns = itertools.count()
+
+    async def provoked() -> bool:
+        turn = next(turns)
+        if case.reads:  # pages to read provoke it, else new ones to write
+            await site.client.post("/admin/cache/flush", json={})
+            await site.right(1, f"instead {turn}")  # where the pages were, there are others now
+            await site.right(0, "old")
+        else:
+            await site.right(0, f"provokes {turn}")
+        return disk.happened.is_set()
+
+    await until(f"{case.name} was not provoked", provoked)
     reason = await site.until_degraded()
     if not case.before:
         words = os.strerror(case.fault.code), "no space left on the disk"
         assert any(word in reason for word in words)
     await chats_go_on(site, "held")
     disk.let_go()
+
+    async def failed_again() -> bool:
+        await chats_go_on(site, f"tried {next(turns)}")
+        return disk.times > 1
+
     if for_good:
-        async with asyncio.timeout(WAIT_SECONDS_MAX):
-            for turn in range(1000):
-                await chats_go_on(site, f"tried {turn}")
-                if disk.times > 1:  # it was tried again, and has failed again
-                    break
+        await until("it was not tried again", failed_again)
     disk.repair()
     await site.until_well()
     await site.keeps_again()
@@ -248,10 +264,11 @@ async def survive(site: Site, case: Case, *, for_good: bool) -> None:
 async def chats_go_on(site: Site, salt: str) -> None:
     """Old and new chats, from the device, and after the device was emptied."""
     await asyncio.gather(
-        site.right(0, "old"), site.right(1, salt), site.right(2, salt), site.right(2, salt)
+        site.right(0, "old"), site.right(1, salt), site.right(1, salt), site.right(2, salt)
     )
     answer = await site.client.post("/admin/cache/flush", json={})
     assert answer.status_code == 200
+    await site.right(2, salt + " again")  # where pages were, there are others now
     await asyncio.gather(site.right(0, "old"), site.right(1, salt))
 
 
