@@ -6,15 +6,17 @@ seconds; the server answers meanwhile.
 
 import asyncio
 import functools
+import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from chatserve.cache.block_manager import BlockManager
 from chatserve.cache.eviction import POLICIES
+from chatserve.cache.host_pages import HostPages
 from chatserve.cache.prefix_index import PrefixIndex
 from chatserve.chat.audience import Clock, Patience
 from chatserve.chat.conversations.assignment import AnswerOptions
@@ -41,6 +43,7 @@ from chatserve.kept_pages import KeptPages
 from chatserve.lifespan import (
     BATCH_TOKENS_CPU,
     BATCH_TOKENS_GPU,
+    HOST_SHARE_GPU,
     KV_SHARE_CPU,
     KV_SHARE_GPU,
     PAGES_MAX,
@@ -52,6 +55,11 @@ from chatserve.model import LoadedModel, load_model
 from chatserve.public_prompts import PublicPrompts
 from chatserve.settings import Settings
 from prefix_store import MasterSecret, PageNamer, PageShape
+
+_log = logging.getLogger(__name__)
+
+# Between device and host memory, in each direction, of one step: some milliseconds of a bus.
+MOVE_BYTES = 64 << 20
 
 HISTORY_MODES: dict[str, HistoryMode | None] = {
     "auto": None,
@@ -69,6 +77,7 @@ class Loaded:
     text: TextFloor
     fingerprint: bytes
     pages: int
+    slots: int
     name_key: bytes
     kept: KeptPages | None = None
 
@@ -103,11 +112,11 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         ),
         template_file=settings.chat_template,
     )
-    pages = page_count(settings, model)
+    pages, slots = page_count(settings, model), slot_count(settings, model)
     try:
-        runner = ModelRunner(model, pages=pages)
+        runner = ModelRunner(model, pages=pages, slots=slots)
     except OutOfMemory as error:
-        raise SettingsError(f"--kv-memory: {error}.") from error
+        raise SettingsError(f"--kv-memory, --host-memory: {error}.") from error
     fingerprint = model.fingerprint()
     return Loaded(
         model=model,
@@ -115,16 +124,18 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         text=text,
         fingerprint=fingerprint,
         pages=pages,
+        slots=slots,
         name_key=secret.derive("page names"),
-        kept=_kept_pages(settings, secret, model, fingerprint),
+        kept=_kept_pages(settings, secret, model, fingerprint, slots=slots),
     )
 
 
 def _kept_pages(
-    settings: Settings, secret: MasterSecret, model: LoadedModel, fingerprint: bytes
+    settings: Settings, secret: MasterSecret, model: LoadedModel, fingerprint: bytes, *, slots: int
 ) -> KeptPages | None:
-    if model.device.type != "cpu":
-        return None  # pages of another device's memory come with the host tier
+    if model.device.type != "cpu" and not slots:
+        _log.warning("no pages are kept on disk: they would pass through --host-memory, which is 0")
+        return None
     shape = PageShape(
         fingerprint=fingerprint,
         page_bytes=model.layout.page_bytes,
@@ -136,7 +147,13 @@ def _kept_pages(
 def _traffic(loaded: Loaded) -> Traffic | None:
     if loaded.kept is None or not isinstance(loaded.runner, ModelRunner):
         return None
-    return Traffic(loaded.kept.depot, loaded.runner, page_bytes=loaded.model.layout.page_bytes)
+    memory = loaded.runner.host or loaded.runner
+    return Traffic(loaded.kept.depot, memory, page_bytes=loaded.model.layout.page_bytes)
+
+
+def _tier_limits(loaded: Loaded, settings: Settings) -> TierLimits:
+    limits = TierLimits() if loaded.kept is None else loaded.kept.limits(settings)
+    return replace(limits, move_pages=max(1, MOVE_BYTES // loaded.model.layout.page_bytes))
 
 
 def page_count(settings: Settings, model: LoadedModel) -> int:
@@ -157,6 +174,23 @@ def page_count(settings: Settings, model: LoadedModel) -> int:
     return pages
 
 
+def slot_count(settings: Settings, model: LoadedModel) -> int:
+    """Pages of host memory. Raises SettingsError where not even a few fit in what was asked for."""
+    budget = settings.host_memory
+    if not settings.prefix_cache:
+        return 0
+    if budget is None:
+        budget = int(available_memory() * HOST_SHARE_GPU) if model.device.type == "cuda" else 0
+    slots = min(budget // model.layout.page_bytes, PAGES_MAX)
+    if budget and slots < PAGES_MIN:
+        least = PAGES_MIN * model.layout.page_bytes
+        raise SettingsError(
+            f"--host-memory: {budget} bytes hold {slots} pages of this model; "
+            f"at least {least} bytes are needed, or 0 for none."
+        )
+    return slots
+
+
 def assemble(
     loaded: Loaded,
     settings: Settings,
@@ -173,12 +207,14 @@ def assemble(
     order = functools.partial(
         PrefixIndex, eviction=POLICIES[settings.eviction], remembered=2 * loaded.pages
     )
+    depot = None if kept is None else kept.depot
+    host = HostPages(slots=loaded.slots, below=depot, order=order) if loaded.slots else None
     scheduler = Scheduler(
         lambda: BlockManager(
             pages=loaded.pages,
             page_size=size,
             caching=settings.prefix_cache,
-            below=None if kept is None else kept.depot,
+            below=host or depot,
             order=order,
         ),
         namer,
@@ -187,9 +223,10 @@ def assemble(
             sequences_max=settings.max_sequences,
             queued_max=settings.max_queued,
             context_length=min(model.context_length, loaded.pages * size),
-            tiers=TierLimits() if kept is None else kept.limits(settings),
+            tiers=_tier_limits(loaded, settings),
         ),
         clock=time.monotonic,
+        host=host,
     )
     engine = Engine(
         scheduler,

@@ -30,8 +30,8 @@ _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 class Settings:
     """All options of `chatserve serve`, checked. None means: decided at start, from the machine.
 
-    kv_memory, disk_capacity: bytes. disk_write_budget: bytes a day. step_target, shutdown_timeout,
-    chat_grace, max_page_age: seconds. context_reserve: tokens.
+    kv_memory, host_memory, disk_capacity: bytes. disk_write_budget: bytes a day. step_target,
+    shutdown_timeout, chat_grace, max_page_age: seconds. context_reserve: tokens.
     """
 
     model: str | None
@@ -44,6 +44,7 @@ class Settings:
     threads: int | None
     page_size: int
     kv_memory: int | None
+    host_memory: int | None
     prefix_cache: bool
     eviction: str
     disk_capacity: int | None
@@ -206,6 +207,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("page_size", _page_size, 16, "token positions in a page: 8, 16, … 256", "cache",
            "TOKENS"),
     Option("kv_memory", _size, None, "memory for pages; default: a share of what is free", "cache",
+           "BYTES"),
+    Option("host_memory", _size_or_none, None, "the machine's memory for idle pages, between the "
+           "device and the disk; default: 0 on a CPU, with a GPU a share of what is free", "cache",
            "BYTES"),
     Option("prefix_cache", _switch, True, "keep and share pages: on or off", "cache", "on|off"),
     Option("eviction", _one_of(*EVICTIONS), EVICTIONS[0], "which idle pages go first: " +

@@ -184,7 +184,7 @@ TRANSIT_METRICS = (
         "",
         "chatserve_pages_in_transit",
         "gauge",
-        "Pages on their way between the device and the disk, and those that wait for a copy.",
+        "Pages on their way between memory and the disk, and those that wait for a copy.",
         label="state",
         parts=(("unkept", "unkept"), ("keeping", "keeping"), ("loading", "loading")),
     ),
@@ -215,10 +215,41 @@ TIER_METRICS = (
     Metric("load_page_seconds", "chatserve_load_page_seconds", "gauge", "Measured, for a page."),
     Metric("keep_page_seconds", "chatserve_keep_page_seconds", "gauge", "Measured, for a page."),
     Metric(
+        "move_page_seconds",
+        "chatserve_move_page_seconds",
+        "gauge",
+        "Measured, for a page between the device and host memory.",
+    ),
+    Metric(
         "compute_token_seconds",
         "chatserve_compute_token_seconds",
         "gauge",
         "Measured, for a token of a prompt.",
+    ),
+)
+
+HOST_METRICS = (
+    Metric(
+        "",
+        "chatserve_host_pages",
+        "gauge",
+        "Pages of host memory by state.",
+        label="state",
+        parts=tuple((name, name) for name in ("free", "filling", "held", "cached")),
+    ),
+    Metric("saved_total", "chatserve_host_saved_total", "counter", "Pages copied to host memory."),
+    Metric(
+        "promoted_total",
+        "chatserve_host_promoted_total",
+        "counter",
+        "Pages copied from host memory to the device.",
+    ),
+    Metric("evicted_total", "chatserve_host_evicted_total", "counter", "Pages that made room."),
+    Metric(
+        "corrupt_total",
+        "chatserve_host_corrupt_total",
+        "counter",
+        "Pages of host memory that were not what had been saved; they are computed.",
     ),
 )
 
@@ -271,6 +302,9 @@ def all_families(statistics: Mapping[str, object]) -> list[Family]:
     picture or None.
     """
     chats = statistics.get("conversations")
+    tiers = getattr(statistics.get("engine"), "tiers", None)
+    host = getattr(tiers, "host", None)
+    above_disk = statistics.get("cache") if host is None else host
     return [
         *families(statistics.get("engine"), ENGINE_METRICS),
         *families(statistics.get("cache"), CACHE_METRICS),
@@ -279,8 +313,9 @@ def all_families(statistics: Mapping[str, object]) -> list[Family]:
         *families(getattr(chats, "log", None), LOG_METRICS),
         *families(statistics.get("store"), STORE_METRICS),
         *families(statistics.get("known_ids"), KNOWN_METRICS),
-        *families(getattr(statistics.get("cache"), "transit", None), TRANSIT_METRICS),
-        *families(getattr(statistics.get("engine"), "tiers", None), TIER_METRICS),
+        *families(getattr(above_disk, "transit", None), TRANSIT_METRICS),
+        *families(tiers, TIER_METRICS),
+        *families(host, HOST_METRICS),
         *disk_families(statistics.get("disk")),
     ]
 

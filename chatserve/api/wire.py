@@ -53,7 +53,7 @@ def particulars(results: Sequence[Done]) -> JsonObject:
     """chatserve's own part: where the prompt's tokens came from, and how long it took."""
     receipt: JsonObject = {
         name: sum(getattr(result.receipt, name) for result in results)
-        for name in ("device", "disk", "computed")
+        for name in ("device", "host", "disk", "computed")
     }
     saved = [result.receipt.saved for result in results if result.receipt.saved is not None]
     receipt["saved"] = round(sum(saved), 6) if saved else None

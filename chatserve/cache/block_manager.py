@@ -454,7 +454,7 @@ class BlockManager:
         """Before the page is appended to the table's names: its copy below, if it has none."""
         if self._below is not None and not self._below.contains(name):
             position = len(table.names)
-            self.transit.want(Keep(page, name, table.last_name, position, tokens))
+            self.transit.want(Keep(page, name, table.last_name, position, tokens, table.tenant))
 
     def _hold_chain(self, held: dict[PageId, None], page: PageId) -> None:
         """Retain a named page and all before it, those that are held already left out."""

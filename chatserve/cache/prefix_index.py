@@ -82,6 +82,11 @@ class PrefixIndex:
         """Resident pages that were computed ahead and not adopted since."""
         return self._drafted
 
+    @property
+    def leaves(self) -> int:
+        """Pages of which each could be the next to be evicted."""
+        return len(self._order)
+
     def is_drafted(self, page: PageId) -> bool:
         """Whether a named page is one of those."""
         return self._by_page[page].drafted
@@ -94,6 +99,11 @@ class PrefixIndex:
     def holds(self, name: PageName) -> bool:
         """Whether a page of that name is resident, whatever its tokens."""
         return name in self._by_name
+
+    def page(self, name: PageName) -> PageId | None:
+        """The page of that name, whatever its tokens."""
+        entry = self._by_name.get(name)
+        return None if entry is None else entry.page
 
     def name(self, page: PageId) -> PageName | None:
         """The page's name, if it has one."""

@@ -22,13 +22,19 @@ from prefix_store.names import PageName
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """A sealed page to be copied below. position: its index in its chain; tokens: int32 bytes."""
+    """A sealed page to be copied below. position: its index in its chain; tokens: int32 bytes.
+
+    tenant: in whose share it counts. checksum: of its bytes, where one was taken; a copy is made of
+    those bytes alone.
+    """
 
     page: PageId
     name: PageName
     parent: PageName | None
     position: int
     tokens: bytes
+    tenant: str = ""
+    checksum: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +106,11 @@ class Transit:
         self._kept, self._lost = before._kept, before._lost
         self._loaded, self._failed = before._loaded, before._failed
 
-    def owners(self) -> dict[PageId, int]:
+    def waiting(self) -> tuple[Keep, ...]:
+        """Those that wait for their copy."""
+        return tuple(self._unkept.values())
+
+    def owners(self) -> Counter[PageId]:
         """How many transits own each page."""
         count: Counter[PageId] = Counter()
         for keeps in self._keeping.values():
@@ -120,10 +130,17 @@ class Transit:
         """Take out the one that waits longest."""
         return self._unkept.popitem(last=False)[1] if self._unkept else None
 
-    def forget(self, name: PageName, *, lost: bool) -> None:
-        """The page of this name is about to lose it."""
-        if self._unkept.pop(name, None) is not None:
-            self._lost += lost
+    def forget(self, name: PageName, *, lost: bool) -> bool:
+        """The page of this name is about to lose it. Whether it waited for its copy."""
+        waited = self._unkept.pop(name, None) is not None
+        self._lost += lost and waited
+        return waited
+
+    def lose(self) -> Keep | None:
+        """Give up the one that waits longest: there is no room to wait in."""
+        keep = self.next_unkept()
+        self._lost += keep is not None
+        return keep
 
     def withdraw(self, name: PageName) -> None:
         """No copy of this page is wanted any more; one that is being made does not count."""

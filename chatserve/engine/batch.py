@@ -1,6 +1,6 @@
 """From a StepPlan to the tensors of one forward pass.
 
-One of the two modules of this floor that import torch. It decides nothing: rows are the plan's
+One of the three modules of this floor that import torch. It decides nothing: rows are the plan's
 slices laid end to end, and every order's logits are those of its slice's last row.
 """
 

@@ -10,7 +10,8 @@ import torch
 
 from chatserve.cache.page_pool import PageId
 from chatserve.engine.batch import build_batch
-from chatserve.engine.plan import StepPlan, StepResult
+from chatserve.engine.page_mover import HostMemory, Moving, PageMover
+from chatserve.engine.plan import NO_MOVES, StepPlan, StepResult
 from chatserve.engine.runner import DeviceLost, OutOfMemory
 from chatserve.engine.values import TokenLogprobs
 from chatserve.model.loaded import LoadedModel
@@ -26,11 +27,14 @@ class ModelRunner:
     """A runner over a loaded model and `pages` pages of its layout.
 
     pool: [pages, page_elements] in the layout's dtype, on the model's device; allocated here.
-    fill: a value for fresh pages (tests use NaN, so that a stale read shows). Raises OutOfMemory
-    where the pool does not fit.
+    slots: pages of host memory that plans may move pages to and from (`host`). fill: a value for
+    fresh pages (tests use NaN, so that a stale read shows). Raises OutOfMemory where the pool does
+    not fit.
     """
 
-    def __init__(self, model: LoadedModel, *, pages: int, fill: float | None = None) -> None:
+    def __init__(
+        self, model: LoadedModel, *, pages: int, slots: int = 0, fill: float | None = None
+    ) -> None:
         self._model = model
         self._last_tokens: tuple[int, ...] = ()
         self._threads = torch.get_num_threads() if model.device.type == "cpu" else 1
@@ -38,16 +42,28 @@ class ModelRunner:
             self._pool = model.layout.allocate(pages, device=model.device, fill=fill)
         except RuntimeError as error:
             raise OutOfMemory(f"{pages} pages do not fit in memory") from error
+        self.host: HostMemory | None = None
+        self._mover: PageMover | None = None
+        if slots:
+            self.host = HostMemory(model.layout, slots=slots, device=model.device, fill=fill)
+            self._mover = PageMover(self._pool, self.host)
         on_cpu = model.device.type == "cpu"
         # A view for I/O threads, uint8 [pages, page_bytes]; it holds on to the pool's memory.
         self._bytes = self._pool.view(torch.uint8).numpy() if on_cpu else None
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Copies, one forward pass, sampling. Raises what `runner.Runner.run` may raise."""
+        """Moves, copies, one forward pass, sampling. Raises what `runner.Runner.run` may raise."""
         started = time.monotonic()
+        saved = promoted = ()
+        waited = move_seconds = 0.0
         try:
             with torch.inference_mode():
-                result = self._run(plan)
+                moving = self._begin_moves(plan)
+                result = self._run(plan) if plan.slices else StepResult(plan.number)
+                seconds = time.monotonic() - started
+                if moving is not None:
+                    saved, promoted, move_seconds = moving.finish()
+                    waited = moving.host_seconds
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemory(str(error)) from error
         except RuntimeError as error:
@@ -58,19 +74,28 @@ class ModelRunner:
             tokens=result.tokens,
             finite=result.finite,
             logprobs=result.logprobs,
-            seconds=time.monotonic() - started,
+            seconds=seconds - waited,
+            move_seconds=move_seconds,
+            saved=saved,
+            promoted=promoted,
         )
 
     def close(self) -> None:
-        """Let the pool go."""
+        """Let the memory go."""
         self._pool = torch.empty(0)
-        self._bytes = None
+        self._bytes = self.host = self._mover = None
 
     def page_view(self, page: PageId) -> memoryview:
         """The page's bytes, writable (`traffic.PageMemory`). Only where the device's memory is the
         process's own; AssertionError elsewhere."""
         assert self._bytes is not None, "this device's memory is not the process's"
         return memoryview(self._bytes[page])
+
+    def _begin_moves(self, plan: StepPlan) -> Moving | None:
+        if plan.moves == NO_MOVES:
+            return None
+        assert self._mover is not None, "moves without host memory"
+        return self._mover.begin(plan.moves)
 
     def _run(self, plan: StepPlan) -> StepResult:
         model = self._model

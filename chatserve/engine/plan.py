@@ -62,9 +62,30 @@ class Slice(NamedTuple):
         return self.start + len(self.tokens) + (self.pending is not None)
 
 
+class PageMove(NamedTuple):
+    """Copy one page: from a page of the device to a slot of host memory, or the other way round."""
+
+    source: int
+    target: int
+
+
+class Moves(NamedTuple):
+    """Copies between the device and host memory that travel with a step, beside its slices: those
+    touch no page of a promotion, and write to no page of a save. Both may be empty.
+
+    saves: device page to host slot. promotions: host slot to device page.
+    """
+
+    saves: tuple[PageMove, ...] = ()
+    promotions: tuple[PageMove, ...] = ()
+
+
+NO_MOVES = Moves()
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. Numbers start at 1 and grow by 1.
+    """One step. Numbers start at 1 and grow by 1. Without slices it only moves pages.
 
     after: the last step that had committed when this one was planned. A failure of a later one
     makes this plan void, since it counts on what that step should have written.
@@ -74,6 +95,7 @@ class StepPlan:
     after: int
     copies: tuple[PageCopy, ...]
     slices: tuple[Slice, ...]
+    moves: Moves = NO_MOVES
 
     @property
     def token_count(self) -> int:
@@ -100,7 +122,9 @@ class StepResult:
     """What a step gave, in the order of the plan's orders over all slices.
 
     tokens[i] is meaningless where finite[i] is False (NaN or infinite logits in that row).
-    seconds: how long the runner was busy with it.
+    seconds: how long the runner was busy with it, its moves left out; move_seconds: with those.
+    saved, promoted: in the order of the plan's moves, the checksum of each page as it is on the
+    device, before it was saved and after it was brought up (`ops.page_checksums`).
     """
 
     number: int
@@ -108,4 +132,7 @@ class StepResult:
     finite: tuple[bool, ...] = ()
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     seconds: float = 0.0
+    move_seconds: float = 0.0
+    saved: tuple[int, ...] = ()
+    promoted: tuple[int, ...] = ()
     failure: StepFailure | None = None

@@ -17,11 +17,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 
-from chatserve.cache.block_manager import BlockManager, PageCopy
+from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.host_pages import HostPages
 from chatserve.engine.drafts import Drafts
 from chatserve.engine.entrance import Entrance
 from chatserve.engine.pace import Pace
-from chatserve.engine.plan import Slice, StepFailure, StepPlan, StepResult
+from chatserve.engine.plan import NO_MOVES, Slice, StepFailure, StepPlan, StepResult
 from chatserve.engine.planner import Planner, SchedulerLimits
 from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import Life, PreparedRequest, Sequence
@@ -56,7 +57,9 @@ class Scheduler:
         *,
         limits: SchedulerLimits,
         clock: Callable[[], float],
+        host: HostPages | None = None,
     ) -> None:
+        """host: what the blocks have below them, where it is host memory."""
         blocks = make_blocks()
         assert limits.context_length <= blocks.pool.total * blocks.page_size
         self.limits = limits
@@ -68,7 +71,7 @@ class Scheduler:
         self._pace = pace
         self._suspects = Suspects()
         self._entrance = Entrance(self.roster, self._suspects, limits=limits, clock=clock)
-        self.tiers = Tiers(self.roster, limits=limits.tiers, clock=clock)
+        self.tiers = Tiers(self.roster, limits=limits.tiers, clock=clock, host=host)
         self._planner = Planner(
             self.roster,
             pace,
@@ -143,6 +146,7 @@ class Scheduler:
     def forget(self, names: Collection[PageName]) -> None:
         """Nobody finds these pages on the device any more, until they are computed anew."""
         self.roster.wake(self.blocks.forget(names))
+        self.tiers.forget(names)
 
     def abort(self, group: int) -> None:
         """Nobody wants the rest of this request. At any state; harmless if it has ended.
@@ -194,25 +198,33 @@ class Scheduler:
             return None  # whatever were planned now would count on a step that is void
         alone = not self._in_flight
         if self.idle:
-            return self._plan_draft() if alone else None
-        self._drafts.give_way()
-        outline = self._planner.outline(self._number + 1, alone=alone)
-        while alone and outline.preempted and not outline.slices:
-            # Pages were freed up to the bound, and too few: no commit will come to try again.
+            slices, copies = self._draft() if alone else (), ()
+        else:
+            self._drafts.give_way()
             outline = self._planner.outline(self._number + 1, alone=alone)
-        if not outline.slices:
+            ended = self.tiers.advance()
+            while alone and not outline.slices and (outline.preempted or ended):
+                # Pages were freed up to the bound, and too few, or what somebody waited for is not
+                # to be had: no commit will come to try again.
+                outline = self._planner.outline(self._number + 1, alone=alone)
+                ended = self.tiers.advance()
+            slices, copies = tuple(outline.slices), tuple(outline.copies)
+        # Who is to be found guilty of a failing step must be alone in it.
+        moves = None if self._suspects.any else self.tiers.order_moves(self._number + 1)
+        if not slices and moves is None:
             return None
-        return self._dispatched(tuple(outline.slices), tuple(outline.copies))
-
-    def _plan_draft(self) -> StepPlan | None:
-        page = self._drafts.order(self._number + 1)
-        return None if page is None else self._dispatched((page,))
-
-    def _dispatched(self, slices: tuple[Slice, ...], copies: tuple[PageCopy, ...] = ()) -> StepPlan:
         self._number += 1
-        plan = StepPlan(number=self._number, after=self._committed, copies=copies, slices=slices)
+        plan = StepPlan(self._number, self._committed, copies, slices, moves or NO_MOVES)
         self._in_flight.append(plan)
         return plan
+
+    def _draft(self) -> tuple[Slice, ...]:
+        page = self._drafts.order(self._number + 1)
+        ended = self.tiers.advance()
+        while page is None and ended:
+            page = self._drafts.order(self._number + 1)
+            ended = self.tiers.advance()
+        return () if page is None else (page,)
 
     # Commit --------------------------------------------------------------------------------
 
@@ -221,12 +233,13 @@ class Scheduler:
         plan = self._in_flight.popleft()
         assert plan.number == result.number, "steps commit in order"
         self._committed = plan.number
+        self.tiers.commit_moves(plan, result)
         drafted = self._drafts.in_flight
         if drafted:
             self._drafts.commit(failed=result.failure is not None)
         if result.failure is not None:
             self._outcomes += self._fail(plan, result.failure, drafted=drafted)
-        else:
+        elif plan.slices:
             self._suspects.good_step()
             if not drafted:
                 self._pace.observe(plan.token_count, result.seconds)
@@ -363,7 +376,7 @@ class Scheduler:
         self.counts.failed_steps += 1
         if failure.fatal:
             return self.break_down(failure.reason)
-        if drafted:
+        if drafted or not plan.slices:
             return []
         smaller = failure.out_of_memory and self._pace.shrink(plan.token_count)
         suspect = self._suspects.on_probation
@@ -460,3 +473,4 @@ class Scheduler:
         self._drafts.check()
         self.roster.check(drafted=sum(map(len, self._drafts.tables)))
         self.blocks.check()
+        self.tiers.check()

@@ -8,7 +8,8 @@ its only writer, on the event loop.
     planned     positions 0..planned are computed, or ordered in a step in flight
     computed    positions 0..computed are committed
     emitted     generated tokens that were handed to the consumer
-    loads       how often pages were brought up from below for it; loaded: which (their indices)
+    loads       how often pages were brought up from below for it; loaded: which (their indices),
+                and whether from host memory
     incarnation grows when the sequence loses its pages or ends, so that a result for an older
                 life is told from a current one
 """
@@ -81,7 +82,7 @@ class Sequence:
     probation_until: int = 0
     faults: int = 0
     loads: int = 0
-    loaded: set[int] = field(default_factory=set[int])
+    loaded: dict[int, bool] = field(default_factory=dict[int, bool])
     loading_seconds: float = 0.0
     receipt: Receipt | None = None
     receipt_sent: bool = False

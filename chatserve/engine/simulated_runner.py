@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from chatserve.cache.page_pool import PageId
-from chatserve.engine.plan import SampleOrder, Slice, StepPlan, StepResult
+from chatserve.engine.checksums import checksum
+from chatserve.engine.plan import Moves, SampleOrder, Slice, StepPlan, StepResult
 from chatserve.engine.values import TokenLogprobs
 
 _UNWRITTEN = -1
@@ -29,9 +30,10 @@ Hashes = npt.NDArray[np.uint64]
 class SimulatedRunner:
     """A runner (`runner.py`) over `pages` pages of `page_size` token ids.
 
-    step_seconds: how long a step takes at the least. before_step may raise to make a step fail;
-    after_row may return False to make a row's logits count as not finite. Raises AssertionError
-    when a row reads a position that nobody wrote.
+    step_seconds: how long a step takes at the least. slots: of host memory; move_seconds: what a
+    step's moves are said to take. before_step may raise to make a step fail; after_row may return
+    False to make a row's logits count as not finite. Raises AssertionError when a row reads a
+    position that nobody wrote.
     """
 
     def __init__(
@@ -41,11 +43,14 @@ class SimulatedRunner:
         page_size: int,
         vocabulary_size: int = 1000,
         step_seconds: float = 0.0,
+        slots: int = 0,
     ) -> None:
         self.before_step: Callable[[StepPlan], None] = _nothing
         self.after_row: Callable[[SampleOrder], bool] = _finite
         self.computed_positions = 0
+        self.move_seconds = 0.0
         self._pages: Tokens = np.full((pages, page_size), _UNWRITTEN, dtype=np.int64)
+        self.host = SimulatedSlots(slots, page_size)
         self._vocabulary_size = vocabulary_size
         self._step_seconds = step_seconds
         self._last: tuple[int, ...] = ()
@@ -55,11 +60,13 @@ class SimulatedRunner:
         """One step: copies, then writes, then reads and samples."""
         started = time.monotonic()
         self.before_step(plan)
+        saved, promoted = self._move(plan.moves)
         for copy in plan.copies:
             self._pages[copy.target] = self._pages[copy.source]
         self._write(plan.slices)
         asked = [item for item in plan.slices if item.orders]
-        digests = np.repeat(self._digests(asked), [len(item.orders) for item in asked])
+        counts = np.array([len(item.orders) for item in asked], dtype=np.int64)
+        digests = np.repeat(self._digests(asked), counts)
         orders = [order for item in asked for order in item.orders]
         tokens = _choose(digests, orders, self._vocabulary_size)
         finite = [self.after_row(order) for order in orders]
@@ -75,6 +82,9 @@ class SimulatedRunner:
             finite=tuple(finite),
             logprobs=tuple(logprobs),
             seconds=time.monotonic() - started,
+            move_seconds=self.move_seconds,
+            saved=saved,
+            promoted=promoted,
         )
 
     def close(self) -> None:
@@ -88,6 +98,16 @@ class SimulatedRunner:
     def page_bytes(self) -> int:
         """Size of a page."""
         return self._pages.strides[0]
+
+    def _move(self, moves: Moves) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Saves, then promotions; the checksums of each page on the device."""
+        slots = self.host.tokens
+        for move in moves.saves:
+            slots[move.target] = self._pages[move.source]
+        for move in moves.promotions:
+            self._pages[move.target] = slots[move.source]
+        saved = tuple(checksum(self.page_view(move.source)) for move in moves.saves)
+        return saved, tuple(checksum(self.page_view(move.target)) for move in moves.promotions)
 
     def _write(self, slices: Sequence[Slice]) -> None:
         """All of them at once: a step of thousands of rows must not take the interpreter's time
@@ -121,6 +141,17 @@ class SimulatedRunner:
         assert int(tokens.min()) >= 0, "a row read a position that nobody wrote"
         hashes = (tokens.astype(np.uint64) + np.uint64(1)) * self._weights[positions]
         return np.add.reduceat(hashes, np.cumsum(ends) - ends)
+
+
+class SimulatedSlots:
+    """Host memory of as many pages (`traffic.PageMemory`)."""
+
+    def __init__(self, slots: int, page_size: int) -> None:
+        self.tokens: Tokens = np.full((slots, page_size), _UNWRITTEN, dtype=np.int64)
+
+    def page_view(self, page: PageId) -> memoryview:
+        """The bytes of a slot's token ids, writable."""
+        return memoryview(self.tokens[page]).cast("B")
 
 
 def _tables(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.int32], Tokens]:

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from chatserve.cache.host_pages import HostStatistics
 from chatserve.engine.values import FinishReason
 
 # Seconds. From a fast decode step on a GPU to a long slice on two cores.
@@ -20,13 +21,19 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierStatistics:
-    """Decisions, in requests, and measured rates, in seconds each (None: not measured)."""
+    """Decisions, in requests, and measured rates, in seconds each (None: not measured).
+
+    load_page, keep_page: by the I/O threads. move_page: between device and host memory. host: None
+    where there is no host tier.
+    """
 
     loads_total: int = 0
     recomputes_total: int = 0
     load_page_seconds: float | None = None
     keep_page_seconds: float | None = None
     compute_token_seconds: float | None = None
+    move_page_seconds: float | None = None
+    host: HostStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,15 @@ Copies go down when nobody waits for the machine. While there are requests the t
 a small share of the time, unless pages would be evicted before they have a copy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.host_pages import HostPages
 from chatserve.cache.page_table import PageTable
 from chatserve.cache.transit import Keeps
+from chatserve.engine.host_tier import HostTier
+from chatserve.engine.plan import Moves, StepPlan, StepResult
 from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import Sequence as Row
 from chatserve.engine.statistics import TierStatistics
@@ -35,11 +39,13 @@ _FADE = 0.7  # weight of the past at each new measurement
 class TierLimits:
     """keep_pages: copied by one job. busy_share: of the time, copying while there are requests.
     write_pages_a_second: in the long run, None without a bound; bursts of up to an hour's worth.
+    move_pages: between device and host memory, of one step, in each direction.
     """
 
     keep_pages: int = 16
     busy_share: float = 0.02
     write_pages_a_second: float | None = None
+    move_pages: int = 256
 
 
 class Rate:
@@ -69,16 +75,29 @@ class Rate:
 
 
 class Tiers:
-    """See the module. Owned by the scheduler."""
+    """See the module. Owned by the scheduler. host: the tier between the device and the threads,
+    None where those can address the device's memory themselves."""
 
-    def __init__(self, roster: Roster, *, limits: TierLimits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        *,
+        limits: TierLimits,
+        clock: Callable[[], float],
+        host: HostPages | None = None,
+    ) -> None:
         self._roster = roster
         self._limits = limits
         self._clock = clock
+        self._host: HostTier | None = None
+        if host is not None:
+            most = limits.move_pages
+            self._host = HostTier(host, roster.new_id, clock=clock, move_pages=most)
         self._orders: list[Job] = []
         self._loading_pages = 0
         self._keeping = False
         self._load_rate, self._keep_rate, self._compute_rate = Rate(clock), Rate(clock), Rate(clock)
+        self._move_rate = Rate(clock)
         self._keep_due = 0.0
         self._allowance = self._allowance_most
         self._allowed_at = clock()
@@ -93,19 +112,54 @@ class Tiers:
     def wait_seconds(self) -> float | None:
         """When there will be something to order though nothing else happens; None: never."""
         rate = self._limits.write_pages_a_second
-        if rate is None or self._keeping or not self._roster.blocks.transit.unkept:
+        if rate is None or self._keeping or not self._lowest.transit.unkept:
             return None
         return max(BUDGET_SECONDS, (1.0 - self._allowance) / rate)
 
     @property
+    def _lowest(self) -> BlockManager | HostPages:
+        """Whose pages the I/O threads copy down."""
+        return self._roster.blocks if self._host is None else self._host.pages
+
+    @property
     def in_flight(self) -> bool:
-        """Whether an I/O thread has, or will have, a page."""
-        return bool(self._loading_pages) or self._keeping
+        """Whether a page is on its way, or ordered to be."""
+        moving = self._host is not None and self._host.in_flight
+        return bool(self._loading_pages) or self._keeping or moving
 
     def take_orders(self) -> list[Job]:
         """What the threads should do now, each once."""
         taken, self._orders = self._orders, []
-        return taken
+        return taken if self._host is None else taken + self._host.take_orders()
+
+    # In a step -----------------------------------------------------------------------------
+
+    def order_moves(self, number: int) -> Moves | None:
+        """What step `number` copies between the device and host memory; None: it need not be."""
+        if self._host is None:
+            return None
+        pages = self._host.pages
+        # What would cost another page its way to the disk waits on the device for its turn.
+        room = pages.spare if self._allowed() else pages.available
+        most = min(room, self._limits.move_pages)
+        keeps = self._roster.blocks.take_unkept(most) if most else None
+        return self._host.order(number, keeps)
+
+    def commit_moves(self, plan: StepPlan, result: StepResult) -> None:
+        """A step is over, and with it its moves."""
+        if self._host is None:
+            return
+        count = len(result.saved) + len(result.promoted)
+        if count and result.failure is None:
+            self._move_rate.observe(count, result.move_seconds)
+        self._end(self._host.commit(plan.number, result))
+
+    def advance(self) -> bool:
+        """Bring up what can be brought up now. Whether a load has ended by it, so that somebody
+        may be planned who waited for it."""
+        ended = [] if self._host is None else self._host.advance()
+        self._end(ended)
+        return bool(ended)
 
     # Up ------------------------------------------------------------------------------------
 
@@ -120,9 +174,9 @@ class Tiers:
         if sequence.loads >= LOADS_MAX:
             return False
         count = blocks.below(sequence.names, matched)
-        if not count or not self._is_quicker(count):
-            return False
         names = sequence.names[matched : matched + count]
+        if not count or not self._is_quicker(names):
+            return False
         begun = self._begin(sequence.table, names, tokens[4 * blocks.page_size * matched :])
         sequence.loads += begun > 0
         return begun > 0
@@ -132,7 +186,7 @@ class Tiers:
         sequence; the load's number, 0 where there is none. names, tokens: from the first that the
         table does not have, as many as there may be."""
         count = self._roster.blocks.below(names, 0)
-        if not count or not self._is_quicker(count):
+        if not count or not self._is_quicker(names[:count]):
             return 0
         return self._begin(table, names[:count], tokens, drafting=True)
 
@@ -146,14 +200,28 @@ class Tiers:
             return 0
         self._loads += 1
         self._loading_pages += len(names)
-        self._orders.append(load)
+        if self._host is None:
+            self._orders.append(load)
+        else:
+            self._host.load(load)
         return holder
 
-    def _is_quicker(self, pages: int) -> bool:
-        load = self._load_rate.estimate(self._loading_pages + pages)
+    def _is_quicker(self, names: Sequence[PageName]) -> bool:
+        """Whether these come up sooner than they are computed. Each way by its own rate; what was
+        not measured lately is tried."""
+        lower = raised = 0
+        if self._host is None:
+            lower = len(names)
+        else:
+            raised = len(names)
+            lower = raised - sum(map(self._host.pages.holds, names))
+        load = 0.0
+        for rate, pages in ((self._load_rate, lower), (self._move_rate, raised)):
+            seconds = rate.estimate(self._loading_pages + pages) if pages else 0.0
+            load = None if load is None or seconds is None else load + seconds
         compute = self._compute_rate.seconds
-        size = self._roster.blocks.page_size
-        quicker = load is None or compute is None or load < compute * pages * size
+        wanted = len(names) * self._roster.blocks.page_size
+        quicker = load is None or compute is None or load < compute * wanted
         self._recomputes += not quicker
         return quicker
 
@@ -161,15 +229,15 @@ class Tiers:
 
     def order_keeps(self, *, idle: bool) -> None:
         """Have some pages copied down, if there are any and it is their time."""
-        transit = self._roster.blocks.transit
-        if self._keeping or not transit.unkept:
+        lowest = self._lowest
+        if self._keeping or not lowest.transit.unkept:
             return
         # Of what can be had, at least as much has a copy as has none: the old ones go first.
-        pressed = self._roster.blocks.available < 2 * transit.unkept
+        pressed = lowest.available < 2 * lowest.transit.unkept
         if not (idle or pressed or self._clock() >= self._keep_due):
             return
         most = min(self._limits.keep_pages, self._allowed())
-        keeps = self._roster.blocks.take_unkept(most) if most else None
+        keeps = lowest.take_unkept(most) if most else None
         if keeps is not None:
             self._keeping = True
             self._allowance -= len(keeps.pages)
@@ -190,22 +258,34 @@ class Tiers:
 
     def finish(self, delivery: Delivery) -> None:
         """The threads are done with a job."""
-        job, blocks = delivery.job, self._roster.blocks
+        job = delivery.job
         if isinstance(job, Keeps):
             self._keeping = False
-            blocks.end_keep(job, delivery.done)
+            self._lowest.end_keep(job, delivery.done)
             if any(delivery.done):
                 self._keep_rate.observe(len(job.pages), delivery.seconds)
             rest = delivery.seconds * (1 / self._limits.busy_share - 1)
             self._keep_due = self._clock() + rest
             return
-        self._loading_pages -= len(job.names)
-        good, woken = blocks.end_load(job, delivery.done)
-        if good:
-            self._load_rate.observe(good, delivery.seconds)
-        for sequence in self._roster.wake(woken):
-            sequence.loaded.update(range(job.above, job.above + good))
-            sequence.loading_seconds += delivery.seconds
+        arrived = sum(delivery.done)
+        if arrived:
+            self._load_rate.observe(arrived, delivery.seconds)
+        self._end([delivery] if self._host is None else self._host.finish(delivery))
+
+    def _end(self, deliveries: Sequence[Delivery]) -> None:
+        """Pages of the device have arrived there, or were copied from there."""
+        blocks = self._roster.blocks
+        for delivery in deliveries:
+            job = delivery.job
+            if isinstance(job, Keeps):
+                blocks.end_keep(job, delivery.done)
+                continue
+            self._loading_pages -= len(job.names)
+            good, woken = blocks.end_load(job, delivery.done)
+            for sequence in self._roster.wake(woken):
+                for index in range(good):
+                    sequence.loaded[job.above + index] = index in delivery.hosted
+                sequence.loading_seconds += delivery.seconds
 
     def observe_step(self, tokens: int, seconds: float) -> None:
         """A step computed so many tokens. Those of prompts come by the page: the others' rate
@@ -223,15 +303,26 @@ class Tiers:
         blocks = self._roster.blocks
         prompt = len(sequence.request.tokens)
         hit = min(sequence.computed, prompt)
-        disk = min(hit, blocks.page_size * sum(index < matched for index in sequence.loaded))
+        hosted = [way for index, way in sequence.loaded.items() if index < matched]
+        host = min(hit, blocks.page_size * sum(hosted))
+        disk = min(hit - host, blocks.page_size * (len(hosted) - sum(hosted)))
         rate = self._compute_rate.seconds
         saved = None if rate is None else max(0.0, rate * hit - sequence.loading_seconds)
-        sequence.receipt = Receipt(device=hit - disk, disk=disk, computed=prompt - hit, saved=saved)
+        sequence.receipt = Receipt(
+            device=hit - host - disk, host=host, disk=disk, computed=prompt - hit, saved=saved
+        )
         blocks.count_query(prompt, hit)
         blocks.touch_below(sequence.names[:matched])
 
+    def forget(self, names: Collection[PageName]) -> None:
+        """Nobody finds these in host memory any more."""
+        if self._host is not None:
+            self._host.forget(names)
+
     def restart(self) -> None:
         """The cache was begun anew, and no thread has a page: what was under way is void."""
+        if self._host is not None:
+            self._host.restart()
         self._orders.clear()
         self._loading_pages = 0
         self._keeping = False
@@ -242,6 +333,13 @@ class Tiers:
             loads_total=self._loads,
             recomputes_total=self._recomputes,
             load_page_seconds=self._load_rate.seconds,
+            move_page_seconds=self._move_rate.seconds,
             keep_page_seconds=self._keep_rate.seconds,
             compute_token_seconds=self._compute_rate.seconds,
+            host=None if self._host is None else self._host.pages.statistics(),
         )
+
+    def check(self) -> None:
+        """Every invariant. For tests."""
+        if self._host is not None:
+            self._host.check()

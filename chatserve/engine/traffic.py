@@ -25,6 +25,7 @@ from typing import Protocol
 
 from chatserve.cache.page_pool import PageId
 from chatserve.cache.transit import Keeps, Load
+from chatserve.engine.checksums import checksum
 from prefix_store.names import PageName
 from prefix_store.values import PageRead, PageWrite
 
@@ -36,7 +37,7 @@ _LOAD, _KEEP, _END = 0, 1, 2  # in the order of their turn
 
 
 class PageMemory(Protocol):
-    """The device's pages, as far as this process can address them."""
+    """Pages in memory that this process can address: the device's, or the host's slots."""
 
     def page_view(self, page: PageId) -> memoryview:
         """The page's bytes, writable."""
@@ -79,11 +80,13 @@ Job = Load | Keeps
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A job is done. done: per page, whether its bytes arrived (or were kept). seconds: from the
-    start of its first part to the end of its last."""
+    start of its first part to the end of its last. hosted: which pages of a load (indices) were in
+    host memory."""
 
     job: Job
     done: tuple[bool, ...]
     seconds: float
+    hosted: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -239,6 +242,7 @@ def move(
     barred: Set[PageName] = frozenset(),
 ) -> list[bool]:
     """Move the bytes of a job's pages from `first` on, before `last`; which of them were moved.
+    A page whose bytes are not those of its checksum is not copied down.
 
     barred: names of which no copy is to be made.
     """
@@ -252,13 +256,18 @@ def move(
         ]
         return depot.get(reads)
     keeps = job.pages[first:last]
+    good = [
+        keep.name not in barred
+        and (keep.checksum is None or checksum(view(keep.page)) == keep.checksum)
+        for keep in keeps
+    ]
     writes = [
         PageWrite(keep.name, keep.parent, keep.position, keep.tokens, view(keep.page))
-        for keep in keeps
-        if keep.name not in barred
+        for keep, fine in zip(keeps, good, strict=True)
+        if fine
     ]
     kept = iter(depot.put(writes))
-    return [keep.name not in barred and next(kept) for keep in keeps]
+    return [fine and next(kept) for fine in good]
 
 
 def _nobody(delivery: Delivery) -> None:

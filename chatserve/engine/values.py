@@ -1,6 +1,6 @@
 """The frozen values that cross the engine's doors: requests in, emissions out.
 
-Nothing here knows text (floor 4) or tensors (`batch.py`, `model_runner.py`).
+Nothing here knows text (floor 4) or tensors (`batch.py`, `model_runner.py`, `page_mover.py`).
 """
 
 from dataclasses import dataclass, field
@@ -91,7 +91,8 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Where a request's prompt tokens came from. device + disk + computed = the prompt's length.
+    """Where a request's prompt tokens came from. device + host + disk + computed = the prompt's
+    length.
 
     For a full hit the one recomputed position counts as computed. saved: seconds that computing
     what was found would have taken, by what was measured lately, less those that loading it took;
@@ -99,6 +100,7 @@ class Receipt:
     """
 
     device: int = 0
+    host: int = 0
     disk: int = 0
     computed: int = 0
     saved: float | None = None
@@ -106,7 +108,7 @@ class Receipt:
     @property
     def cached(self) -> int:
         """Prompt tokens that were not computed again."""
-        return self.device + self.disk
+        return self.device + self.host + self.disk
 
 
 class Emission(NamedTuple):

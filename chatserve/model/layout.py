@@ -51,16 +51,23 @@ class KVLayout:
         """Bytes of one page over all layers."""
         return self.page_elements * self.dtype.itemsize
 
-    def allocate(self, pages: int, device: torch.device | str, fill: float | None = None) -> Tensor:
+    def allocate(
+        self,
+        pages: int,
+        device: torch.device | str,
+        fill: float | None = None,
+        *,
+        pinned: bool = False,
+    ) -> Tensor:
         """A pool [pages, page_elements] in the layout's dtype; `fill` None leaves it as it is.
 
-        Memory that nobody wrote may hold anything; attention never lets it through. Tests fill
-        with NaN. Raises torch's own error when the memory cannot be had.
+        pinned: page-locked memory of the host. Memory that nobody wrote may hold anything;
+        attention never lets it through. Tests fill with NaN. Raises torch's own error when the
+        memory cannot be had.
         """
         shape = (pages, self.page_elements)
-        if fill is None:
-            return torch.empty(shape, dtype=self.dtype, device=device)
-        return torch.full(shape, fill, dtype=self.dtype, device=device)
+        pool = torch.empty(shape, dtype=self.dtype, device=device, pin_memory=pinned)
+        return pool if fill is None else pool.fill_(fill)
 
     def layer_view(self, pool: Tensor, layer: int) -> Tensor:
         """[pages, 2, page_size, kv_heads, head_dim] of one layer, K first; a view into `pool`.

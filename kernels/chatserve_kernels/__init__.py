@@ -10,6 +10,17 @@ backend behind a door is tested against the reference.
 """
 
 from chatserve_kernels.batch import AttentionBatch
-from chatserve_kernels.ops import append_kv, copy_pages, paged_attention
+from chatserve_kernels.ops import (
+    append_kv,
+    copy_pages,
+    page_checksums,
+    paged_attention,
+)
 
-__all__ = ["AttentionBatch", "append_kv", "copy_pages", "paged_attention"]
+__all__ = [
+    "AttentionBatch",
+    "append_kv",
+    "copy_pages",
+    "page_checksums",
+    "paged_attention",
+]

@@ -23,6 +23,9 @@ from chatserve_kernels.batch import AttentionBatch, DecodeGroup
 # context does not need gigabytes.
 SCORE_ELEMENTS_MAX = 1 << 24
 
+WORD_BYTES = 8  # of a checksum
+CHECKSUM_BYTES_MAX = 16 << 20  # gathered at a time
+
 
 def paged_attention(
     query: Tensor,
@@ -105,6 +108,22 @@ def copy_pages(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
         raise ValueError("sources and destinations must both be [copies]")
     if sources.shape[0]:
         pool.index_copy_(0, destinations, pool.index_select(0, sources))
+
+
+def page_checksums(pool: Tensor, pages: Tensor, weights: Tensor) -> Tensor:
+    """A number for each page's bytes: the weighted sum of its words, modulo 2^64.
+
+    pool: [pages, page_elements], contiguous; a page is of whole words of 8 bytes. pages: int64 [n].
+    weights: int64, one for each word. Returns int64 [n]. Raises ValueError.
+    """
+    if pool.ndim != 2 or not pool.is_contiguous():
+        raise ValueError("the pool must be a contiguous [pages, page_elements]")
+    if weights.shape != (pool.shape[1] * pool.element_size() // WORD_BYTES,):
+        raise ValueError("as many weights as a page has words")
+    words = pool.view(torch.int64)
+    step = max(1, CHECKSUM_BYTES_MAX // (WORD_BYTES * len(weights)))
+    parts = [words.index_select(0, part).mul_(weights).sum(dim=1) for part in pages.split(step)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=pool.device)
 
 
 def _check_kv(kv: Tensor, batch: AttentionBatch) -> None:

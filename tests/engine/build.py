@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from chatserve.cache.below import Below
 from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.host_pages import HostPages
 from chatserve.engine.drafts import DraftLimits
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.pace import Pace
@@ -56,8 +58,9 @@ class Setup:
     aging_seconds: float = 10.0
     vocabulary: int = VOCABULARY
     drafts: DraftLimits = field(default_factory=DraftLimits)
-    make_blocks: Callable[["Setup"], BlockManager] | None = None
-    depot: FakeDepot | None = None  # below the device
+    make_blocks: Callable[["Setup", Below | None], BlockManager] | None = None
+    depot: FakeDepot | None = None  # below the device, and below host memory
+    slots: int = 0  # of host memory; without any, I/O threads read and write the device's pages
     tiers: TierLimits = field(default_factory=TierLimits)
 
 
@@ -72,6 +75,7 @@ class House:
     scheduler: Scheduler
     engine: Engine
     auditor: Auditor
+    host: HostPages | None = None
     broken: list[BaseException] = field(default_factory=list[BaseException])
 
     @property
@@ -107,17 +111,22 @@ def build(setup: Setup) -> House:
     clock = Clock()
     namer = PageNamer(b"k" * 32, page_size=setup.page_size)
     runner = SimulatedRunner(
-        pages=setup.pages, page_size=setup.page_size, vocabulary_size=setup.vocabulary
+        pages=setup.pages,
+        page_size=setup.page_size,
+        vocabulary_size=setup.vocabulary,
+        slots=setup.slots,
     )
+    host = HostPages(slots=setup.slots, below=setup.depot) if setup.slots else None
+    below = setup.depot if host is None else host
 
     def make_blocks() -> BlockManager:
         if setup.make_blocks is not None:
-            return setup.make_blocks(setup)
+            return setup.make_blocks(setup, below)
         return BlockManager(
             pages=setup.pages,
             page_size=setup.page_size,
             caching=setup.caching,
-            below=setup.depot,
+            below=below,
         )
 
     scheduler = Scheduler(
@@ -134,10 +143,12 @@ def build(setup: Setup) -> House:
             tiers=setup.tiers,
         ),
         clock=clock,
+        host=host,
     )
     traffic = None
     if setup.depot is not None:
-        traffic = Traffic(setup.depot, runner, page_bytes=runner.page_bytes)
+        memory = runner if host is None else runner.host
+        traffic = Traffic(setup.depot, memory, page_bytes=runner.page_bytes)
     engine = Engine(
         scheduler,
         runner,
@@ -153,7 +164,7 @@ def build(setup: Setup) -> House:
     auditor = Auditor(scheduler, setup.page_size)
     _audit_plans(scheduler, auditor)
     _audit_robberies(scheduler, auditor)
-    house = House(setup, clock, namer, runner, scheduler, engine, auditor)
+    house = House(setup, clock, namer, runner, scheduler, engine, auditor, host)
     engine.on_step = house.check
     return house
 

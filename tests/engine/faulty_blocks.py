@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from chatserve.cache.below import Below
 from chatserve.cache.block_manager import BlockManager
 from tests.engine.build import Setup
 from tests.engine.stepper import InjectedFault
@@ -33,15 +34,15 @@ class FaultyBlocks(BlockManager):
         return faulty if fate else found
 
 
-def faulty_maker(plot: Plot) -> Callable[[Setup], BlockManager]:
+def faulty_maker(plot: Plot) -> Callable[[Setup, Below | None], BlockManager]:
     """What makes the block managers of a setup."""
 
-    def make(setup: Setup) -> BlockManager:
+    def make(setup: Setup, below: Below | None) -> BlockManager:
         blocks = FaultyBlocks(
             pages=setup.pages,
             page_size=setup.page_size,
             caching=setup.caching,
-            below=setup.depot,
+            below=below,
         )
         blocks.plot = plot
         return blocks

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.host_pages import HostPages
 from chatserve.engine.model_runner import ModelRunner
 from chatserve.engine.pace import Pace
 from chatserve.engine.plan import StepPlan, StepResult
@@ -70,16 +71,18 @@ class Drive:
         depth: int,
         caching: bool = True,
         depot: Slab | None = None,
+        slots: int = 0,
     ) -> None:
         size = model.layout.page_size
         self.random = random.Random(seed)
         self.depth = depth
         self.recorder = RecordingModel(model)
-        self.runner = ModelRunner(self.recorder, pages=pages, fill=float("nan"))  # pyright: ignore
+        self.runner = ModelRunner(self.recorder, pages=pages, slots=slots, fill=float("nan"))  # pyright: ignore
+        host = HostPages(slots=slots, below=depot) if slots else None
         self.namer = PageNamer(b"parity-name-key!", page_size=size)
         self.pace = Pace(target_seconds=1e9, tokens_min=4, tokens_max=64)
         self.scheduler = Scheduler(
-            lambda: BlockManager(pages=pages, page_size=size, caching=caching, below=depot),
+            lambda: BlockManager(pages=pages, page_size=size, caching=caching, below=host or depot),
             self.namer,
             self.pace,
             limits=SchedulerLimits(
@@ -88,6 +91,7 @@ class Drive:
                 context_length=min(model.context_length, pages * size),
             ),
             clock=lambda: 0.0,
+            host=host,
         )
         self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
         self.results: dict[tuple[int, int], Sampled] = {}
@@ -146,7 +150,7 @@ class Drive:
 
     def _move(self, job: Job, depot: Slab) -> None:
         count = len(job.pages)
-        done = move(job, 0, count, depot, self.runner)
+        done = move(job, 0, count, depot, self.runner.host or self.runner)
         self.scheduler.tiers.finish(Delivery(job, tuple(done), 0.0))
         self.scheduler.check()
 

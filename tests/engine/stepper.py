@@ -55,6 +55,7 @@ class Stepper:
         self._jobs: deque[Job] = deque()  # handed to the I/O threads, not done
         self._deliveries: deque[Delivery] = deque()  # done, not finished
         self._barred: dict[int, set[PageName]] = {}  # of jobs that were ordered before a deletion
+        self.corrupt: dict[int, PageName] = {}  # slots whose memory failed since they were filled
         self._forgets: deque[frozenset[PageName]] = deque()  # begun, and not dropped below
 
     # Levers --------------------------------------------------------------------------------
@@ -123,8 +124,10 @@ class Stepper:
         job = self._jobs.popleft()
         count = len(job.pages)
         barred, before = self._barred.pop(id(job), set()), set(depot.kept)
+        runner = self.house.runner
+        memory = runner.host if self.house.host is not None else runner
         try:
-            done = move(job, 0, count, depot, self.house.runner, barred)
+            done = move(job, 0, count, depot, memory, barred)
         except OSError:
             done = [False] * count
         assert not barred & (depot.kept.keys() - before), "forgotten, and copied down again"
@@ -243,6 +246,31 @@ class Stepper:
                 assert namer.names(b"", tokens, entry.parent) == [name]
             else:
                 assert any(namer.names(root, tokens) == [name] for root in self.roots)
+
+    def spoil(self, slot: int) -> None:
+        """The memory of a slot fails."""
+        host = self.house.host
+        self.house.runner.host.tokens[slot, -1] += 1
+        name = host._index.name(slot)
+        if name is not None:
+            self.corrupt[slot] = name
+
+    def assert_slots_hold_what_their_names_say(self) -> None:
+        """The same for host memory, where parents may be gone."""
+        host = self.house.host
+        named = {} if host is None else host._index.pages()
+        self.corrupt = {
+            slot: name for slot, name in self.corrupt.items() if named.get(slot) == name
+        }
+        for slot, name in named.items():
+            tokens = self.house.runner.host.tokens[slot].tolist()
+            entry = host._index._by_page[slot]
+            same = tokens == memoryview(entry.tokens).cast("i").tolist()
+            assert same or slot in self.corrupt, f"slot {slot} is stale"
+            if not same:
+                continue
+            if entry.parent is not None:
+                assert self.house.namer.names(b"", tokens, entry.parent) == [name]
 
     # Inside --------------------------------------------------------------------------------
 

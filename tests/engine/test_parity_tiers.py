@@ -1,6 +1,7 @@
 """Pages that were on disk against the plain model: same logits, same greedy tokens.
 
-A real model, a real page store, a pool so small that pages go down and come back all the time;
+A real model, a real page store, a pool so small that pages go down and come back all the time,
+straight or by way of a host memory that is smaller still;
 then the same prompts after the store was closed and opened again, and after a kill, whose files are
 those of a moment at which nobody had finished anything.
 """
@@ -47,16 +48,17 @@ def _opened(place: Path, model: LoadedModel) -> tuple[PageStore, Slab]:
     return store, store.slab(shape)
 
 
+@pytest.mark.parametrize("slots", [0, 9], ids=["disk", "host"])
 @pytest.mark.parametrize(("page_size", "pages"), [(8, 28), (16, 14), (64, 7)])
-def test_what_comes_from_disk_is_what_the_plain_model_computes(
-    folder: Path, tmp_path: Path, page_size: int, pages: int
+def test_what_comes_from_below_is_what_the_plain_model_computes(
+    folder: Path, tmp_path: Path, page_size: int, pages: int, slots: int
 ) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     model, oracle = load(folder, page_size), plain_model(folder)
     living, killed = tmp_path / "living", tmp_path / "killed"
     store, slab = _opened(living, model)
-    first = _drive(model, pages, seed, slab)
+    first = _drive(model, pages, seed, slab, slots)
     shutil.copytree(living, killed)
     later = random.Random(seed)
     receipts = [_answers_are_right(first, oracle)]
@@ -64,17 +66,24 @@ def test_what_comes_from_disk_is_what_the_plain_model_computes(
         if close is not None:
             close.close()
         reopened, slab = _opened(place, model)
-        receipts.append(_answers_are_right(_drive(model, pages, later.random(), slab), oracle))
+        receipts.append(
+            _answers_are_right(_drive(model, pages, later.random(), slab, slots), oracle)
+        )
         reopened.close()
     loaded = [sum(receipt.disk for receipt in row) for row in receipts]
     print(f"tokens from disk: {loaded}")
     assert all(loaded[1:]), "what was there before is loaded, after a clean end and after a kill"
+    raised = [sum(receipt.host for receipt in row) for row in receipts]
+    print(f"tokens from host memory: {raised}")
+    assert bool(slots) == any(raised)
 
 
-def _drive(model: LoadedModel, pages: int, seed: float, slab: Slab) -> Drive:
+def _drive(model: LoadedModel, pages: int, seed: float, slab: Slab, slots: int) -> Drive:
     """Random requests of few stems."""
     dice = random.Random(seed)
-    drive = Drive(model, pages=pages, seed=dice.randrange(1 << 32), depth=2, depot=slab)
+    drive = Drive(
+        model, pages=pages, seed=dice.randrange(1 << 32), depth=2, depot=slab, slots=slots
+    )
     # Prompts that are longer than a page, whatever its size.
     opening = tuple(range(4, 4 + model.layout.page_size // 2 * 3))
     for number in range(8):

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from chatserve.engine.drafts import DraftLimits
 from chatserve.engine.scheduler import RECOVERIES_MAX
+from chatserve.engine.tiers import TierLimits
 from chatserve.engine.values import FinishReason
 from chatserve.errors import Busy, ChatserveError, Quarantined, RequestError, StepFault
 from tests.engine.build import Setup, ask
@@ -50,9 +51,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         setup=SETUPS,
         below=st.sampled_from([True, True, False]),
+        slots=st.sampled_from([0, 0, 3, 8, 40]),
         trouble=st.sampled_from([True, False, False]),
     )
-    def open_house(self, setup: Setup, *, below: bool, trouble: bool) -> None:
+    def open_house(self, setup: Setup, *, below: bool, slots: int, trouble: bool) -> None:
         """trouble: steps fail and our own code raises, now and then. Not in most runs: what begins
         again all the time never has a full cache."""
         self.trouble = trouble
@@ -62,6 +64,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             context_length=min(24, setup.pages * setup.page_size),
             make_blocks=faulty_maker(self.trap),
             depot=FakeDepot() if below else None,
+            slots=slots,
+            tiers=TierLimits(move_pages=2 if slots == 3 else 256),
         )
         self.depot = self.setup.depot
         self.stepper = Stepper(self.setup)
@@ -170,6 +174,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(refusing=st.booleans(), raising=st.sampled_from([False, False, True]))
     def the_disk_fails_or_works(self, *, refusing: bool, raising: bool) -> None:
         self.depot.refusing, self.depot.raising = refusing, raising
+
+    @precondition(lambda self: self.stepper.house.host is not None)
+    @rule(choice=st.randoms(use_true_random=False))
+    def memory_of_a_slot_fails(self, choice) -> None:
+        """Of one that was saved: what was fetched has no checksum before it was on the device."""
+        saved = sorted(self.stepper.house.host._checksums.keys() - self.stepper.corrupt.keys())
+        if saved:
+            self.stepper.spoil(choice.choice(saved))
 
     @rule(seconds=st.sampled_from([0.0, 1e-6, 10.0, 1e6]))
     def a_load_takes(self, seconds: float) -> None:
@@ -296,6 +308,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.stepper.scheduler.check()
         self.stepper.assert_pages_hold_what_their_names_say()
+        self.stepper.assert_slots_hold_what_their_names_say()
         roster = self.stepper.scheduler.roster
         assert len(roster.running) <= self.setup.sequences_max, "more run than may"
 

@@ -43,19 +43,22 @@ def done(
     found = receipt or Receipt()
     # Of a reply that was taken up, the engine's prompt is longer: what it had said counts as said.
     device = min(found.device, prompt_tokens)
-    disk = min(found.disk, prompt_tokens - device)
+    host = min(found.host, prompt_tokens - device)
+    disk = min(found.disk, prompt_tokens - device - host)
+    cached = device + host + disk
     data = {
         "finish_reason": sample.end.finish_reason,
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion,
             "total_tokens": prompt_tokens + completion,
-            "prompt_tokens_details": {"cached_tokens": device + disk},
+            "prompt_tokens_details": {"cached_tokens": cached},
         },
         "receipt": {
             "device": device,
+            "host": host,
             "disk": disk,
-            "computed": 0 if receipt is None else prompt_tokens - device - disk,
+            "computed": 0 if receipt is None else prompt_tokens - cached,
             "saved": None if found.saved is None else round(found.saved, 6),
             "left_out": 0 if prompt is None else prompt.left_out,
         },

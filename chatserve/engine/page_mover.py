@@ -1,0 +1,117 @@
+"""PageMover: the bytes of a step's moves, between the device's pages and the host's slots.
+
+On CUDA the copies run on a stream of their own, beside the step's forward pass: nobody in the step
+reads or writes those pages but the moves themselves. Slots are then in page-locked memory, without
+which a copy would keep its caller waiting.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatserve.cache.page_pool import PageId
+from chatserve.engine.checksums import checksum_weights
+from chatserve.engine.plan import Moves, PageMove
+from chatserve.engine.runner import OutOfMemory
+from chatserve.model.layout import KVLayout
+from chatserve_kernels import ops
+
+
+class HostMemory:
+    """`slots` pages of a layout in the host's memory; page-locked for a CUDA device.
+
+    fill: as in `KVLayout.allocate`. Raises OutOfMemory where it is not to be had.
+    """
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        *,
+        slots: int,
+        device: torch.device | str,
+        fill: float | None = None,
+    ) -> None:
+        try:
+            pinned = torch.device(device).type == "cuda"
+            self.pool = layout.allocate(slots, device="cpu", fill=fill, pinned=pinned)
+        except RuntimeError as error:
+            raise OutOfMemory(f"{slots} pages do not fit in host memory") from error
+        # For I/O threads, uint8 [slots, page_bytes]; it holds on to the memory.
+        self._bytes = self.pool.view(torch.uint8).numpy()
+
+    def page_view(self, page: PageId) -> memoryview:
+        """The slot's bytes, writable (`traffic.PageMemory`)."""
+        return memoryview(self._bytes[page])
+
+
+class Moving:
+    """Moves under way: `finish` waits for them."""
+
+    def __init__(
+        self, sums: Tensor, saves: int, since: float, events: Sequence[torch.cuda.Event]
+    ) -> None:
+        self._sums = sums
+        self._saves = saves
+        self._since = since
+        self._events = events
+        self._until = time.monotonic()
+
+    @property
+    def host_seconds(self) -> float:
+        """For how long the caller was kept from other work."""
+        return self._until - self._since
+
+    def finish(self) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+        """Checksums of the saves' and of the promotions' pages; the seconds that it all took."""
+        seconds = self.host_seconds
+        if self._events:
+            self._events[1].synchronize()
+            seconds = self._events[0].elapsed_time(self._events[1]) / 1000.0
+        sums = self._sums.tolist()
+        return tuple(sums[: self._saves]), tuple(sums[self._saves :]), seconds
+
+
+class PageMover:
+    """Owned by the runner. pool: the device's pages [pages, page_elements]."""
+
+    def __init__(self, pool: Tensor, host: HostMemory) -> None:
+        self._pool = pool
+        self._slots = host.pool
+        page_bytes = pool.shape[1] * pool.element_size()
+        weights = torch.from_numpy(checksum_weights(page_bytes).view(np.int64))
+        self._weights = weights.to(pool.device)
+        self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+
+    def begin(self, moves: Moves) -> Moving:
+        """Start them. On the runner's thread, before the step's forward pass."""
+        since = time.monotonic()
+        if self._stream is None:
+            return Moving(self._move(moves), len(moves.saves), since, ())
+        # Whatever still writes to a page that is to be saved was queued before this.
+        self._stream.wait_stream(torch.cuda.current_stream(self._pool.device))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.stream(self._stream):
+            start.record(self._stream)
+            sums = self._move(moves)
+            end.record(self._stream)
+        return Moving(sums, len(moves.saves), since, (start, end))
+
+    def _move(self, moves: Moves) -> Tensor:
+        """Page by page: each is one contiguous piece on both sides."""
+        for move in moves.promotions:
+            self._pool[move.target].copy_(self._slots[move.source], non_blocking=True)
+        touched = _pages(moves)
+        sums = ops.page_checksums(self._pool, touched.to(self._pool.device), self._weights)
+        for move in moves.saves:
+            self._slots[move.target].copy_(self._pool[move.source], non_blocking=True)
+        return sums
+
+
+def _pages(moves: Moves) -> Tensor:
+    """The device's pages: of the saves, then of the promotions, int64."""
+    saves: tuple[PageMove, ...] = moves.saves
+    pages = [move.source for move in saves] + [move.target for move in moves.promotions]
+    return torch.tensor(pages, dtype=torch.int64)
