@@ -153,9 +153,9 @@ class _Inspection:
         header = unpack_slot_header(sealer.shape, sealer.slab_id, buffer)
         whole = False
         if header is not None:
-            tokens = sealer.tokens(header, buffer)
-            page = bytearray(sealer.shape.page_bytes)
-            whole = tokens is not None and sealer.page(header, buffer, tokens, page) is True
+            parts, page = sealer.layout.parts(buffer), bytearray(sealer.shape.page_bytes)
+            tokens = sealer.tokens(header, parts)
+            whole = tokens is not None and sealer.page(header, parts, tokens, page) is True
         if whole and header is not None and header.nonce in gone:
             report.forgotten += 1
         elif whole and header is not None and header.nonce == nonce:

@@ -13,7 +13,6 @@ written by us there.
 """
 
 import struct
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -61,9 +60,9 @@ GONE_OFFSET = UNIT
 FREE, USED = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class SlotHeader:
-    """What a slot says about itself, in clear and bound to its ciphertext."""
+class SlotHeader(NamedTuple):
+    """What a slot says about itself, in clear and bound to its ciphertext. A tuple, as a record:
+    one is made for each page that is read or written."""
 
     name: PageName
     link: bytes
@@ -85,6 +84,17 @@ class Record(NamedTuple):
     uses: int
 
 
+class SlotParts(NamedTuple):
+    """Views of what lies in one slot in memory. bound: header and token ids, to which the page is
+    bound; page: encrypted, with its tag; sealed: all but the zeros."""
+
+    header: memoryview
+    tokens: memoryview
+    bound: memoryview
+    page: memoryview
+    sealed: memoryview
+
+
 class SlotLayout:
     """Where things lie in a slot of one shape."""
 
@@ -101,6 +111,16 @@ class SlotLayout:
     def slots_in(self, file_bytes: int) -> int:
         """How many slots a slab file of that length has, a partial last one included."""
         return max(0, -(-(file_bytes - SLOTS_OFFSET) // self.slot_bytes))
+
+    def parts(self, slot: memoryview) -> SlotParts:
+        """Views of the parts of a slot in memory."""
+        return SlotParts(
+            header=slot[: self.tokens_at],
+            tokens=slot[self.tokens_at : self.page_at],
+            bound=slot[: self.page_at],
+            page=slot[self.page_at : self.sealed_bytes],
+            sealed=slot[: self.sealed_bytes],
+        )
 
 
 def slab_stem(shape: PageShape) -> str:

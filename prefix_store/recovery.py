@@ -308,7 +308,7 @@ class _Loading:
 
     def _is_whole(self, header: SlotHeader) -> bool:
         """Whether the slot in this thread's buffer opens."""
-        slot = self._slots.file.buffer()
+        slot = self._sealer.layout.parts(self._slots.file.buffer())
         tokens = self._sealer.tokens(header, slot)
         if tokens is None:
             return False

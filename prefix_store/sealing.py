@@ -13,9 +13,7 @@ name nowhere, not even in its children.
 """
 
 import hmac
-import os
 from hashlib import blake2b, sha256
-from typing import TYPE_CHECKING
 
 from prefix_store.keys import MasterSecret
 from prefix_store.layout import (
@@ -25,13 +23,13 @@ from prefix_store.layout import (
     NONCE_BYTES,
     SlotHeader,
     SlotLayout,
+    SlotParts,
     pack_slot_header,
 )
 from prefix_store.names import PageName
 from prefix_store.values import Buffer, PageShape, PageWrite
 
-if TYPE_CHECKING:
-    pass
+NONCES_BYTES = 2 * NONCE_BYTES  # what sealing a slot takes
 
 
 class StoreKeys:
@@ -86,49 +84,40 @@ class Sealer:
         self._cipher: type[AESGCM] = AESGCM
         self._invalid = InvalidTag
 
-    def seal(self, write: PageWrite, link: bytes, number: int, slot: memoryview) -> bytes:
-        """Fill a slot's bytes, up to its zeros, and return the page's nonce."""
-        at = self.layout
-        nonces = os.urandom(2 * NONCE_BYTES)
+    def seal(
+        self, write: PageWrite, link: bytes, number: int, nonces: bytes, slot: SlotParts
+    ) -> None:
+        """Fill a slot's bytes, up to its zeros. nonces: NONCES_BYTES fresh random bytes, first
+        those of the token ids, then the page's."""
         token_nonce, nonce = nonces[:NONCE_BYTES], nonces[NONCE_BYTES:]
         header = SlotHeader(write.name, link, write.position, token_nonce, nonce, number)
         raw = pack_slot_header(self.shape, self.slab_id, header)
-        slot[: at.tokens_at] = raw
+        slot.header[:] = raw
         cipher = self._cipher(self._keys.page_key(write.name))
-        cipher.encrypt_into(token_nonce, write.tokens, raw, slot[at.tokens_at : at.page_at])
-        bound = slot[: at.page_at]
-        cipher.encrypt_into(nonce, write.page, bound, slot[at.page_at : at.sealed_bytes])
-        return nonce
+        cipher.encrypt_into(token_nonce, write.tokens, raw, slot.tokens)
+        cipher.encrypt_into(nonce, write.page, slot.bound, slot.page)
 
-    def tokens(self, header: SlotHeader, slot: memoryview) -> bytes | None:
+    def tokens(self, header: SlotHeader, slot: SlotParts) -> bytes | None:
         """A slot's token ids, or None where they are not what was sealed."""
-        at = self.layout
         cipher = self._cipher(self._keys.page_key(header.name))
-        sealed, bound = slot[at.tokens_at : at.page_at], slot[: at.tokens_at]
         try:
-            return cipher.decrypt(header.token_nonce, sealed, bound)
+            return cipher.decrypt(header.token_nonce, slot.tokens, slot.header)
         except self._invalid:
             return None
 
     def page(
-        self, header: SlotHeader, slot: memoryview, tokens: bytes, into: bytearray | memoryview
+        self, header: SlotHeader, slot: SlotParts, tokens: bytes, into: bytearray | memoryview
     ) -> bool | None:
         """Decrypt a slot's page straight into `into`.
 
         True: it is the page with these token ids. None: it is a page with others. False: this is
         not what was sealed, and `into` may hold garbage.
         """
-        at = self.layout
         cipher = self._cipher(self._keys.page_key(header.name))
         try:
-            found = cipher.decrypt(
-                header.token_nonce, slot[at.tokens_at : at.page_at], slot[: at.tokens_at]
-            )
-            if found != tokens:
+            if cipher.decrypt(header.token_nonce, slot.tokens, slot.header) != tokens:
                 return None
-            cipher.decrypt_into(
-                header.nonce, slot[at.page_at : at.sealed_bytes], slot[: at.page_at], into
-            )
+            cipher.decrypt_into(header.nonce, slot.page, slot.bound, into)
         except self._invalid:
             return False
         return True

@@ -11,8 +11,9 @@ from mmap import mmap
 from pathlib import Path
 
 from prefix_store.files import Files, read_all, write_all
-from prefix_store.layout import SCRATCH_OFFSET, SlotLayout
+from prefix_store.layout import SCRATCH_OFFSET, SlotLayout, SlotParts
 
+RUN_BYTES = 512 << 10  # small enough to stay near the core between the disk and the cipher
 _SCRATCH_BYTES = 512
 _ZEROS = bytes(1 << 20)
 
@@ -44,6 +45,33 @@ class _Descriptor:
                 self._files.close(self.number)
 
 
+class SlotRun:
+    """Memory of some slots that follow each other, page-aligned: one or more, up to RUN_BYTES."""
+
+    def __init__(self, layout: SlotLayout) -> None:
+        size = layout.slot_bytes
+        self.count = max(1, RUN_BYTES // size)
+        self._bytes = size
+        self._whole = memoryview(mmap(-1, self.count * size))
+        self.slots: tuple[SlotParts, ...] = tuple(
+            layout.parts(self.part(place, place + 1)) for place in range(self.count)
+        )
+
+    def part(self, first: int, last: int) -> memoryview:
+        """The slots from the place `first` on, before `last`."""
+        return self._whole[first * self._bytes : last * self._bytes]
+
+
+class _Buffers(threading.local):
+    """One thread's memory. Two runs, because what was read may leave anything behind a slot's
+    sealed bytes, and what is written must have zeros there."""
+
+    def __init__(self, layout: SlotLayout) -> None:
+        self.slot = memoryview(mmap(-1, layout.slot_bytes))
+        self.reading = SlotRun(layout)
+        self.writing = SlotRun(layout)
+
+
 class SlabFile:
     """One slab file. Reads and writes of slots in any thread; the rest by one thread at a time."""
 
@@ -54,7 +82,7 @@ class SlabFile:
         self._files = files
         self._path = path
         self.layout = layout
-        self._buffers = threading.local()
+        self._buffers = _Buffers(layout)
         self.generation = 0  # grows when a descriptor for writing is retired
         self._writing: _Descriptor | None = None
         self._reading: _Descriptor | None = None
@@ -64,13 +92,22 @@ class SlabFile:
             number = files.open(path, create=False, writable=False)
             self._reading = _Descriptor(files, number)
 
+    @property
+    def run_slots(self) -> int:
+        """How many slots are read or written at once at the most."""
+        return max(1, RUN_BYTES // self.layout.slot_bytes)
+
     def buffer(self) -> memoryview:
         """This thread's buffer of one slot, page-aligned; zeros after the sealed bytes."""
-        held: memoryview | None = getattr(self._buffers, "slot", None)
-        if held is None:
-            held = memoryview(mmap(-1, self.layout.slot_bytes))
-            self._buffers.slot = held
-        return held
+        return self._buffers.slot
+
+    def reading_run(self) -> SlotRun:
+        """This thread's memory for what is read; anything may lie behind the sealed bytes."""
+        return self._buffers.reading
+
+    def writing_run(self) -> SlotRun:
+        """This thread's memory for what is written; zeros after the sealed bytes."""
+        return self._buffers.writing
 
     def read(self, slot: int, buffer: memoryview, length: int) -> bool:
         """The first `length` bytes of a slot; False where the file ends before. Raises OSError."""
@@ -78,8 +115,13 @@ class SlabFile:
             wanted = buffer[:length]
             return read_all(self._files, descriptor, wanted, self.layout.offset(slot)) == length
 
+    def read_run(self, first: int, buffer: memoryview) -> int:
+        """Slots from `first` on; how many bytes, fewer where the file ends. Raises OSError."""
+        with self._entered(self._reading) as descriptor:
+            return read_all(self._files, descriptor, buffer, self.layout.offset(first))
+
     def write(self, slot: int, buffer: memoryview) -> None:
-        """A whole slot in one positional write. Raises OSError."""
+        """One or more whole slots, the first at `slot`, in one positional write. Raises OSError."""
         with self._entered(self._writing) as descriptor:
             write_all(self._files, descriptor, buffer, self.layout.offset(slot))
 

@@ -29,6 +29,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import islice
 
 from prefix_store.counters import Counters
 from prefix_store.gone import Gone
@@ -77,6 +78,7 @@ class Slots:
         self.high = 0  # slots of the file
         self.write = 0  # number of the last write
         self.degraded: str | None = None
+        self.closed = False  # nothing is found or taken any more
         self.free: set[int] = set()
         self.busy: set[int] = set()
         self.unclean: dict[int, list[Former]] = {}
@@ -93,19 +95,19 @@ class Slots:
 
     # What a put does.
 
-    def take(self) -> int | None:
-        """A slot to write, busy from here on, or None where there is no room, or the disk fails.
-        Call with `order` held."""
+    def take(self, count: int) -> list[int]:
+        """Up to `count` slots to write, ascending, busy from here on: fewer where the window ends,
+        none where there is no room, or the disk fails. Call with `order` held."""
         for _ in range(3):
             if self.degraded is not None:
-                return None
+                return []
             with self.lock:
-                slot = self._next()
-            if slot is not None:
-                return slot
+                taken = list(islice(iter(self._next, None), count))
+            if taken:
+                return sorted(taken)
             if not self.checkpoint():
-                return None
-        return None
+                return []
+        return []
 
     def _next(self) -> int | None:
         while self._window:
@@ -139,6 +141,12 @@ class Slots:
             self.counters.evicted_orphan += 1
         else:
             self.counters.evicted_space += 1
+
+    def note_use(self, entry: Entry, now: float) -> None:
+        """Count a use of a page. Call with `lock` held."""
+        entry.last_use = now
+        entry.uses += 1
+        self.used.add(entry.slot)
 
     def settle(self, entry: Entry) -> None:
         """A taken slot was written. Call with `lock` held."""

@@ -72,6 +72,7 @@ class FakeDisk:
         self.log: list[str] = []
         self.on_call: Callable[[int, str], None] | None = None
         self.on_write: Callable[[int, bytes], None] | None = None
+        self.on_read: Callable[[int, int], None] | None = None
         self.short_writes: random.Random | None = None
         self._open: dict[int, tuple[Inode, bool]] = {}
         self._failed: set[int] = set()
@@ -165,6 +166,8 @@ class FakeDisk:
         return len(self._open[descriptor][0].seen)
 
     def pread_into(self, descriptor: int, buffer: memoryview, offset: int) -> int:
+        if self.on_read is not None:
+            self.on_read(offset, len(buffer))
         self._call("pread")
         data = self._open[descriptor][0].seen[offset : offset + len(buffer)]
         buffer[: len(data)] = data

@@ -1,6 +1,7 @@
 """Pages to put, and checks that what comes back is one of them or nothing."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefix_store import MasterSecret, PageRead, PageShape, PageStore, PageWrite, Slab
@@ -44,6 +45,20 @@ def get(slab: Slab, number: int) -> bool:
     [hit] = slab.get([PageRead(name(number), tokens(number, slab.shape), into)])
     assert not hit or into == page(number, slab.shape), f"page {number} is another one"
     return hit
+
+
+def get_all(slab: Slab, numbers: Sequence[int]) -> list[bool]:
+    """As `get`, of all in one call."""
+    into = [bytearray(slab.shape.page_bytes) for _ in numbers]
+    hits = slab.get(
+        [
+            PageRead(name(number), tokens(number, slab.shape), buffer)
+            for number, buffer in zip(numbers, into, strict=True)
+        ]
+    )
+    for number, hit, buffer in zip(numbers, hits, into, strict=True):
+        assert not hit or buffer == page(number, slab.shape), f"page {number} is another one"
+    return hits
 
 
 def open_store(

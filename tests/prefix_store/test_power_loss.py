@@ -6,11 +6,12 @@ from collections import defaultdict
 import pytest
 
 from prefix_store import PageStore, Slab
-from prefix_store.layout import SLOT_MAGIC
+from prefix_store.layout import SLOT_MAGIC, SlotLayout
 from tests.prefix_store.fake_disk import SECTOR, Crash, FakeDisk, crash_at
-from tests.prefix_store.pages import SHAPE, get, name, open_store, write
+from tests.prefix_store.pages import SHAPE, get, get_all, name, open_store, write
 
 NUMBERS = 40
+SLOT_BYTES = SlotLayout(SHAPE).slot_bytes
 CAPACITY = 150_000  # 20 slots or so: everything moves all the time
 
 
@@ -28,11 +29,13 @@ class House:
         self._numbers = {name(number): number for number in range(NUMBERS)}
 
     def _see(self, offset: int, raw: bytes) -> None:
-        number = self._numbers.get(raw[68:100]) if raw[:8] == SLOT_MAGIC else None
-        if number is not None:
-            # What a header says is where this test believes it is, or it would see nothing.
-            pieces = [raw[at : at + SECTOR] for at in range(0, len(raw), SECTOR)]
-            self.sectors[number].update(piece for piece in pieces if any(piece))
+        for begin in range(0, len(raw), SLOT_BYTES):
+            slot = raw[begin : begin + SLOT_BYTES]
+            number = self._numbers.get(slot[68:100]) if slot[:8] == SLOT_MAGIC else None
+            if number is not None:
+                # What a header says is where this test believes it is, or it would see nothing.
+                pieces = [slot[at : at + SECTOR] for at in range(0, len(slot), SECTOR)]
+                self.sectors[number].update(piece for piece in pieces if any(piece))
 
     def open(self) -> None:
         self.store = open_store(self.disk, capacity_bytes=CAPACITY)
@@ -48,7 +51,8 @@ class House:
                 self.dropped.difference_update(numbers)
                 self.slab.put([write(number) for number in numbers])
             case "get":
-                get(self.slab, dice.randrange(NUMBERS))
+                first = dice.randrange(NUMBERS)
+                get_all(self.slab, range(first, min(NUMBERS, first + dice.randint(1, 6))))
             case "drop":
                 numbers = dice.sample(range(NUMBERS), dice.randint(1, 4))
                 self.slab.drop([name(number) for number in numbers])

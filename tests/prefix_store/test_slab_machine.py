@@ -13,6 +13,7 @@ from tests.prefix_store.pages import (
     SHAPE,
     folder_bytes,
     get,
+    get_all,
     name,
     parent,
     write,
@@ -88,6 +89,15 @@ class SlabMachine(RuleBasedStateMachine):
         assert get(self.slab, number) == expected
         self.hits += expected
         if expected:
+            self.last_use[number] = self.now
+
+    @rule(numbers=st.lists(pages, max_size=12))
+    def get_together(self, numbers: list[int]) -> None:
+        expected = [number in self.known for number in numbers]
+        self.gets += len(numbers)
+        assert get_all(self.slab, numbers) == expected
+        self.hits += sum(expected)
+        for number in self.known & set(numbers):
             self.last_use[number] = self.now
 
     @rule(numbers=st.lists(pages, max_size=6))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from prefix_store import Slab
+from prefix_store.layout import SlotLayout
+from prefix_store.slab_file import RUN_BYTES
 from tests.prefix_store.fake_disk import FakeDisk
 from tests.prefix_store.pages import SHAPE, get, name, open_store, write
 
@@ -67,14 +69,14 @@ def test_threads_that_put_get_and_drop(tmp_path: Path, capacity: int, seed: int)
 
 
 class Gate:
-    """Holds one write of a slot back until told."""
+    """Holds the write of the slots with page 1 back until told."""
 
     def __init__(self, disk: FakeDisk) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
         disk.on_write = self._hold
 
     def _hold(self, offset: int, raw: bytes) -> None:
-        if raw[68:100] == name(1) and not self.reached.is_set():
+        if name(1) in raw and not self.reached.is_set():
             self.reached.set()
             assert self.opened.wait(30)
 
@@ -82,30 +84,34 @@ class Gate:
 def test_a_drop_waits_for_the_put_in_flight_and_cancels_what_it_has_not_begun() -> None:
     disk = FakeDisk()
     slab = open_store(disk).slab(SHAPE)
+    run = RUN_BYTES // SlotLayout(SHAPE).slot_bytes
+    last = run + 4
+    assert slab.put([write(last)]) == [True]
     gate = Gate(disk)
     results: list[bool] = []
     putting = threading.Thread(
-        target=lambda: results.extend(slab.put([write(n) for n in range(4)]))
+        target=lambda: results.extend(slab.put([write(n) for n in range(last)]))
     )
-    dropping = threading.Thread(target=lambda: slab.drop([name(1), name(2)]))
+    dropping = threading.Thread(target=lambda: slab.drop([name(1), name(run + 2)]))
     putting.start()
     assert gate.reached.wait(30)
-    assert get(slab, 0), "reading goes on"
-    assert slab.put([write(1)]) == [False], "another put is just writing it"
+    assert get(slab, last), "reading goes on"
+    assert slab.put([write(1), write(run + 2)]) == [False, False], "another put is writing them"
     dropping.start()
-    while not _cancelled(slab):
+    while not _cancelled(slab, [1, run + 2]):
         pass
     assert dropping.is_alive()
     gate.opened.set()
     putting.join()
     dropping.join()
-    assert results == [True, False, False, True]
-    assert [get(slab, n) for n in range(4)] == [True, False, False, True]
+    there = [n not in (1, run + 2) for n in range(last)]
+    assert results == there
+    assert [get(slab, n) for n in range(last)] == there
     for part in disk.on_disk():
         assert name(1) not in part
-        assert name(2) not in part
+        assert name(run + 2) not in part
 
 
-def _cancelled(slab: Slab) -> bool:
-    tickets = slab._tickets  # pyright: ignore[reportPrivateUsage]
-    return all(tickets[name(n)].cancelled for n in (1, 2))
+def _cancelled(slab: Slab, numbers: list[int]) -> bool:
+    tickets = slab._writing.tickets  # pyright: ignore[reportPrivateUsage]
+    return all(tickets[name(n)].cancelled for n in numbers)
