@@ -100,7 +100,7 @@ class HostPages:
 
     def touch(self, names: Sequence[PageName]) -> None:
         """A request had these pages: their copies are as good as used."""
-        for name in reversed(names):
+        for name in names:
             slot = self._index.page(name)
             if slot is not None and self.pool.state(slot) is PageState.CACHED:
                 self._retain(slot)

@@ -376,7 +376,7 @@ class Scheduler:
         self.counts.failed_steps += 1
         if failure.fatal:
             return self.break_down(failure.reason)
-        if drafted or not plan.slices:
+        if drafted:
             return []
         smaller = failure.out_of_memory and self._pace.shrink(plan.token_count)
         suspect = self._suspects.on_probation

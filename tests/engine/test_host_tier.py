@@ -217,7 +217,7 @@ def test_a_failed_step_brings_nothing_and_accuses_nobody() -> None:
 
 def test_two_loads_for_few_slots_wait_for_each_other() -> None:
     depot = FakeDepot()
-    stepper = _house(6, depot=depot, tiers=TierLimits(move_pages=4))
+    stepper = _house(4, depot=depot, tiers=TierLimits(move_pages=4))
     other = tuple(range(50, 90))
     for tokens in (LONG, other):
         stepper.ask(ask(tokens, 1))
@@ -233,6 +233,69 @@ def test_two_loads_for_few_slots_wait_for_each_other() -> None:
     stepper.assert_right(*asked)
     assert set(kept.values()) == {10}, "nothing made room in host memory before it had a copy"
     assert [one.heard[0].receipts[0].disk for one in asked] == [39, 39]
+
+
+def test_who_finds_no_slot_at_all_is_computed_at_once() -> None:
+    """Nobody waits for the I/O threads to be done with others' pages."""
+    depot = FakeDepot()
+    stepper = _house(4, depot=depot)
+    stepper.ask(ask(LONG, 1))
+    stepper.run_all()
+    stepper.house.blocks.flush()
+    stepper.house.host.flush()
+    stepper.ask(ask(tuple(range(50, 67)), 1))
+    while stepper.plan() is not None or stepper.commit():
+        pass
+    stepper.order()
+    assert stepper.house.host.available == 0, "all slots are being copied down"
+    stepper.ask(ask(LONG, 1))
+    plan = stepper.plan()
+    assert plan is not None
+    assert plan.slices
+    stepper.run_all()
+    stepper.assert_right()
+
+
+def test_a_failed_save_is_no_copy() -> None:
+    stepper = _house()
+
+    def fail(plan: StepPlan) -> None:
+        if plan.moves.saves:
+            raise InjectedFault("a copy that fails")
+
+    stepper.house.runner.before_step = fail
+    asked = stepper.ask(ask(LONG, 1))
+    stepper.run_all()
+    stepper.assert_right(asked)
+    assert _pictures(stepper).free == 64
+    stepper.house.runner.before_step = lambda plan: None
+    assert _receipt(stepper, (*LONG, 9)).device == 40
+    assert _pictures(stepper).saved_total == 10, "wanted again by who has it again"
+
+
+def test_moves_that_fail_convict_nobody_who_is_on_probation() -> None:
+    stepper = _left_over(depot=FakeDepot())
+    stepper.house.host.flush()
+    failed: list[int] = []
+
+    def fail(plan: StepPlan) -> None:
+        if plan.moves.promotions or not failed:
+            failed.append(plan.number)
+            raise InjectedFault("a step that fails")
+
+    stepper.house.runner.before_step = fail
+    suspect = stepper.ask(ask((90, 91, 92), 6))
+    stepper.plan()
+    waiting = stepper.ask(ask(LONG, 2))
+    stepper.plan()
+    stepper.order()
+    stepper.move()
+    stepper.commit()
+    stepper.deliver()
+    stepper.run_all()
+    stepper.assert_right(suspect, waiting)
+    assert len(failed) > 1
+    assert stepper.scheduler.statistics().quarantined == 0
 
 
 def test_host_memory_goes_on_where_the_write_budget_is_spent() -> None:

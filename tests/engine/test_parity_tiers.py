@@ -1,7 +1,7 @@
 """Pages that were on disk against the plain model: same logits, same greedy tokens.
 
 A real model, a real page store, a pool so small that pages go down and come back all the time,
-straight or by way of a host memory that is smaller still;
+straight or by way of host memory;
 then the same prompts after the store was closed and opened again, and after a kill, whose files are
 those of a moment at which nobody had finished anything.
 """
@@ -48,7 +48,7 @@ def _opened(place: Path, model: LoadedModel) -> tuple[PageStore, Slab]:
     return store, store.slab(shape)
 
 
-@pytest.mark.parametrize("slots", [0, 9], ids=["disk", "host"])
+@pytest.mark.parametrize("slots", [0, 40], ids=["disk", "host"])
 @pytest.mark.parametrize(("page_size", "pages"), [(8, 28), (16, 14), (64, 7)])
 def test_what_comes_from_below_is_what_the_plain_model_computes(
     folder: Path, tmp_path: Path, page_size: int, pages: int, slots: int
