@@ -33,7 +33,8 @@ from tests.wiring.server import Revived, reviving
 
 CHATS = 4
 CHATS_LONG = 32
-SMALL_POOL = ["--kv-memory", "2MiB"]  # 409 tokens: a conversation or two
+SMALL_POOL = "2MiB"  # 409 tokens: a conversation or two
+SMALL_POOL_LONG = "3MiB"  # some of the larger set's conversations are longer
 END_SECONDS_MAX = 60.0
 
 
@@ -50,6 +51,7 @@ class Journey:
     revived: Revived
     chats: Sequence[Chat]
     page_size: int
+    small_pool: tuple[str, ...]
     told: Sequence[Told] = ()
 
     def client(self) -> httpx.AsyncClient:
@@ -114,11 +116,11 @@ class Journey:
         assert pages == loaded[1] - loaded[0], "receipts say what was loaded"
 
 
-async def through_every_tier(folder: Path, *, chats: int, page_size: int) -> Journey:
-    """The whole journey, checked at each place; the last server, with a small pool, runs on."""
+async def through_every_tier(folder: Path, *, chats: int, page_size: int, small_pool: str) -> None:
+    """The whole journey, checked at each place. small_pool: what `--kv-memory` says at its end."""
     options = ["--dtype", "float32", "--page-size", str(page_size)]
     with reviving(folder, options) as revived:
-        journey = Journey(revived, recall_set(chats), page_size)
+        journey = Journey(revived, recall_set(chats), page_size, ("--kv-memory", small_pool))
         await revived.ready()
         async with journey.client() as client:
             await journey.compute(client)
@@ -136,14 +138,13 @@ async def through_every_tier(folder: Path, *, chats: int, page_size: int) -> Jou
         async with journey.client() as client:
             await journey.from_disk(client)
             await all_kept(client)
-        await journey.restart(*SMALL_POOL, kill=True)
+        await journey.restart(*journey.small_pool, kill=True)
         async with journey.client() as client:
             await journey.from_disk(client)
             await everything_moves(journey, client)
             if chats == CHATS_LONG:
                 await killed_while_everything_moves(journey, client)
     assert "Traceback" not in revived.logs()
-    return journey
 
 
 async def everything_moves(journey: Journey, client: httpx.AsyncClient) -> None:
@@ -182,7 +183,7 @@ async def killed_while_everything_moves(journey: Journey, client: httpx.AsyncCli
     journey.revived.kill()
     with pytest.raises(httpx.TransportError):
         await talking
-    journey.revived.spawn(*SMALL_POOL)
+    journey.revived.spawn(*journey.small_pool)
     await journey.revived.ready()
     async with journey.client() as again:
         answers = await journey.once_more(again)
@@ -191,10 +192,12 @@ async def killed_while_everything_moves(journey: Journey, client: httpx.AsyncCli
 
 
 async def test_the_recall_set_is_the_same_from_every_tier(tmp_path: Path) -> None:
-    await through_every_tier(tmp_path, chats=CHATS, page_size=16)
+    await through_every_tier(tmp_path, chats=CHATS, page_size=16, small_pool=SMALL_POOL)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("page_size", [8, 16, 64])
 async def test_a_large_recall_set_with_pages_of_other_sizes(tmp_path: Path, page_size: int) -> None:
-    await through_every_tier(tmp_path, chats=CHATS_LONG, page_size=page_size)
+    await through_every_tier(
+        tmp_path, chats=CHATS_LONG, page_size=page_size, small_pool=SMALL_POOL_LONG
+    )
