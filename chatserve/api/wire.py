@@ -57,6 +57,8 @@ def particulars(results: Sequence[Done]) -> JsonObject:
     }
     saved = [result.receipt.saved for result in results if result.receipt.saved is not None]
     receipt["saved"] = round(sum(saved), 6) if saved else None
+    misses = [result.receipt.miss for result in results if result.receipt.miss is not None]
+    receipt["miss"] = misses[0].as_mapping() if misses else None
     firsts = [r.timings.to_first_token for r in results if r.timings.to_first_token is not None]
     return {
         "receipt": receipt,

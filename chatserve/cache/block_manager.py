@@ -32,6 +32,7 @@ from collections.abc import Callable, Collection, Sequence
 from chatserve.cache.below import Below
 from chatserve.cache.claims import Claims
 from chatserve.cache.forgetting import Forgetting
+from chatserve.cache.misses import Misses
 from chatserve.cache.page_pool import NAMED, PageId, PagePool, PageState
 from chatserve.cache.page_table import PageCopy, PageTable
 from chatserve.cache.prefix_index import PrefixIndex
@@ -64,6 +65,7 @@ class BlockManager:
         self._caching = caching
         self._index = order()
         self.forgetting = Forgetting(self.pool, self._index, self.transit, self.claims)
+        self.misses = Misses(self._index)
         self._counts = CacheCounts()
 
     # What there is -------------------------------------------------------------------------
@@ -129,10 +131,12 @@ class BlockManager:
         self.transit.count_on(before.transit)
         self.forgetting.count_on(before.forgetting)
 
-    def count_query(self, prompt_tokens: int, hit_tokens: int) -> None:
-        """Book one request's look-up, in tokens."""
+    def account(self, names: Sequence[PageName], *, prompt_tokens: int, hit_tokens: int) -> None:
+        """Book one request's look-up, which found these pages: their copies are as good as used."""
         self._counts.query_tokens += prompt_tokens
         self._counts.hit_tokens += hit_tokens
+        if self._below is not None and names:
+            self._below.touch(names)
 
     def shortage(self, table: PageTable, start: int, end: int) -> int:
         """How many pages too few there are for `reserve` with these positions; 0 or less: none."""
@@ -189,7 +193,7 @@ class BlockManager:
         """A second table over the same pages, the partial one included."""
         for page in table.pages:
             self._retain(page)
-        return PageTable(table.pages[:], table.names[:], table.tenant)
+        return table.twin()
 
     def seal(
         self,
@@ -227,8 +231,7 @@ class BlockManager:
         else:
             self.pool.seal(page)
             self.forgetting.settled(page)
-            parent, tenant = table.last_name, table.tenant
-            self._index.add(page, name, parent, tokens, drafted=drafting, tenant=tenant)
+            self._index.add(page, name, table.last_name, tokens, table.space, drafted=drafting)
             self._counts.sealed += 1
             self._counts.draft_sealed += drafting
             if not drafting:
@@ -309,7 +312,7 @@ class BlockManager:
         if not self._make_room(len(names)):
             return None
         above = len(table)
-        taken = PageTable(table.pages, table.names, table.tenant)
+        taken = PageTable(table.pages, table.names, table.space)
         table.pages, table.names = table.pages[:0], []
         taken.pages.extend(self.pool.load() for _ in range(len(names)))
         wanted = tuple(names)
@@ -346,9 +349,7 @@ class BlockManager:
                     self._counts.draft_adopted += self._index.keep(twin)
             else:
                 self.pool.loaded(page)
-                self._index.add(
-                    page, name, parent, tokens, drafted=load.drafting, tenant=table.tenant
-                )
+                self._index.add(page, name, parent, tokens, table.space, drafted=load.drafting)
                 kept.append(page)
                 woken += self.claims.sealed(name)
             parent = name
@@ -376,11 +377,6 @@ class BlockManager:
         self.transit.end_keep(keeps, sum(stored))
         for page in keeps.held:
             self._release_page(page, 0)
-
-    def touch_below(self, names: Sequence[PageName]) -> None:
-        """A request had these pages on the device: their copies are as good as used."""
-        if self._below is not None and names:
-            self._below.touch(names)
 
     # Looking at it -------------------------------------------------------------------------
 
@@ -454,7 +450,7 @@ class BlockManager:
         """Before the page is appended to the table's names: its copy below, if it has none."""
         if self._below is not None and not self._below.contains(name):
             position = len(table.names)
-            self.transit.want(Keep(page, name, table.last_name, position, tokens, table.tenant))
+            self.transit.want(Keep(page, name, table.last_name, position, tokens, table.space))
 
     def _hold_chain(self, held: dict[PageId, None], page: PageId) -> None:
         """Retain a named page and all before it, those that are held already left out."""

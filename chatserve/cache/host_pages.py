@@ -152,7 +152,7 @@ class HostPages:
             return False
         self.pool.loaded(slot)
         parent = keep.parent if keep.parent and self._index.holds(keep.parent) else None
-        self._index.add(slot, keep.name, parent, keep.tokens, tenant=keep.tenant)
+        self._index.add(slot, keep.name, parent, keep.tokens, keep.space)
         if checksum is not None:
             self._checksums[slot] = checksum
             self._saved += 1

@@ -10,6 +10,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from chatserve.cache.page_pool import PageId
+from chatserve.cache.prefix_index import NOWHERE, Namespace
 from prefix_store.names import PageName
 
 
@@ -23,11 +24,15 @@ class PageCopy:
 
 @dataclass(slots=True)
 class PageTable:
-    """Page ids (int32), and the names of the sealed ones. tenant: in whose share they count."""
+    """Page ids (int32), and the names of the sealed ones. space: whose they are."""
 
     pages: "array[int]" = field(default_factory=lambda: array("i"))
     names: list[PageName] = field(default_factory=list[PageName])
-    tenant: str = ""
+    space: Namespace = NOWHERE
+
+    def twin(self) -> "PageTable":
+        """Another one with the same pages."""
+        return PageTable(self.pages[:], self.names[:], self.space)
 
     def __len__(self) -> int:
         return len(self.pages)

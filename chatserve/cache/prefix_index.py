@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from chatserve.cache.eviction import DEFAULT_POLICY, EvictionPolicy, PageUse, UseMemory
 from chatserve.cache.eviction_order import EvictionOrder, Tenant
@@ -28,7 +29,18 @@ from prefix_store.names import PageName
 
 REMEMBERED_SLOTS = 65_536  # uses of pages that are gone: 256 KiB
 TOKEN_BYTES = 4  # token ids are int32
-NOBODY: Tenant = ""  # the tenant of pages that were named without one
+LIKE_MOST = 32  # pages that are compared to say where a prompt first differs
+
+
+class Namespace(NamedTuple):
+    """Whose pages they are: the tenant in whose share they count, and what stands above the first
+    page of each chain."""
+
+    tenant: Tenant = ""
+    root: bytes = b""
+
+
+NOWHERE = Namespace()
 
 
 @dataclass(slots=True)
@@ -46,6 +58,10 @@ class _Entry:
     seconds: float = 0.0
     idle: bool = False  # nobody owns the page: it may be evicted once it has no children
     drafted: bool = False  # computed ahead, and no request has adopted it
+    root: bytes = b""  # of a namespace's first page: what stands above it
+    child: "_Entry | None" = None  # the last named of those that continue it
+    older: "_Entry | None" = None  # beside it, under the same parent
+    newer: "_Entry | None" = None
 
     @property
     def evictable(self) -> bool:
@@ -71,6 +87,7 @@ class PrefixIndex:
         self._order = EvictionOrder(shares=shares, clock=clock)
         self._clock = clock
         self._gone = UseMemory(remembered)
+        self._firsts: dict[bytes, _Entry] = {}  # by root, the last named
         self._tick = 0
         self._drafted = 0
 
@@ -116,14 +133,11 @@ class PrefixIndex:
         name: PageName,
         parent: PageName | None,
         tokens: bytes,
+        space: Namespace = NOWHERE,
         *,
         drafted: bool = False,
-        tenant: Tenant = NOBODY,
     ) -> None:
-        """Name an owned page. Its parent is resident, or None for a namespace's first page.
-
-        tenant: whose share the page counts in.
-        """
+        """Name an owned page. Its parent is resident, or None for a namespace's first page."""
         assert name not in self._by_name, "two pages of one name"
         assert page not in self._by_page, "two names for one page"
         run = len(tokens) // TOKEN_BYTES
@@ -140,16 +154,18 @@ class PrefixIndex:
             name=name,
             parent=parent,
             tokens=tokens,
-            tenant=tenant,
+            tenant=space.tenant,
             sealed=self._tick,
             run=run,
             uses=self._gone.recall(name) + (not drafted),
             drafted=drafted,
+            root=space.root,
         )
+        self._link(entry)
         self._drafted += drafted
         self._by_name[name] = entry
         self._by_page[page] = entry
-        self._order.enter(tenant)
+        self._order.enter(space.tenant)
 
     def remove(self, page: PageId) -> None:
         """Forget a page's name. It has no resident children."""
@@ -159,6 +175,7 @@ class PrefixIndex:
         self._drafted -= entry.drafted
         self._order.leave(page, entry.tenant)
         self._gone.remember(entry.name, entry.uses)
+        self._unlink(entry)
         if entry.parent is not None:
             above = self._by_name[entry.parent]
             above.children -= 1
@@ -188,6 +205,24 @@ class PrefixIndex:
     def has_children(self, page: PageId) -> bool:
         """Whether a named page has resident children."""
         return self._by_page[page].children > 0
+
+    def was_here(self, name: PageName) -> bool:
+        """Whether a page of this name was resident and went, as far as that is remembered."""
+        return self._gone.recall(name) > 0
+
+    def likeness(self, parent: PageName | None, space: Namespace, tokens: bytes) -> int:
+        """With how many of these tokens (int32 bytes) the tenant's resident pages begin that follow
+        the same parent (for None: the same root). Looks at the last of them."""
+        above = None if parent is None else self._by_name.get(parent)
+        entry = self._firsts.get(space.root) if parent is None else above and above.child
+        most = 0
+        for _ in range(LIKE_MOST):
+            if entry is None:
+                break
+            if entry.tenant == space.tenant:
+                most = max(most, _common(entry.tokens, tokens))
+            entry = entry.older
+        return most
 
     def set_idle(self, page: PageId) -> None:
         """The page has no owner any more; this is its last use so far."""
@@ -242,6 +277,7 @@ class PrefixIndex:
         for name, entry in self._by_name.items():
             assert entry.name == name
             assert self._by_page[entry.page] is entry
+            self._check_links(entry)
             tenants[entry.tenant] = tenants.get(entry.tenant, 0) + 1
             if entry.parent is not None:
                 assert entry.parent in self._by_name, "an orphan"
@@ -261,6 +297,44 @@ class PrefixIndex:
         """All named pages. For tests and for pictures of the cache."""
         return {page: entry.name for page, entry in self._by_page.items()}
 
+    def _first(self, entry: _Entry) -> _Entry | None:
+        """The last named of those under the entry's parent."""
+        if entry.parent is None:
+            return self._firsts.get(entry.root)
+        return self._by_name[entry.parent].child
+
+    def _set_first(self, entry: _Entry, first: _Entry | None) -> None:
+        if entry.parent is not None:
+            self._by_name[entry.parent].child = first
+        elif first is None:
+            del self._firsts[entry.root]
+        else:
+            self._firsts[entry.root] = first
+
+    def _link(self, entry: _Entry) -> None:
+        entry.older = self._first(entry)
+        if entry.older is not None:
+            entry.older.newer = entry
+        self._set_first(entry, entry)
+
+    def _unlink(self, entry: _Entry) -> None:
+        if entry.newer is None:
+            self._set_first(entry, entry.older)
+        else:
+            entry.newer.older = entry.older
+        if entry.older is not None:
+            entry.older.newer = entry.newer
+        entry.older = entry.newer = None
+
+    def _check_links(self, entry: _Entry) -> None:
+        assert (entry.newer is None) == (self._first(entry) is entry), "beside nobody"
+        assert entry.newer is None or entry.newer.older is entry
+        assert entry.older is None or entry.older.newer is entry
+        beside = entry.older
+        assert beside is None or beside.parent == entry.parent, "beside a stranger"
+        if beside is not None and entry.parent is None:
+            assert beside.root == entry.root, "beside a stranger's first page"
+
     def _offer(self, leaf: _Entry) -> None:
         """The leaf may go, in the place that the policy gives it."""
         use = PageUse(leaf.sealed, leaf.used, leaf.seconds, leaf.uses, leaf.run)
@@ -271,3 +345,12 @@ class PrefixIndex:
             tenant=leaf.tenant,
             early=leaf.drafted,
         )
+
+
+def _common(first: bytes, second: bytes) -> int:
+    """How many token ids both begin with."""
+    different = int.from_bytes(first, "little") ^ int.from_bytes(second, "little")
+    if not different:
+        return min(len(first), len(second)) // TOKEN_BYTES
+    lowest_bit = (different & -different).bit_length() - 1
+    return lowest_bit // (8 * TOKEN_BYTES)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from chatserve.cache.page_pool import PageId
 from chatserve.cache.page_table import PageTable
+from chatserve.cache.prefix_index import NOWHERE, Namespace
 from prefix_store.names import PageName
 
 
@@ -24,7 +25,7 @@ from prefix_store.names import PageName
 class Keep:
     """A sealed page to be copied below. position: its index in its chain; tokens: int32 bytes.
 
-    tenant: in whose share it counts. checksum: of its bytes, where one was taken; a copy is made of
+    space: whose it is. checksum: of its bytes, where one was taken; a copy is made of
     those bytes alone.
     """
 
@@ -33,7 +34,7 @@ class Keep:
     parent: PageName | None
     position: int
     tokens: bytes
-    tenant: str = ""
+    space: Namespace = NOWHERE
     checksum: int | None = None
 
 

@@ -24,6 +24,7 @@ from chatserve.client.reply import LEAF, Leaf, Reply
 from chatserve.client.values import (
     Conversation,
     Final,
+    Miss,
     OpenReply,
     Receipt,
     ReplyEvent,
@@ -47,6 +48,7 @@ __all__ = [
     "Conversation",
     "Final",
     "Leaf",
+    "Miss",
     "OpenReply",
     "Receipt",
     "Refused",

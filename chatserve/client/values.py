@@ -36,8 +36,18 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Miss:
+    """Why not the whole prompt was found. position: of the first token that differs from what the
+    server had; reason: new, evicted or quicker (to compute than to load)."""
+
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Where the prompt's tokens came from. left_out: turns that did not fit into the context."""
+    """Where the prompt's tokens came from. left_out: turns that did not fit into the context.
+    saved: seconds, None where the server has not measured yet. miss: None where all was found."""
 
     device: int = 0
     host: int = 0
@@ -45,6 +55,8 @@ class Receipt:
     remote: int = 0
     computed: int = 0
     left_out: int = 0
+    saved: float | None = None
+    miss: Miss | None = None
 
     @property
     def cached(self) -> int:

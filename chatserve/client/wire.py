@@ -8,13 +8,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from dataclasses import fields as fields_of
 from typing import TypeVar, cast
 
 from chatserve.client.errors import BrokenProtocol, Refused, status_of
 from chatserve.client.values import (
     Conversation,
     Final,
+    Miss,
     OpenReply,
     Receipt,
     ReplyProgress,
@@ -117,11 +117,29 @@ def final_of(fields: JsonObject) -> Final:
             total_tokens=_count(usage, "total_tokens"),
             cached_tokens=_count(details, "cached_tokens"),
         ),
-        receipt=Receipt(**{each.name: _count(receipt, each.name) for each in fields_of(Receipt)}),
+        receipt=_receipt(receipt),
         timings=Timings(
             to_first_token=float(first) if isinstance(first, int | float) else None,
             total=number(timings, "total") if "total" in timings else 0.0,
         ),
+    )
+
+
+def _receipt(fields: JsonObject) -> Receipt:
+    saved, told = fields.get("saved"), _within(fields, "miss")
+    position, reason = told.get("position"), told.get("reason")
+    miss = None
+    if isinstance(position, int) and isinstance(reason, str):
+        miss = Miss(position=position, reason=reason)
+    return Receipt(
+        device=_count(fields, "device"),
+        host=_count(fields, "host"),
+        disk=_count(fields, "disk"),
+        remote=_count(fields, "remote"),
+        computed=_count(fields, "computed"),
+        left_out=_count(fields, "left_out"),
+        saved=float(saved) if isinstance(saved, int | float) else None,
+        miss=miss,
     )
 
 

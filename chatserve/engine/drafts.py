@@ -101,7 +101,7 @@ class Drafts:
         self.withdraw(key, keep_place=True)
         taken = bool(prepared.names) and self._roster.blocks.caching
         if taken and (key in self._lines or len(self._lines) < self._limits.lines_max):
-            table = PageTable(tenant=prepared.request.tenant)
+            table = PageTable(space=prepared.space)
             self._lines[key] = _Line(key, prepared, table)
             return True
         self._lines.pop(key, None)

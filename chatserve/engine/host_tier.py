@@ -48,7 +48,7 @@ class _Lift:
         """What a slot of its page `index` is called. Its page is nobody's yet."""
         load, at = self.load, self.load.above + index
         above = self.load.table.last_name if index == 0 else load.names[index - 1]
-        return Keep(0, load.names[index], above, at, self.tokens(index), load.table.tenant)
+        return Keep(0, load.names[index], above, at, self.tokens(index), load.table.space)
 
     def tokens(self, index: int) -> bytes:
         """Token ids of its page `index`, int32 bytes."""
@@ -162,7 +162,7 @@ class HostTier:
         names = lift.load.names[first : first + len(slots)]
         fetch = Load(
             holder=self._new_id(),
-            table=PageTable(array("i", slots), [], lift.load.table.tenant),
+            table=PageTable(array("i", slots), [], lift.load.table.space),
             above=0,
             names=names,
             tokens=b"".join(lift.tokens(first + index) for index in range(len(slots))),

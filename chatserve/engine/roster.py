@@ -106,7 +106,7 @@ class Roster:
             arrived_at=self._clock(),
             tokens=array("i", request.tokens),
             names=list(prepared.names),
-            table=PageTable(tenant=request.tenant),
+            table=PageTable(space=prepared.space),
             unforked=tuple(range(1, request.samples)),
             priority=request.priority,
         )
@@ -252,7 +252,7 @@ class Roster:
                 del self._sequences[sequence.id]
                 continue
             sequence.incarnation += 1
-            sequence.table = PageTable(tenant=sequence.request.tenant)
+            sequence.table = PageTable(space=sequence.prepared.space)
             del sequence.tokens[len(sequence.request.tokens) + sequence.emitted :]
             sequence.names = list(sequence.prepared.names)
             self._rest(sequence)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from chatserve.cache.page_table import PageTable
+from chatserve.cache.prefix_index import Namespace
 from chatserve.engine.values import Emission, FinishReason, Receipt, Request, TokenLogprobs
 from chatserve.errors import ChatserveError
 from prefix_store.names import PageName, PublicNames, Root
@@ -48,6 +49,11 @@ class PreparedRequest:
     names: tuple[PageName, ...]
     digest: bytes
     public: PublicNames | None = None
+
+    @property
+    def space(self) -> Namespace:
+        """Whose pages it finds, those of public prompts apart."""
+        return Namespace(self.request.tenant, self.root)
 
     @property
     def public_pages(self) -> int:

@@ -26,7 +26,7 @@ from chatserve.engine.sequence import Sequence as Row
 from chatserve.engine.statistics import TierStatistics
 from chatserve.engine.traffic import Delivery, Job
 from chatserve.engine.values import Receipt
-from prefix_store.names import PageName
+from prefix_store.names import PageName, token_bytes
 
 LOADS_MAX = 2  # of one sequence; what is evicted again before its turn comes is then computed
 STALE_SECONDS = 60.0  # a rate measured so long ago says nothing: the next load measures it again
@@ -308,11 +308,21 @@ class Tiers:
         disk = min(hit - host, blocks.page_size * (len(hosted) - sum(hosted)))
         rate = self._compute_rate.seconds
         saved = None if rate is None else max(0.0, rate * hit - sequence.loading_seconds)
+        miss = None
+        if matched < len(sequence.names) and blocks.caching:
+            size = blocks.page_size
+            page = token_bytes(sequence.request.tokens[size * matched : size * (matched + 1)])
+            below = blocks.below(sequence.names[: matched + 1], matched) > 0
+            miss = blocks.misses.explain(sequence.table, sequence.names, page, is_below=below)
         sequence.receipt = Receipt(
-            device=hit - host - disk, host=host, disk=disk, computed=prompt - hit, saved=saved
+            device=hit - host - disk,
+            host=host,
+            disk=disk,
+            computed=prompt - hit,
+            saved=saved,
+            miss=miss,
         )
-        blocks.count_query(prompt, hit)
-        blocks.touch_below(sequence.names[:matched])
+        blocks.account(sequence.names[:matched], prompt_tokens=prompt, hit_tokens=hit)
 
     def forget(self, names: Collection[PageName]) -> None:
         """Nobody finds these in host memory any more."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from chatserve.cache.misses import Miss
 from chatserve.errors import ChatserveError
 
 LOCAL_TENANT = "local"
@@ -96,7 +97,8 @@ class Receipt:
 
     For a full hit the one recomputed position counts as computed. saved: seconds that computing
     what was found would have taken, by what was measured lately, less those that loading it took;
-    None where nothing was measured yet.
+    None where nothing was measured yet. miss: why the first whole page that was not found was not;
+    None where all were.
     """
 
     device: int = 0
@@ -104,6 +106,7 @@ class Receipt:
     disk: int = 0
     computed: int = 0
     saved: float | None = None
+    miss: Miss | None = None
 
     @property
     def cached(self) -> int:

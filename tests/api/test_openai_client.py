@@ -39,7 +39,14 @@ async def test_async_client_gets_a_whole_answer(served: Site) -> None:
     assert answer.usage.prompt_tokens_details.cached_tokens == 6
     assert answer.model_extra == {
         "chatserve": {
-            "receipt": {"device": 6, "disk": 0, "computed": 4, "saved": None},
+            "receipt": {
+                "device": 6,
+                "host": 0,
+                "disk": 0,
+                "computed": 4,
+                "saved": None,
+                "miss": None,
+            },
             "timings": {"to_first_token": 0.25, "total": 1.25},
         }
     }

@@ -59,7 +59,7 @@ async def test_usage_comes_last_and_only_when_asked_for() -> None:
     last = orjson.loads(asked.content.split(b"\n\n")[-3].removeprefix(b"data: "))
     assert last["choices"] == []
     assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 6}
-    expected = {"device": 6, "disk": 0, "computed": 4, "saved": None}
+    expected = {"device": 6, "host": 0, "disk": 0, "computed": 4, "saved": None, "miss": None}
     assert last["chatserve"]["receipt"] == expected
 
 

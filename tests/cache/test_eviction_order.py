@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 
 from chatserve.cache.eviction import POLICIES, PageUse
 from chatserve.cache.eviction_order import EvictionOrder
-from chatserve.cache.prefix_index import PrefixIndex
+from chatserve.cache.prefix_index import Namespace, PrefixIndex
 
 TENANTS = ("", "amber", "birch")
 TEXT = b"\x01\x00\x00\x00" * 400
@@ -107,7 +107,7 @@ class IndexMachine(RuleBasedStateMachine):
                 self.pages[prefix] = Page(prefix, tenant, self.tick, run, uses, drafted)
                 parent = self.name(prefix[:-1]) if above is not None else None
                 self.index.add(
-                    number, self.name(prefix), parent, TEXT, drafted=drafted, tenant=tenant
+                    number, self.name(prefix), parent, TEXT, Namespace(tenant), drafted=drafted
                 )
             else:
                 if page.idle:

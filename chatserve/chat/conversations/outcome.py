@@ -60,6 +60,7 @@ def done(
             "disk": disk,
             "computed": 0 if receipt is None else prompt_tokens - cached,
             "saved": None if found.saved is None else round(found.saved, 6),
+            "miss": None if found.miss is None else found.miss.as_mapping(),
             "left_out": 0 if prompt is None else prompt.left_out,
         },
         "timings": {
