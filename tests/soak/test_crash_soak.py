@@ -30,4 +30,4 @@ async def test_a_hundred_kills_under_load_lose_and_double_nothing(tmp_path: Path
     places = [place for place, count in KILLS.items() for _ in range(count)]
     assert len(places) >= 100
     seed = int(os.environ.get(SEED, random.SystemRandom().randrange(1 << 32)))
-    await kill_and_check(tmp_path, places, seed=seed, chatters=CHATTERS)
+    await kill_and_check(tmp_path, places, seed=seed, chatters=CHATTERS, fresh=True)

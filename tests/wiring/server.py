@@ -2,6 +2,11 @@
 
 `running` is one process, ended with SIGTERM. `reviving` is one data folder and one port whose
 process may be killed and started again, as often as a test likes; what it leaves is ended.
+`completed` is a process that is expected to end by itself.
+
+Processes come from the fork server (tests/fork_server.py), which has imported what they need.
+`fresh` is for tests of what comes before or after: the imports and how long they take, the seed of
+hash(), the end of the interpreter. Then it is `python -m chatserve`, executed.
 """
 
 import asyncio
@@ -12,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,15 +26,19 @@ from pathlib import Path
 
 import httpx
 
+from tests.fork_server import ForkedProcess, can_fork, fork_server
+
 START_SECONDS_MAX = 120.0
 MODEL = "chatserve-demonstration"
+
+Process = subprocess.Popen[str] | ForkedProcess
 
 
 @dataclass
 class Server:
     """One process; `figures` reads its counters."""
 
-    process: "subprocess.Popen[str]"
+    process: Process
     url: str
     key: str | None = None
     log: Path = field(default_factory=Path)
@@ -67,27 +77,58 @@ class Server:
 
 @contextmanager
 def launched(
-    folder: Path, options: Sequence[str] = ()
-) -> Generator[tuple["subprocess.Popen[str]", str]]:
+    folder: Path, options: Sequence[str] = (), *, fresh: bool = False
+) -> Generator[tuple[Process, str]]:
     """Start `chatserve serve` and end it with SIGTERM. Gives the process, and its URL if the
     options name a port."""
     port = options[options.index("--port") + 1]
-    process = _spawned(folder / "data", options, folder / "server.log")
+    process = _spawned(folder / "data", options, folder / "server.log", fresh=fresh)
     try:
         yield process, f"http://127.0.0.1:{port}"
     finally:
         _end(process)
 
 
-def _spawned(data: Path, options: Sequence[str], log: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "chatserve", "serve", *options, "--data-dir", str(data)]
+def _spawned(data: Path, options: Sequence[str], log: Path, *, fresh: bool) -> Process:
     with log.open("w") as file:
-        return subprocess.Popen(
-            command, stderr=file, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )
+        words = ["serve", *options, "--data-dir", str(data)]
+        return _started(words, stderr=file.fileno(), fresh=fresh)
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
+def _started(
+    words: Sequence[str], *, stdout: int | None = None, stderr: int, fresh: bool
+) -> Process:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    if not fresh and can_fork():
+        return fork_server().start(words, environment, stdout=stdout, stderr=stderr)
+    return subprocess.Popen(
+        [sys.executable, "-m", "chatserve", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        env=environment,
+    )
+
+
+def completed(
+    *words: str, seconds_max: float = 60.0, fresh: bool = False
+) -> "subprocess.CompletedProcess[str]":
+    """`chatserve WORDS`, its status and all that it wrote. Raises TimeoutExpired where it has not
+    ended by then; it is killed."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = _started(words, stdout=out.fileno(), stderr=errors.fileno(), fresh=fresh)
+        try:
+            status = process.wait(seconds_max)
+        finally:
+            process.kill()
+            process.wait()
+        out.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(words, status, out.read(), errors.read())
+
+
+def _end(process: Process) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -99,33 +140,34 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 @contextmanager
 def running(
-    folder: Path, options: Sequence[str] = (), *, key: str | None = None
+    folder: Path, options: Sequence[str] = (), *, key: str | None = None, fresh: bool = False
 ) -> Generator[Server]:
     """`launched` on a free port, and ready."""
     log = folder / "server.log"
-    with launched(folder, ["--port", "0", *options]) as (process, _):
+    with launched(folder, ["--port", "0", *options], fresh=fresh) as (process, _):
         yield Server(process, _wait_until_ready(process, log), key, log)
 
 
 class Revived:
     """One data folder and one port; `server` is the process that has them now, or had them last.
 
-    Each start has a log of its own: `server-1.log`, `server-2.log`, …
+    Each start has a log of its own: `server-1.log`, `server-2.log`, … fresh: of the next start.
     """
 
-    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+    def __init__(self, folder: Path, options: Sequence[str], *, fresh: bool = False) -> None:
         self.folder = folder
         self.data = folder / "data"
         self.port = free_port()
         self.starts = 0
         self._options = ["--port", str(self.port), *options]
+        self.fresh = fresh
         self.spawn()
 
     def spawn(self, *more: str) -> None:
         """Start a process; it is not ready yet. more: options of this start alone."""
         self.starts += 1
         log = self.folder / f"server-{self.starts}.log"
-        process = _spawned(self.data, [*self._options, *more], log)
+        process = _spawned(self.data, [*self._options, *more], log, fresh=self.fresh)
         self.server = Server(process, f"http://127.0.0.1:{self.port}", log=log)
         self._spawned_at = time.monotonic()
 
@@ -171,9 +213,11 @@ class Revived:
 
 
 @contextmanager
-def reviving(folder: Path, options: Sequence[str] = ()) -> Generator[Revived]:
+def reviving(
+    folder: Path, options: Sequence[str] = (), *, fresh: bool = False
+) -> Generator[Revived]:
     """A server that can be killed and started again. The first process is being started."""
-    revived = Revived(folder, options)
+    revived = Revived(folder, options, fresh=fresh)
     try:
         yield revived
     finally:
@@ -187,7 +231,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_until_ready(process: "subprocess.Popen[str]", log: Path) -> str:
+def _wait_until_ready(process: Process, log: Path) -> str:
     """The URL that the server announces when it is ready."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline:

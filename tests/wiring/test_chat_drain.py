@@ -6,8 +6,6 @@ One server's three lives: the first drain has all the time it needs, the second 
 import asyncio
 import itertools
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +22,7 @@ from tests.wiring.chat_client import (
     resume_by_sse,
     send_by_sse,
 )
-from tests.wiring.server import Revived, free_port, reviving
+from tests.wiring.server import Revived, completed, free_port, reviving
 
 OPTIONS = ["--dtype", "float32", "--kv-memory", "64MiB", "--log-level", "info"]
 TIMES = ("--shutdown-timeout", "120"), ("--shutdown-timeout", "0.5")
@@ -203,14 +201,8 @@ async def take_up(revived: Revived, views: Sequence[ReplyView]) -> None:
 
 def check_second_server_is_refused(revived: Revived) -> None:
     """At once, in one line, with the holder's process."""
-    command = [sys.executable, "-m", "chatserve", "serve", "--port", str(free_port())]
-    second = subprocess.run(
-        [*command, "--data-dir", str(revived.data)],
-        capture_output=True,
-        text=True,
-        timeout=END_SECONDS_MAX,
-        check=False,
-    )
+    options = ["--port", str(free_port()), "--data-dir", str(revived.data)]
+    second = completed("serve", *options, seconds_max=END_SECONDS_MAX)
     assert second.returncode == 2
     assert second.stderr.startswith(f"chatserve: The data folder {revived.data} is in use by")
     assert f"process {revived.server.process.pid}" in second.stderr

@@ -11,12 +11,15 @@ OPTIONS = ["--dtype", "float32", "--kv-memory", "64MiB", "--log-level", "info"]
 CHATTERS = 12
 
 
-async def kill_and_check(folder: Path, places: list[Place], *, seed: int, chatters: int) -> None:
-    """Kill at each place, in an order that the seed says; print what came of it."""
+async def kill_and_check(
+    folder: Path, places: list[Place], *, seed: int, chatters: int, fresh: bool = False
+) -> None:
+    """Kill at each place, in an order that the seed says; print what came of it. fresh: kills
+    that fall while a server starts fall among its imports too."""
     print(f"seed {seed}")
     dice = random.Random(seed)
     dice.shuffle(places)
-    with reviving(folder, OPTIONS) as revived:
+    with reviving(folder, OPTIONS, fresh=fresh) as revived:
         drive = CrashDrive(revived, dice, chatters=chatters)
         await drive.undisturbed()
         await drive.run(places)

@@ -10,8 +10,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
@@ -35,7 +33,7 @@ from tests.wiring.given_redis import (
     TcpWay,
     make_certificate,
 )
-from tests.wiring.server import free_port, launched
+from tests.wiring.server import completed, free_port, launched
 
 PROCESS_SECONDS_MAX = 120.0
 
@@ -209,11 +207,8 @@ async def _refused(folder: Path, url: str) -> str:
 
 def test_a_whole_server_that_is_refused_ends_with_one_line(given: Given, tmp_path: Path) -> None:
     url = f"unix://{USER}:wrong-word@{given.redis.path}"
-    command = [sys.executable, "-m", "chatserve", "serve", "--port", "0"]
-    command += ["--data-dir", str(tmp_path), "--redis-url", url]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=PROCESS_SECONDS_MAX, check=False
-    )
+    options = ["--port", "0", "--data-dir", str(tmp_path), "--redis-url", url]
+    ended = completed("serve", *options, seconds_max=PROCESS_SECONDS_MAX)
     assert ended.returncode == 2
     assert "wrong-word" not in ended.stdout + ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("{")]

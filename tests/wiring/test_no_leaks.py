@@ -116,7 +116,9 @@ async def test_a_storm_that_comes_again_and_again_takes_no_more(
 ) -> None:
     seed = _drawn_seed()
     ends: Counter[str] = Counter()
-    with running(tmp_path, [*OPTIONS, "--kv-memory", memory, "--dtype", dtype]) as server:
+    options = [*OPTIONS, "--kv-memory", memory, "--dtype", dtype]
+    # Fresh: what a fork shares counts as resident too, and is copied bit by bit.
+    with running(tmp_path, options, fresh=True) as server:
         await every_row_count(server)
         for _ in range(WARM_ROUNDS):
             await mixed_load(server, requests=ROUND_REQUESTS, seed=seed)

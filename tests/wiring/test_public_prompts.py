@@ -1,8 +1,6 @@
 """A real server, its keys, and a system prompt that they share, or do not."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import httpx
 import pytest
 
 from chatserve.prompt_files import KEPT_NAME
-from tests.wiring.server import MODEL, Server, events, reviving, running
+from tests.wiring.server import MODEL, Server, completed, events, reviving, running
 
 PAGE_SIZE = 16
 TENANTS = ("ann", "bob", "cat", "dan", "eve", "fay")
@@ -167,15 +165,10 @@ def test_a_wrong_file_ends_the_process_with_one_line(
     file = tmp_path / "prompts.toml"
     if text is not None:
         file.write_text(text)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "chatserve", "serve", "--port", "0", "--log-level", "error"),
-            *("--data-dir", str(tmp_path / "data"), "--public-prompts", str(file)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = completed(
+        *("serve", "--port", "0", "--log-level", "error"),
+        *("--data-dir", str(tmp_path / "data"), "--public-prompts", str(file)),
+        fresh=text is not None,  # not a line more from anything that is imported
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

@@ -19,7 +19,7 @@ PAGE = 16  # the default page size
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("serving")) as started:
+    with running(tmp_path_factory.mktemp("serving"), fresh=True) as started:
         yield started
 
 
@@ -245,7 +245,8 @@ def test_sigterm_lets_a_running_reply_finish(tmp_path: Path) -> None:
 
 
 def test_the_model_card_tells_the_context_that_is_served(tmp_path: Path) -> None:
-    with running(tmp_path, ["--kv-memory", "1MiB"]) as small:
+    # What has leaked is told when the interpreter is taken down.
+    with running(tmp_path, ["--kv-memory", "1MiB"], fresh=True) as small:
         (card,) = httpx.get(small.url + "/v1/models").json()["data"]
         stated = card["max_model_len"]
         assert 16 <= stated < 4096
@@ -270,7 +271,7 @@ def test_the_metrics_and_the_page_are_there(server: Server) -> None:
 
 
 def test_the_server_answers_while_it_loads_and_a_signal_ends_it_then(tmp_path: Path) -> None:
-    with launched(tmp_path, ["--port", str(free_port())]) as (process, url):
+    with launched(tmp_path, ["--port", str(free_port())], fresh=True) as (process, url):
         seen: set[tuple[int, str]] = set()
         while not seen:
             assert process.poll() is None

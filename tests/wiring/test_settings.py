@@ -13,6 +13,7 @@ import pytest
 from chatserve.cache.eviction import DEFAULT_POLICY, POLICIES
 from chatserve.errors import SettingsError
 from chatserve.settings import EVICTIONS, OPTIONS, Settings, add_options, read_settings
+from tests.wiring.server import completed
 
 
 def read(arguments: list[str], environment: dict[str, str] | None = None) -> Settings:
@@ -148,14 +149,7 @@ def test_the_process_ends_with_one_line_and_status_2(
     arguments: list[str], words: str, tmp_path: Path
 ) -> None:
     arguments = [_broken_model(each, tmp_path) for each in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "chatserve", "serve", *arguments, "--data-dir", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
+    done = completed("serve", *arguments, "--data-dir", str(tmp_path))
     assert done.returncode == 2
     assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
