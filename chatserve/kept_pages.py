@@ -1,7 +1,7 @@
 """Wiring: the page store of a data folder, opened for one model, and its upkeep.
 
-Chatting goes on without it: a store that cannot be opened is one line in the log, and one whose
-disk fails is tried again every few seconds until it works.
+Chatting goes on without it: a store that cannot be opened, or whose disk fails, is one line in the
+log, and is tried again every few seconds until it works.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from chatserve.engine.tiers import TierLimits
@@ -79,43 +80,59 @@ class LateSlab:
 class KeptPages:
     """A store with one slab open. `run` looks after it; `close` ends it. Blocking where it says."""
 
-    def __init__(self, store: PageStore, shape: PageShape) -> None:
+    def __init__(self, settings: Settings, secret: MasterSecret, shape: PageShape) -> None:
         self.depot = LateSlab()
-        self._store = store
+        self._settings = settings
+        self._secret = secret
         self._shape = shape
+        self._store: PageStore | None = None
+        self._trouble: str | None = None
+        self._turn = threading.Lock()  # of who opens it, or closes it
+        self._closed = False
 
     @classmethod
     def open(cls, settings: Settings, secret: MasterSecret, shape: PageShape) -> "KeptPages | None":
-        """Open it; None where there is none to be had, or none is wanted.
+        """Open it; None where none is wanted. One that cannot be opened now is tried again.
 
         Blocks for a few seconds at the most: what takes longer goes on in a thread, and until then
         nothing is found.
         """
         if settings.disk_capacity == 0 or not settings.prefix_cache:
             return None
-        folder = settings.data_dir / FOLDER_NAME
-        try:
-            store = PageStore.open(
-                folder,
-                secret,
-                capacity_bytes=_capacity(settings, folder),
-                max_age_seconds=settings.max_page_age,
-            )
-        except (StoreError, OSError) as error:
-            _log.warning("pages are not kept over restarts: %s", error)
-            return None
-        kept = cls(store, shape)
-        threading.Thread(target=kept._open_slab, name="chatserve-slab", daemon=True).start()
+        kept = cls(settings, secret, shape)
+        threading.Thread(target=kept._open, name="chatserve-slab", daemon=True).start()
         kept.depot.opened.wait(OPENING_SECONDS)
         return kept
 
-    def _open_slab(self) -> None:
-        try:
-            self.depot.slab = self._store.slab(self._shape)
-        except (StoreError, OSError, ImportError) as error:
-            _log.warning("pages are not kept over restarts: %s", error)
-        finally:
-            self.depot.opened.set()
+    @property
+    def _folder(self) -> Path:
+        return self._settings.data_dir / FOLDER_NAME
+
+    def _open(self) -> None:
+        """Open what is not open yet. Blocks."""
+        settings = self._settings
+        with self._turn:
+            if self._closed:
+                return
+            try:
+                if self._store is None:
+                    self._store = PageStore.open(
+                        self._folder,
+                        self._secret,
+                        capacity_bytes=_capacity(settings, self._folder),
+                        max_age_seconds=settings.max_page_age,
+                    )
+                self.depot.slab = self._store.slab(self._shape)
+            except (StoreError, OSError, ImportError) as error:
+                if str(error) != self._trouble:
+                    _log.warning("pages are not kept over restarts: %s", error)
+                self._trouble = str(error)
+            else:
+                if self._trouble is not None:
+                    _log.info("the page store is open")
+                self._trouble = None
+            finally:
+                self.depot.opened.set()
 
     def limits(self, settings: Settings) -> TierLimits:
         """What the engine may do with it."""
@@ -136,20 +153,38 @@ class KeptPages:
                 continue
             if statistics.degraded is not None:
                 await asyncio.to_thread(self._probe)
-            elif loop.time() >= due:
+            elif loop.time() >= due and self._store is not None:
                 due = loop.time() + UPKEEP_SECONDS
                 await asyncio.to_thread(self._store.gc)
 
     def statistics(self) -> StoreStatistics | None:
         """A frozen picture; None while it opens."""
-        return self._store.statistics() if self.depot.opened.is_set() else None
+        if not self.depot.opened.is_set():
+            return None
+        trouble, store = self._trouble, self._store
+        if store is not None:
+            return replace(store.statistics(), trouble=trouble)
+        capacity = self._settings.disk_capacity or 0
+        return StoreStatistics(
+            folder=self._folder,
+            capacity_bytes=capacity,
+            bytes=0,
+            unopened=0,
+            reclaimed=0,
+            trouble=trouble,
+        )
 
     def close(self) -> None:
         """Write down what is where, and give the folder back. Blocks."""
-        self._store.close()
+        with self._turn:
+            self._closed = True
+            if self._store is not None:
+                self._store.close()
 
     def _probe(self) -> None:
-        if self.depot.slab is not None and self.depot.slab.probe():
+        if self.depot.slab is None:
+            self._open()
+        elif self.depot.slab.probe():
             _log.info("the page store writes again")
 
 

@@ -289,6 +289,7 @@ def disk_families(statistics: object) -> list[Family]:
     found = families(statistics, DISK_METRICS)
     if slabs:
         found += families(slabs[0], SLAB_METRICS)
+    if statistics is not None:
         meaning = "1 while the disk refuses, and nothing is written."
         sample = Sample(float(degraded is not None))
         found.append(Family("chatserve_disk_degraded", "gauge", meaning, (sample,)))

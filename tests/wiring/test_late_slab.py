@@ -1,7 +1,9 @@
 """A page store that takes long to open: the server starts, and finds pages when it is there."""
 
+import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +76,48 @@ def test_while_it_opens_nothing_is_found_and_nothing_waits_but_who_writes(
     kept.close()
 
 
-def test_a_store_that_cannot_be_opened_is_a_line_in_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("call", ["open", "slab"])
+async def test_a_store_that_cannot_be_opened_is_told_and_tried_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
 ) -> None:
-    def broken(self: PageStore, shape: PageShape) -> Any:
+    tries: list[int] = []
+
+    def broken(*_: object, **__: object) -> Any:
+        tries.append(1)
         raise StoreError("the disk is on fire")
 
-    monkeypatch.setattr(PageStore, "slab", broken)
-    with caplog.at_level(logging.WARNING):
+    monkeypatch.setattr(kept_pages, "PROBE_SECONDS", 0.0)
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        patched.setattr(PageStore, call, broken)
         kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
-    assert kept is not None
-    assert "on fire" in caplog.text
-    assert kept.depot.find([NAME]) == 0
-    assert kept.depot.put([_write()]) == [False]
-    with pytest.raises(StoreError, match="could not be opened"):
-        kept.depot.drop([NAME])
+        assert kept is not None
+        assert kept.depot.find([NAME]) == 0
+        assert kept.depot.put([_write()]) == [False]
+        with pytest.raises(StoreError, match="could not be opened"):
+            kept.depot.drop([NAME])
+        statistics = kept.statistics()
+        assert statistics is not None
+        assert "on fire" in (statistics.degraded or "")
+        upkeep = asyncio.create_task(kept.run())
+        await _until(lambda: len(tries) > 3)
+    assert caplog.text.count("on fire") == 1, "one line, however often it is tried"
+    await _until(lambda: kept.depot.slab is not None)
+    statistics = kept.statistics()
+    assert statistics is not None
+    assert statistics.degraded is None
+    assert kept.depot.put([_write()]) == [True]
+    upkeep.cancel()
+    await asyncio.gather(upkeep, return_exceptions=True)
     kept.close()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("off", [("--disk-capacity", "0"), ("--prefix-cache", "off")])
@@ -104,5 +132,20 @@ def test_a_folder_that_others_can_read_is_left_alone(
     (tmp_path / "pages").mkdir(mode=0o755)
     (tmp_path / "pages").chmod(0o755)
     with caplog.at_level(logging.WARNING):
-        assert KeptPages.open(_settings(tmp_path), SECRET, SHAPE) is None
+        kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
     assert "0700" in caplog.text
+    assert kept.depot.put([_write()]) == [False]
+    assert not any((tmp_path / "pages").iterdir())
+    kept.close()
+
+
+def test_who_is_closed_opens_no_more(tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir(mode=0o755)
+    (tmp_path / "pages").chmod(0o755)
+    kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
+    kept.close()
+    (tmp_path / "pages").chmod(0o700)
+    kept._probe()
+    assert kept.depot.slab is None
