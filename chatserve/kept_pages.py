@@ -163,7 +163,8 @@ class KeptPages:
             return None
         trouble, store = self._trouble, self._store
         if store is not None:
-            return replace(store.statistics(), trouble=trouble)
+            found = store.statistics()
+            return replace(found, degraded=trouble or found.degraded)
         capacity = self._settings.disk_capacity or 0
         return StoreStatistics(
             folder=self._folder,
@@ -171,7 +172,7 @@ class KeptPages:
             bytes=0,
             unopened=0,
             reclaimed=0,
-            trouble=trouble,
+            degraded=trouble,
         )
 
     def close(self) -> None:

@@ -152,6 +152,7 @@ class PageStore:
                 unopened=len(room.idle),
                 reclaimed=room.reclaimed,
                 slabs=slabs,
+                degraded=next((slab.degraded for slab in slabs if slab.degraded), None),
             )
 
     def close(self) -> None:

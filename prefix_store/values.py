@@ -127,7 +127,7 @@ class SlabStatistics:
 class StoreStatistics:
     """The whole folder. bytes: all of its files that are the store's, those of slabs that are
     not opened included. unopened: how many such slabs there are; reclaimed: how many were removed
-    for room or age since the store was opened. trouble: why there is no slab that should be."""
+    for room or age since the store was opened. degraded: why nothing is written now, or None."""
 
     folder: Path
     capacity_bytes: int
@@ -135,12 +135,7 @@ class StoreStatistics:
     unopened: int
     reclaimed: int
     slabs: tuple[SlabStatistics, ...] = field(default=())
-    trouble: str | None = None
-
-    @property
-    def degraded(self) -> str | None:
-        """The first reason not to write, or None."""
-        return self.trouble or next((slab.degraded for slab in self.slabs if slab.degraded), None)
+    degraded: str | None = None
 
 
 def check_name(name: PageName) -> None:

@@ -161,7 +161,7 @@ class Site:
     async def degraded(self) -> str | None:
         """What `/admin/cache` says."""
         disk = (await state_of(self.client))["disk"]
-        return disk["slabs"][0]["degraded"]
+        return disk["degraded"]
 
     async def until_degraded(self) -> str:
         """Wait until the last fault has happened and is said; what is said."""
@@ -359,7 +359,7 @@ async def test_chats_go_on_where_room_cannot_be_made(
 async def test_chats_go_on_where_the_store_cannot_be_opened(
     tmp_path: Path, prompts: list[Prompt], call: str, for_good: bool
 ) -> None:
-    """Nothing is kept then; the next start finds the folder in order."""
+    """Nothing is kept then, which is told; once it can be, without a restart, it is."""
     disk = FaultyDisk()
     disk.plan([Fault(call, for_good=for_good)], held=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -374,9 +374,11 @@ async def test_chats_go_on_where_the_store_cannot_be_opened(
                 await here.client.post("/admin/cache/flush", json={})
                 for number in range(len(CHATS)):
                     await here.right(number, "first")
-        disk.repair()
-    async with site(tmp_path, prompts) as here:
-        await here.keeps_again()
+                if for_good:
+                    assert await here.until_degraded()
+                disk.repair()
+                await here.until_well()
+                await here.keeps_again()
 
 
 @pytest.mark.soak
