@@ -9,8 +9,10 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -197,25 +199,39 @@ def assemble(
     group: asyncio.TaskGroup,
     store: SessionStore,
     meter: ReplyMeter | None = None,
+    *,
+    cache_shares: Mapping[str, float] = MappingProxyType({}),
 ) -> Assembly:
-    """Put the engine and the services together, on the event loop."""
+    """Put the engine and the services together, on the event loop.
+
+    cache_shares: the part of the pages, of the device and of host memory, that a tenant keeps while
+    another one has more than his own.
+    """
     model, size = loaded.model, settings.page_size
     on_gpu = model.device.type == "cuda"
     most = settings.max_batch_tokens or (BATCH_TOKENS_GPU if on_gpu else BATCH_TOKENS_CPU)
     namer = PageNamer(loaded.name_key, page_size=size)
     kept = loaded.kept
-    order = functools.partial(
-        PrefixIndex, eviction=POLICIES[settings.eviction], remembered=2 * loaded.pages
-    )
+
+    def order(pages: int) -> Callable[[], PrefixIndex]:
+        return functools.partial(
+            PrefixIndex,
+            eviction=POLICIES[settings.eviction],
+            remembered=2 * pages,
+            shares={tenant: int(share * pages) for tenant, share in cache_shares.items()},
+        )
+
     depot = None if kept is None else kept.depot
-    host = HostPages(slots=loaded.slots, below=depot, order=order) if loaded.slots else None
+    host = None
+    if loaded.slots:
+        host = HostPages(slots=loaded.slots, below=depot, order=order(loaded.slots))
     scheduler = Scheduler(
         lambda: BlockManager(
             pages=loaded.pages,
             page_size=size,
             caching=settings.prefix_cache,
             below=host or depot,
-            order=order,
+            order=order(loaded.pages),
         ),
         namer,
         Pace(target_seconds=settings.step_target, tokens_min=size, tokens_max=max(most, size)),

@@ -142,6 +142,7 @@ class Serving:
         """
         self._load_model = load
         self._settings = settings
+        self._keys = keys
         self._announce = announce
         self._began = time.monotonic()
         self._port = port
@@ -360,7 +361,8 @@ class Serving:
         from chatserve.assembly import assemble, load
 
         loaded = (self._load_model or load)(self._settings, self._folder, self._secret)
-        return functools.partial(assemble, loaded, self._settings)
+        shares = self._keys.cache_shares()
+        return functools.partial(assemble, loaded, self._settings, cache_shares=shares)
 
     def _statistics(self) -> Mapping[str, object]:
         found = self._assembly

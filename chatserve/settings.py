@@ -192,8 +192,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("shutdown_timeout", _seconds, 30.0, "seconds that running replies get at the end",
            "network", "SECONDS"),
     Option("api_key", str, None, "the one key that clients must present", "keys", "KEY"),
-    Option("api_key_file", _path, None, "TOML file of [[keys]]: name, key, role, requests", "keys",
-           "FILE"),
+    Option("api_key_file", _path, None, "TOML file of [[keys]]: name, key, role, requests, "
+           "cache_share", "keys", "FILE"),
     Option("device", str, "auto", "auto, cpu, cuda or cuda:N", "model"),
     Option("dtype", _one_of("auto", "float32", "bfloat16", "float16"), "auto",
            "auto, float32, bfloat16 or float16", "model"),

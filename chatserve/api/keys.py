@@ -30,6 +30,7 @@ class KeyFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     key: str
     role: str = "user"
     requests: int | None = None  # at once
+    cache_share: float = 0.0  # of the pages, which others' pressure does not take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Holder:
     name: str
     admin: bool
     requests_max: int | None = None
+    cache_share: float = 0.0
     digest: bytes = field(default=b"", repr=False)
 
 
@@ -55,6 +57,8 @@ class KeyRing:
             raise SettingsError("Two API keys have the same name.")
         if len({holder.digest for holder in self._holders}) != len(self._holders):
             raise SettingsError("Two names have the same API key.")
+        if sum(holder.cache_share for holder in self._holders) > 1.0:
+            raise SettingsError("The cache shares of the API keys are more than 1 together.")
 
     def __bool__(self) -> bool:
         return bool(self._holders)
@@ -67,6 +71,10 @@ class KeyRing:
             if hmac.compare_digest(digest, holder.digest):
                 found = holder
         return found
+
+    def cache_shares(self) -> dict[str, float]:
+        """The part of the cache that each tenant is guaranteed, where there is one."""
+        return {each.name: each.cache_share for each in self._holders if each.cache_share}
 
     def named(self, name: str) -> Holder | None:
         """The holder with that name, for cookies."""
@@ -106,10 +114,13 @@ def _holder(fields: KeyFields) -> Holder:
         )
     if fields.requests is not None and fields.requests < 1:
         raise SettingsError(f"The API key {fields.name!r} allows less than one request.")
+    if not 0.0 <= fields.cache_share <= 1.0:  # NaN too
+        raise SettingsError(f"The cache share of the API key {fields.name!r} is not 0 to 1.")
     return Holder(
         name=fields.name,
         admin=fields.role == "admin",
         requests_max=fields.requests,
+        cache_share=fields.cache_share,
         digest=_digest(fields.key),
     )
 

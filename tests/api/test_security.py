@@ -150,6 +150,11 @@ async def test_requests_at_once_are_limited_by_key_before_the_body_is_read(keyed
         "[[keys]]\nname = 'a'\nkey = '0123456789'\nrole = 'king'",
         "[[keys]]\nname = 'a'\nkey = '0123456789'\nrequests = 0",
         "[[keys]]\nname = 'a'\nkey = '0123456789'\nlimit = 1",
+        "[[keys]]\nname = 'a'\nkey = '0123456789'\ncache_share = 1.1",
+        "[[keys]]\nname = 'a'\nkey = '0123456789'\ncache_share = -0.1",
+        "[[keys]]\nname = 'a'\nkey = '0123456789'\ncache_share = nan",
+        "[[keys]]\nname = 'a'\nkey = '0123456789'\ncache_share = 0.6\n"
+        "[[keys]]\nname = 'b'\nkey = '9876543210'\ncache_share = 0.6",
         "[[keys]]\nname = 'a'\nkey = '0123456789'\n[[keys]]\nname = 'a'\nkey = '9876543210'",
         "[[keys]]\nname = 'a'\nkey = '0123456789'\n[[keys]]\nname = 'b'\nkey = '0123456789'",
         "[[keys",
