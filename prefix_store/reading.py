@@ -24,15 +24,17 @@ _Outcome = bool | None | OSError
 
 
 class _Wanted:
-    """A page that the index knows, pinned. place: among those that were asked for."""
+    """A page that the index knows, pinned. place: among those that were asked for. refusal: of the
+    run that it is the first of, which was then read slot by slot."""
 
-    __slots__ = ("entry", "outcome", "place", "slot")
+    __slots__ = ("entry", "outcome", "place", "refusal", "slot")
 
     def __init__(self, place: int, entry: Entry) -> None:
         self.place = place
         self.entry = entry
         self.slot = entry.slot
         self.outcome: _Outcome = False
+        self.refusal: OSError | None = None
 
 
 class Reading:
@@ -103,6 +105,8 @@ class Reading:
                 return
             for place, page in enumerate(pages, first):
                 self._read_run([page], place, memory)
+            if not any(isinstance(page.outcome, OSError) for page in pages):
+                pages[0].refusal = error  # nothing is lost, but a disk that errs is told of
             return
         for place, page in enumerate(pages):
             page.outcome = place * size + sealed <= got
@@ -127,6 +131,8 @@ class Reading:
             for page in wanted:
                 entry, outcome = page.entry, page.outcome
                 entry.pins -= 1
+                if page.refusal is not None:
+                    errors.append(page.refusal)
                 if outcome is True:
                     slots.note_use(entry, now)
                     hits += 1

@@ -76,6 +76,23 @@ def test_a_bad_sector_costs_one_page() -> None:
     assert (figures.misses.io, figures.io_errors, figures.evictions.bad) == (1, 1, 1)
 
 
+def test_a_disk_that_errs_once_costs_no_page_and_is_told_of() -> None:
+    disk = FakeDisk()
+    slab = chat(disk)
+    errors = [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+    def refuse(offset: int, length: int) -> None:
+        if errors:
+            raise errors.pop()
+
+    disk.on_read = refuse
+    assert all(get_all(slab, range(CHAT)))
+    figures = slab.statistics()
+    assert (figures.misses.io, figures.io_errors) == (0, 1)
+    assert figures.degraded is not None
+    assert slab.probe()
+
+
 def test_a_file_that_ends_too_soon_costs_the_pages_behind_its_end() -> None:
     disk = FakeDisk()
     slab = chat(disk)
