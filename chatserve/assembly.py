@@ -155,7 +155,11 @@ def _traffic(loaded: Loaded) -> Traffic | None:
 
 def _tier_limits(loaded: Loaded, settings: Settings) -> TierLimits:
     limits = TierLimits() if loaded.kept is None else loaded.kept.limits(settings)
-    return replace(limits, move_pages=max(1, MOVE_BYTES // loaded.model.layout.page_bytes))
+    return replace(
+        limits,
+        move_pages=max(1, MOVE_BYTES // loaded.model.layout.page_bytes),
+        idle_seconds=settings.max_memory_idle,
+    )
 
 
 def page_count(settings: Settings, model: LoadedModel) -> int:

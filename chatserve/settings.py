@@ -31,7 +31,7 @@ class Settings:
     """All options of `chatserve serve`, checked. None means: decided at start, from the machine.
 
     kv_memory, host_memory, disk_capacity: bytes. disk_write_budget: bytes a day. step_target,
-    shutdown_timeout, chat_grace, max_page_age: seconds. context_reserve: tokens.
+    shutdown_timeout, chat_grace, max_memory_idle, max_page_age: seconds. context_reserve: tokens.
     """
 
     model: str | None
@@ -49,6 +49,7 @@ class Settings:
     eviction: str
     disk_capacity: int | None
     disk_write_budget: int
+    max_memory_idle: float | None
     max_page_age: float | None
     public_prompts: Path | None
     context_length: int | None
@@ -218,6 +219,8 @@ OPTIONS: tuple[Option, ...] = (
            "none; default: a quarter of what is free, 16GiB at the most", "cache", "BYTES"),
     Option("disk_write_budget", _size_or_none, 256 << 30, "written to that disk in a day at the "
            "most, in the long run; 0 for no bound", "cache", "BYTES"),
+    Option("max_memory_idle", _age, None, "leave pages unused for so long to the disk: 10m, 12h; "
+           "default: only to make room", "cache", "TIME"),
     Option("max_page_age", _age, None, "forget pages on disk unused for so long: 12h, 30d", "cache",
            "TIME"),
     Option("public_prompts", _path, None, "TOML file of [[prompts]]: name, text: system prompts "

@@ -103,7 +103,11 @@ CACHE_METRICS = (
         "counter",
         "Cached pages given up.",
         label="reason",
-        parts=(("evicted_for_space_total", "space"), ("evicted_by_flush_total", "flush")),
+        parts=(
+            ("evicted_for_space_total", "space"),
+            ("evicted_by_flush_total", "flush"),
+            ("evicted_by_age_total", "age"),
+        ),
     ),
     Metric(
         "draft_pages",

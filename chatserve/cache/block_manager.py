@@ -23,7 +23,6 @@ A release while steps are in flight leaves pages LEAVING until those commit; the
 
 Pages that were computed ahead (*drafted*) are evicted before all others until a request has adopted
 them, so they cost nobody anything but the pages of others that `extend` evicts: those it bounds.
-
 Without caching (`caching=False`) nothing is ever named: the same code, no hits.
 """
 
@@ -196,13 +195,7 @@ class BlockManager:
         return table.twin()
 
     def seal(
-        self,
-        table: PageTable,
-        name: PageName,
-        tokens: bytes,
-        *,
-        step: int,
-        drafting: bool = False,
+        self, table: PageTable, name: PageName, tokens: bytes, *, step: int, drafting: bool = False
     ) -> list[int]:
         """Name the table's first unsealed page, which is full and computed.
 
@@ -275,6 +268,17 @@ class BlockManager:
             count += 1
         self._counts.evicted -= count
         self._counts.flushed += count
+        return count
+
+    def retire(self, seconds: float, most: int) -> int:
+        """Evict up to so many pages that nobody used for so long, if a tier below has them."""
+        count = 0
+        while count < most and (name := self._index.stale(seconds)) is not None:
+            if self._below is None or not self._below.contains(name):
+                break
+            count += self._evict_one(lost=False)
+        self._counts.evicted -= count
+        self._counts.retired += count
         return count
 
     def forget(self, names: Collection[PageName]) -> list[int]:

@@ -236,6 +236,15 @@ class HostPages:
         self._evicted -= count
         return count
 
+    def retire(self, seconds: float, most: int) -> int:
+        """Evict up to so many pages that nobody used for so long, if what is below has them."""
+        count = 0
+        while count < most and (name := self._index.stale(seconds)) is not None:
+            if self._below is None or not self._below.contains(name):
+                break
+            count += self._evict_one()
+        return count
+
     def restart(self) -> None:
         """Begin anew with nothing: no step and no thread has a slot."""
         transit = Transit()

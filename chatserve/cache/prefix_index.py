@@ -269,6 +269,14 @@ class PrefixIndex:
         nothing."""
         return self._order.first()
 
+    def stale(self, seconds: float) -> PageName | None:
+        """The name of the page to evict next, if it was last used so long ago."""
+        page = self._order.first()
+        if page is None:
+            return None
+        entry = self._by_page[page]
+        return entry.name if self._clock() - entry.seconds >= seconds else None
+
     def check(self) -> None:
         """Every invariant, in O(pages). For tests."""
         assert len(self._by_name) == len(self._by_page)

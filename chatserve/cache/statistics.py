@@ -31,6 +31,7 @@ class CacheStatistics:
     copies_total: int
     evicted_for_space_total: int
     evicted_by_flush_total: int
+    evicted_by_age_total: int
     truncated_total: int
     draft_pages: int = 0
     draft_sealed_total: int = 0
@@ -50,6 +51,7 @@ class CacheCounts:
     copies: int = 0
     evicted: int = 0
     flushed: int = 0
+    retired: int = 0
     truncated: int = 0
     draft_sealed: int = 0
     draft_adopted: int = 0
@@ -82,6 +84,7 @@ class CacheCounts:
             copies_total=self.copies,
             evicted_for_space_total=self.evicted,
             evicted_by_flush_total=self.flushed,
+            evicted_by_age_total=self.retired,
             truncated_total=self.truncated,
             draft_pages=drafted,
             draft_sealed_total=self.draft_sealed,

@@ -50,15 +50,16 @@ class Ferry:
         return True
 
     def order(self, *, idle: bool) -> None:
-        """Hand the threads what is to be done now. idle: no request is here."""
-        if self._traffic is None:
-            return
-        self._tiers.order_keeps(idle=idle)
-        for job in self._tiers.take_orders():
-            if isinstance(job, Keeps):
-                self._traffic.keep(job)
-            else:
-                self._traffic.load(job)
+        """Hand the threads what is to be done now, and let go of what nobody uses. idle: no request
+        is here."""
+        self._tiers.retire()
+        if self._traffic is not None:
+            self._tiers.order_keeps(idle=idle)
+            for job in self._tiers.take_orders():
+                if isinstance(job, Keeps):
+                    self._traffic.keep(job)
+                else:
+                    self._traffic.load(job)
         seconds = self._tiers.wait_seconds
         if seconds is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self.wake)

@@ -48,6 +48,10 @@ class SchedulerLimits:
     tiers: TierLimits = field(default_factory=TierLimits)
 
 
+LOOK_AHEAD = 4  # queued sequences
+LOOK_AHEAD_SHARE = 0.25  # of the pages that nobody needs, for loads of those who wait
+
+
 @dataclass(slots=True)
 class Outline:
     """A plan in the making."""
@@ -157,7 +161,7 @@ class Planner:
             if self._promised(sequence) + promised > blocks.available:
                 blocks.release(sequence.table, step=0)
                 assert roster.running or roster.coming, "admission let in what can never fit"
-                break
+                return room
             if self._tiers.begin_load(sequence, matched, tokens):
                 waits = roster.follow(sequence, matched)
                 assert waits, "a load claims what it brings"
@@ -167,7 +171,30 @@ class Planner:
             self._tiers.account(sequence, matched)
             room -= self._order(outline, sequence, min(sequence.todo, room))
             promised += self._promised(sequence)
+        self._look_ahead(promised)
         return room
+
+    def _look_ahead(self, promised: int) -> None:
+        """Have pages brought up for those who must still wait for a seat or the budget, so that
+        they are there at their turn; not where pages are short, nor for many at a time."""
+        roster, blocks = self._roster, self._roster.blocks
+        if not self._tiers.looks_ahead():
+            return
+        for sequence in roster.waiting.ahead(LOOK_AHEAD):
+            free = (blocks.available - promised) * LOOK_AHEAD_SHARE - self._tiers.loading_pages
+            tokens = sequence.tokens.tobytes()
+            matched = blocks.match(sequence.names, tokens)
+            if not 0 < blocks.below(sequence.names, matched) <= free:
+                continue
+            if blocks.claims.leader(sequence.names[matched]) is not None:
+                continue
+            self.touching = sequence
+            blocks.adopt(sequence.table, sequence.names[:matched], tokens)
+            if self._tiers.begin_load(sequence, matched, tokens, ahead=True):
+                waits = roster.follow(sequence, matched)
+                assert waits, "a load claims what it brings"
+            else:
+                blocks.release(sequence.table, step=0)
 
     def _promised(self, sequence: Sequence) -> int:
         """Pages that a sequence will soon need: for its known tokens and the next one, at least

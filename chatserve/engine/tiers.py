@@ -31,6 +31,9 @@ from prefix_store.names import PageName, token_bytes
 LOADS_MAX = 2  # of one sequence; what is evicted again before its turn comes is then computed
 STALE_SECONDS = 60.0  # a rate measured so long ago says nothing: the next load measures it again
 BUDGET_SECONDS = 1.0  # between two looks for what the write budget has room for
+RETIRE_SECONDS = 5.0  # between two looks for pages that nobody has used for long
+RETIRE_PAGES = 256  # at once: a millisecond or two
+LOOK_SECONDS = 0.05  # between two looks at the queue
 COMPUTE_PAGES_MIN = 4  # of a step that says what computing a prompt costs
 _FADE = 0.7  # weight of the past at each new measurement
 
@@ -39,13 +42,15 @@ _FADE = 0.7  # weight of the past at each new measurement
 class TierLimits:
     """keep_pages: copied by one job. busy_share: of the time, copying while there are requests.
     write_pages_a_second: in the long run, None without a bound; bursts of up to an hour's worth.
-    move_pages: between device and host memory, of one step, in each direction.
+    move_pages: between device and host memory, of one step, in each direction. idle_seconds: after
+    so long without use pages leave memory for the tier below, None: only for others.
     """
 
     keep_pages: int = 16
     busy_share: float = 0.02
     write_pages_a_second: float | None = None
     move_pages: int = 256
+    idle_seconds: float | None = None
 
 
 class Rate:
@@ -94,7 +99,8 @@ class Tiers:
             most = limits.move_pages
             self._host = HostTier(host, roster.new_id, clock=clock, move_pages=most)
         self._orders: list[Job] = []
-        self._loading_pages = 0
+        self.loading_pages = 0  # on their way to the device
+        self._look_due = self._retire_due = 0.0
         self._keeping = False
         self._load_rate, self._keep_rate, self._compute_rate = Rate(clock), Rate(clock), Rate(clock)
         self._move_rate = Rate(clock)
@@ -111,10 +117,12 @@ class Tiers:
     @property
     def wait_seconds(self) -> float | None:
         """When there will be something to order though nothing else happens; None: never."""
-        rate = self._limits.write_pages_a_second
-        if rate is None or self._keeping or not self._lowest.transit.unkept:
-            return None
-        return max(BUDGET_SECONDS, (1.0 - self._allowance) / rate)
+        rate, waits = self._limits.write_pages_a_second, list[float]()
+        if rate is not None and not self._keeping and self._lowest.transit.unkept:
+            waits.append(max(BUDGET_SECONDS, (1.0 - self._allowance) / rate))
+        if self._limits.idle_seconds is not None:
+            waits.append(RETIRE_SECONDS)
+        return min(waits, default=None)
 
     @property
     def _lowest(self) -> BlockManager | HostPages:
@@ -125,7 +133,7 @@ class Tiers:
     def in_flight(self) -> bool:
         """Whether a page is on its way, or ordered to be."""
         moving = self._host is not None and self._host.in_flight
-        return bool(self._loading_pages) or self._keeping or moving
+        return bool(self.loading_pages) or self._keeping or moving
 
     def take_orders(self) -> list[Job]:
         """What the threads should do now, each once."""
@@ -163,12 +171,22 @@ class Tiers:
 
     # Up ------------------------------------------------------------------------------------
 
-    def begin_load(self, sequence: Row, matched: int, tokens: bytes) -> bool:
+    def looks_ahead(self) -> bool:
+        """Whether it is time again to look what those who wait for their turn have below."""
+        now = self._clock()
+        if now < self._look_due:
+            return False
+        self._look_due = now + LOOK_SECONDS
+        return True
+
+    def begin_load(
+        self, sequence: Row, matched: int, tokens: bytes, *, ahead: bool = False
+    ) -> bool:
         """Bring up what follows the first `matched` pages of a queued sequence's prefix, which its
         table holds, if it is below and that is quicker than to compute it. The load then has
         claimed the names, and has what the table held.
 
-        tokens: the sequence's, int32 bytes.
+        tokens: the sequence's, int32 bytes. ahead: it is not its turn yet.
         """
         blocks = self._roster.blocks
         if sequence.loads >= LOADS_MAX:
@@ -176,6 +194,7 @@ class Tiers:
         count = blocks.below(sequence.names, matched)
         names = sequence.names[matched : matched + count]
         if not count or not self._is_quicker(names):
+            self._recomputes += bool(count) and not ahead
             return False
         begun = self._begin(sequence.table, names, tokens[4 * blocks.page_size * matched :])
         sequence.loads += begun > 0
@@ -187,6 +206,7 @@ class Tiers:
         table does not have, as many as there may be."""
         count = self._roster.blocks.below(names, 0)
         if not count or not self._is_quicker(names[:count]):
+            self._recomputes += bool(count)
             return 0
         return self._begin(table, names[:count], tokens, drafting=True)
 
@@ -199,7 +219,7 @@ class Tiers:
         if load is None:
             return 0
         self._loads += 1
-        self._loading_pages += len(names)
+        self.loading_pages += len(names)
         if self._host is None:
             self._orders.append(load)
         else:
@@ -217,15 +237,24 @@ class Tiers:
             lower = raised - sum(map(self._host.pages.holds, names))
         load = 0.0
         for rate, pages in ((self._load_rate, lower), (self._move_rate, raised)):
-            seconds = rate.estimate(self._loading_pages + pages) if pages else 0.0
+            seconds = rate.estimate(self.loading_pages + pages) if pages else 0.0
             load = None if load is None or seconds is None else load + seconds
         compute = self._compute_rate.seconds
         wanted = len(names) * self._roster.blocks.page_size
-        quicker = load is None or compute is None or load < compute * wanted
-        self._recomputes += not quicker
-        return quicker
+        return load is None or compute is None or load < compute * wanted
 
     # Down ----------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """Let go of what nobody has used for long, now and then."""
+        limit, now = self._limits.idle_seconds, self._clock()
+        if limit is None or now < self._retire_due:
+            return
+        count = self._roster.blocks.retire(limit, RETIRE_PAGES)
+        if self._host is not None:
+            count = max(count, self._host.pages.retire(limit, RETIRE_PAGES))
+        if count < RETIRE_PAGES:
+            self._retire_due = now + RETIRE_SECONDS
 
     def order_keeps(self, *, idle: bool) -> None:
         """Have some pages copied down, if there are any and it is their time."""
@@ -280,7 +309,7 @@ class Tiers:
             if isinstance(job, Keeps):
                 blocks.end_keep(job, delivery.done)
                 continue
-            self._loading_pages -= len(job.names)
+            self.loading_pages -= len(job.names)
             good, woken = blocks.end_load(job, delivery.done)
             for sequence in self._roster.wake(woken):
                 for index in range(good):
@@ -334,7 +363,7 @@ class Tiers:
         if self._host is not None:
             self._host.restart()
         self._orders.clear()
-        self._loading_pages = 0
+        self.loading_pages = 0
         self._keeping = False
 
     def statistics(self) -> TierStatistics:

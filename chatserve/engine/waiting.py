@@ -8,7 +8,8 @@ of others. Inside a tenant the order is that of arrival. Waiting ages priority: 
 `aging_seconds` of waiting count as one step of priority.
 """
 
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
+from itertools import zip_longest
 
 from chatserve.engine.sequence import Life, Sequence
 
@@ -17,7 +18,7 @@ OUTPUT_WEIGHT = 2  # VTC's weights for a prompt's and a generated token
 
 
 class WaitingQueue:
-    """Queued sequences by tenant and priority. `pop` is O(tenants x priorities in the queue)."""
+    """Queued sequences by tenant and priority. `peek` is O(tenants x priorities in the queue)."""
 
     def __init__(self, *, aging_seconds: float) -> None:
         self._aging_seconds = aging_seconds
@@ -59,12 +60,23 @@ class WaitingQueue:
                 best, chosen = key, head
         return chosen
 
+    def ahead(self, most: int) -> list[Sequence]:
+        """So many that are likely to be next, each tenant's and priority's first ones in turn. In
+        time linear in what is queued."""
+        lines = [nsmallest(most, line) for line in self._lines.values()]
+        turns = zip_longest(*lines)
+        found = [item[2] for turn in turns for item in turn if item is not None]
+        return [each for each in found if each.life is Life.QUEUED][:most]
+
     def pop(self, sequence: Sequence) -> None:
-        """Take out what `peek` returned."""
+        """Take out a queued one; of `peek`'s in O(log n), of another in O(n)."""
         key = (sequence.request.tenant, sequence.priority)
         line = self._lines[key]
-        assert line[0][2] is sequence, "pop takes the head that peek showed"
-        heappop(line)
+        if line[0][2] is sequence:
+            heappop(line)
+        else:
+            line.remove((sequence.arrival, sequence.id, sequence))
+            heapify(line)
         self._length -= 1
         self._skip_dead(key)
 

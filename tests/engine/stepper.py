@@ -113,6 +113,7 @@ class Stepper:
     def order(self) -> None:
         """Hand the I/O threads what they should do."""
         tiers = self.scheduler.tiers
+        tiers.retire()
         tiers.order_keeps(idle=self.scheduler.idle)
         self._jobs += tiers.take_orders()
 

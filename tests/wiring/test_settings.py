@@ -35,6 +35,7 @@ def test_every_policy_of_eviction_can_be_asked_for() -> None:
 )
 def test_an_age_is_a_number_and_a_unit(given: str, seconds: float) -> None:
     assert read(["--max-page-age", given]).max_page_age == seconds
+    assert read(["--max-memory-idle", given]).max_memory_idle == seconds
     for wrong in ("0h", "30", "h", "-1h", "1w", ""):
         with pytest.raises(SettingsError, match="12h"):
             read([f"--max-page-age={wrong}"])
