@@ -81,7 +81,8 @@ CASES = (
     Case(Fault("free_bytes"), before=(WRITE,)),  # once it writes again, it looks how far
     Case(Fault("open", errno.EMFILE), before=(WRITE,)),  # what a probe begins with
     Case(Fault("close"), before=(SYNC,), harmless=True),  # a descriptor whose sync failed
-    Case(Fault("size"), before=(READ,), reads=True),  # a bad slot is wiped as far as the file goes
+    # A bad slot is wiped as far as the file goes; a run of slots that is refused is read one by one.
+    Case(Fault("size"), before=(READ, READ), reads=True),
     Case(Fault("truncate"), before=(FULL,)),  # a full disk gets slots back
 )
 # Where a slab that nobody has opened makes room.
