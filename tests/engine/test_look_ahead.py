@@ -1,5 +1,7 @@
 """Pages of those who still wait for their turn are brought up meanwhile."""
 
+import random
+
 from chatserve.cache.transit import Load
 from chatserve.engine.sequence import Life
 from tests.engine.build import Setup, ask
@@ -20,7 +22,7 @@ def _left_over(**fields: object) -> tuple[Stepper, FakeDepot]:
 
 
 def test_pages_of_those_who_wait_for_a_seat_come_up_meanwhile() -> None:
-    stepper, depot = _left_over(sequences_max=1)
+    stepper, depot = _left_over(sequences_max=1, pages=200)
     first = stepper.ask(ask((80, 81), 60))
     stepper.plan()
     before = stepper.ask(ask((70, 71), 1))
@@ -63,6 +65,8 @@ def test_looking_ahead_where_computing_is_quicker_changes_and_counts_nothing() -
     stepper.ask(ask(LONG, 1))
     stepper.run_all()
     stepper.house.blocks.flush()
+    stepper.ask(ask(LONG[:21], 1))  # five of its pages are on the device
+    stepper.run_all()
     reads, before = depot.reads, stepper.scheduler.statistics().tiers
     stepper.ask(ask((80, 81), 9))
     stepper.plan()
@@ -75,4 +79,30 @@ def test_looking_ahead_where_computing_is_quicker_changes_and_counts_nothing() -
     assert stepper.scheduler.statistics().tiers == before
     assert depot.reads == reads
     stepper.run_all()
-    assert waiting.heard[0].receipts[0].computed == 40
+    assert waiting.heard[0].receipts[0].computed == 20
+
+
+def test_who_is_taken_out_of_the_middle_leaves_the_others_in_their_order() -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    stepper = Stepper(Setup(page_size=4, sequences_max=1))
+    for number in range(60):
+        stepper.ask(ask((number,), 1, name=str(number)))
+    waiting = stepper.scheduler.roster.waiting
+    queued = waiting.sequences()
+    for sequence in queued:
+        waiting.pop(sequence)
+    dice.shuffle(queued)
+    for sequence in queued:
+        waiting.push(sequence)
+    for sequence in dice.sample(queued, 30):
+        waiting.pop(sequence)
+        queued.remove(sequence)
+        waiting.check()
+    assert [each.id for each in waiting.ahead(4)] == sorted(each.id for each in queued)[:4]
+    order: list[int] = []
+    while (sequence := waiting.peek(0.0)) is not None:
+        waiting.pop(sequence)
+        order.append(sequence.id)
+    assert order == sorted(each.id for each in queued)
