@@ -81,7 +81,7 @@ CASES = (
     Case(Fault("free_bytes"), before=(WRITE,)),  # once it writes again, it looks how far
     Case(Fault("open", errno.EMFILE), before=(WRITE,)),  # what a probe begins with
     Case(Fault("close"), before=(SYNC,), harmless=True),  # a descriptor whose sync failed
-    # A bad slot is wiped as far as the file goes; slots of a run that is refused are read one by one
+    # A bad slot is wiped as far as the file goes; one of a run is bad when it fails alone
     Case(Fault("size"), before=(READ, READ), reads=True),
     Case(Fault("truncate"), before=(FULL,)),  # a full disk gets slots back
 )
