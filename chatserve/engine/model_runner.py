@@ -5,6 +5,7 @@ touches; the plan names every page that a step reads, writes or copies.
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -57,8 +58,7 @@ class ModelRunner:
         saved = promoted = ()
         waited = move_seconds = 0.0
         try:
-            with torch.inference_mode():
-                moving = self._begin_moves(plan)
+            with torch.inference_mode(), self._begin_moves(plan) as moving:
                 result = self._run(plan) if plan.slices else StepResult(plan.number)
                 seconds = time.monotonic() - started
                 if moving is not None:
@@ -91,9 +91,9 @@ class ModelRunner:
         assert self._bytes is not None, "this device's memory is not the process's"
         return memoryview(self._bytes[page])
 
-    def _begin_moves(self, plan: StepPlan) -> Moving | None:
+    def _begin_moves(self, plan: StepPlan) -> AbstractContextManager[Moving | None]:
         if plan.moves == NO_MOVES:
-            return None
+            return nullcontext()
         assert self._mover is not None, "moves without host memory"
         return self._mover.begin(plan.moves)
 

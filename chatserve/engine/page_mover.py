@@ -5,6 +5,7 @@ reads or writes those pages but the moves themselves. Slots are then in page-loc
 which a copy would keep its caller waiting.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -48,7 +49,7 @@ class HostMemory:
 
 
 class Moving:
-    """Moves under way: `finish` waits for them."""
+    """Moves under way: `finish` waits for them, and so does the end of the `with` block."""
 
     def __init__(
         self, sums: Tensor, saves: int, since: float, events: Sequence[torch.cuda.Event]
@@ -63,6 +64,16 @@ class Moving:
     def host_seconds(self) -> float:
         """For how long the caller was kept from other work."""
         return self._until - self._since
+
+    def __enter__(self) -> "Moving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Not before nothing of them touches a page any more: after a step that failed its pages
+        are others'. A device that is gone touches nothing."""
+        if self._events:
+            with contextlib.suppress(RuntimeError):
+                self._events[1].synchronize()
 
     def finish(self) -> tuple[tuple[int, ...], tuple[int, ...], float]:
         """Checksums of the saves' and of the promotions' pages; the seconds that it all took."""
@@ -93,10 +104,14 @@ class PageMover:
         # Whatever still writes to a page that is to be saved was queued before this.
         self._stream.wait_stream(torch.cuda.current_stream(self._pool.device))
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.stream(self._stream):
-            start.record(self._stream)
-            sums = self._move(moves)
-            end.record(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                start.record(self._stream)
+                sums = self._move(moves)
+                end.record(self._stream)
+        except BaseException:
+            self._stream.synchronize()
+            raise
         return Moving(sums, len(moves.saves), since, (start, end))
 
     def _move(self, moves: Moves) -> Tensor:

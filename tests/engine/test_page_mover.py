@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chatserve.engine.checksums import checksum, checksum_weights
-from chatserve.engine.page_mover import HostMemory, PageMover
+from chatserve.engine.page_mover import HostMemory, Moving, PageMover
 from chatserve.engine.plan import Moves, PageMove
 from chatserve.model.layout import KVLayout, LayerShape
 from chatserve_kernels import page_checksums
@@ -88,3 +88,24 @@ def test_wrong_shapes_are_refused() -> None:
         page_checksums(pool[:, ::2], torch.zeros(1, dtype=torch.int64), weights)
     with pytest.raises(ValueError, match="whole words"):
         checksum_weights(12)
+
+
+def test_a_step_that_fails_is_told_of_only_when_its_moves_are_over() -> None:
+    """What a copy still writes to must not be another's yet."""
+    waits: list[str] = []
+
+    class Event:
+        def synchronize(self) -> None:
+            waits.append("waited")
+
+    moving = Moving(torch.empty(0), 0, 0.0, (Event(), Event()))  # type: ignore[arg-type]
+    with pytest.raises(MemoryError), moving:
+        raise MemoryError
+    assert waits == ["waited"]
+
+    class Lost(Event):
+        def synchronize(self) -> None:
+            raise torch.AcceleratorError("gone")
+
+    with pytest.raises(MemoryError), Moving(torch.empty(0), 0, 0.0, (Lost(), Lost())):  # type: ignore[arg-type]
+        raise MemoryError
