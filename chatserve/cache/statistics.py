@@ -31,7 +31,7 @@ class CacheStatistics:
     copies_total: int
     evicted_for_space_total: int
     evicted_by_flush_total: int
-    evicted_by_age_total: int
+    evicted_by_age_total: int = 0
     truncated_total: int
     draft_pages: int = 0
     draft_sealed_total: int = 0
