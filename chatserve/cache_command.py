@@ -1,7 +1,7 @@
 """`chatserve cache`: the cache of a running server, seen and emptied from the command line.
 
 stats   where pages are, hits, what is on its way, the disk; --json for all of it
-flush   forget the idle pages of the device; what has a copy on disk is loaded again
+flush   forget the idle pages in memory; what has a copy on disk is loaded again
 """
 
 import argparse
@@ -45,7 +45,8 @@ def run_cache_command(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(body, indent=2))
     elif given.action == "flush":
-        print(f"{body['pages']:,} pages forgotten")
+        device, host = body["pages"], body["host_pages"]
+        print(f"{device:,} pages forgotten on the device, {host:,} in host memory")
     else:
         print(table(body))
     return 0

@@ -341,8 +341,9 @@ class Serving:
         if assembly.kept is not None:
             await asyncio.to_thread(assembly.kept.close)
 
-    def _flush(self) -> int:
-        return self._loaded().engine.flush()
+    def _flush(self) -> Mapping[str, int]:
+        flushed = self._loaded().engine.flush()
+        return {"pages": flushed.device, "host_pages": flushed.host}
 
     def _describe(self, context_length: int) -> None:
         """What is served, now that the pages are there."""

@@ -3,20 +3,21 @@
 Actions pass through the engine's loop, as everything does that changes pages.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-Flush = Callable[[], int]
+Flush = Callable[[], Mapping[str, int]]
 
 
 def cache_routes(flush: Flush) -> list[BaseRoute]:
-    """flush: empties the device of pages that nobody owns; how many. Raises Unavailable."""
+    """flush: empties memory of pages that nobody owns; how many of which memory. Raises
+    Unavailable."""
 
-    async def flush_device(request: Request) -> Response:
-        return Response(orjson.dumps({"pages": flush()}), media_type="application/json")
+    async def flush_memory(request: Request) -> Response:
+        return Response(orjson.dumps(flush()), media_type="application/json")
 
-    return [Route("/admin/cache/flush", flush_device, methods=["POST"])]
+    return [Route("/admin/cache/flush", flush_memory, methods=["POST"])]

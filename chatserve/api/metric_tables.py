@@ -250,6 +250,9 @@ HOST_METRICS = (
     ),
     Metric("evicted_total", "chatserve_host_evicted_total", "counter", "Pages that made room."),
     Metric(
+        "flushed_total", "chatserve_host_flushed_total", "counter", "Pages flushed by an admin."
+    ),
+    Metric(
         "corrupt_total",
         "chatserve_host_corrupt_total",
         "counter",

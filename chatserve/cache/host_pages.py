@@ -46,6 +46,7 @@ class HostStatistics:
     saved_total: int = 0
     promoted_total: int = 0
     evicted_total: int = 0
+    flushed_total: int = 0
     corrupt_total: int = 0
     transit: TransitStatistics = field(default_factory=TransitStatistics)
 
@@ -71,7 +72,7 @@ class HostPages:
         self._checksums: dict[Slot, int] = {}
         self._filling: dict[PageName, Slot] = {}
         self._ghosts: set[Slot] = set()  # forgotten, and still being read
-        self._saved = self._promoted = self._evicted = self._corrupt = 0
+        self._saved = self._promoted = self._evicted = self._flushed = self._corrupt = 0
 
     # Below the device ----------------------------------------------------------------------
 
@@ -227,13 +228,13 @@ class HostPages:
                 self._ghosts.add(slot)
 
     def flush(self) -> int:
-        """Forget every page that nobody reads. Returns how many."""
-        while (keep := self.transit.next_unkept()) is not None:
-            self._release(keep.page)
+        """Forget every page that nobody reads and that does not wait for its copy below, nor one
+        behind it. Returns how many."""
         count = 0
         while self._evict_one():
             count += 1
         self._evicted -= count
+        self._flushed += count
         return count
 
     def retire(self, seconds: float, most: int) -> int:
@@ -272,6 +273,7 @@ class HostPages:
             saved_total=self._saved,
             promoted_total=self._promoted,
             evicted_total=self._evicted,
+            flushed_total=self._flushed,
             corrupt_total=self._corrupt,
             transit=self.transit.statistics(),
         )

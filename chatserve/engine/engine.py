@@ -33,7 +33,7 @@ from chatserve.engine.sequence import PreparedRequest
 from chatserve.engine.statistics import EngineStatistics
 from chatserve.engine.stream import Stream
 from chatserve.engine.traffic import Traffic
-from chatserve.engine.values import Emission, FinishReason, Progress, Request
+from chatserve.engine.values import Emission, FinishReason, Flushed, Progress, Request
 from chatserve.errors import EngineError, Unavailable
 from prefix_store.names import PageName, PageNamer, PublicNames, RootFields, token_bytes
 
@@ -208,13 +208,15 @@ class Engine:
         """Wait for a moment without requests, the time for drafts."""
         await self._idle.wait()
 
-    def flush(self) -> int:
-        """Forget the device's pages that nobody owns; how many. On the event loop."""
-        flushed = 0
+    def flush(self) -> Flushed:
+        """Forget the pages of the device and of host memory that nobody owns; how many. On the
+        event loop."""
+        flushed = Flushed()
 
         def flush() -> None:
             nonlocal flushed
-            flushed = self._scheduler.blocks.flush()
+            scheduler = self._scheduler
+            flushed = Flushed(scheduler.blocks.flush(), scheduler.tiers.flush())
 
         self._act(flush)
         return flushed

@@ -353,6 +353,11 @@ class Tiers:
         )
         blocks.account(sequence.names[:matched], prompt_tokens=prompt, hit_tokens=hit)
 
+    def flush(self) -> int:
+        """Forget the idle pages of host memory; how many. What waits for its copy on the disk stays
+        until it has one."""
+        return 0 if self._host is None else self._host.pages.flush()
+
     def forget(self, names: Collection[PageName]) -> None:
         """Nobody finds these in host memory any more."""
         if self._host is not None:

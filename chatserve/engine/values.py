@@ -136,3 +136,11 @@ class Progress:
     queued: int
     prompt_tokens: int
     computed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """Pages that were forgotten at once because somebody wished it."""
+
+    device: int = 0
+    host: int = 0

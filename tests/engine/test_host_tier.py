@@ -9,6 +9,7 @@ from chatserve.cache.transit import Keeps, Load
 from chatserve.engine.plan import NO_MOVES, StepPlan
 from chatserve.engine.sequence import Life
 from chatserve.engine.tiers import LOADS_MAX, TierLimits
+from chatserve.engine.values import Flushed
 from tests.engine.build import Setup, ask, build, quiet, running
 from tests.engine.fake_depot import FakeDepot
 from tests.engine.oracle import assert_right, listen
@@ -372,6 +373,40 @@ async def test_an_engine_serves_from_host_memory_and_from_disk() -> None:
             house.blocks.flush()
             if source == "host":
                 house.host.flush()
+
+
+async def test_a_flush_empties_host_memory_too_and_says_how_much() -> None:
+    depot = FakeDepot()
+    house = build(Setup(page_size=SIZE, slots=12, depot=depot, pages=16))
+    async with running(house) as engine:
+        await listen(engine.open(house.prepare(ask(LONG, 1))))
+        await quiet(house)
+        while len(depot.kept) < 10:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await quiet(house)
+        assert engine.flush() == Flushed(device=10, host=10)
+        assert engine.flush() == Flushed()
+        picture = house.host.statistics()
+        assert (picture.flushed_total, picture.evicted_total, picture.free) == (10, 0, 12)
+        heard = await listen(engine.open(house.prepare(ask(LONG, 1))))
+        receipt = heard[0].receipts[0]
+        assert (receipt.device, receipt.host, receipt.disk) == (0, 0, 39)
+
+
+def test_a_flush_leaves_what_waits_for_its_copy_on_the_disk() -> None:
+    depot = FakeDepot()
+    stepper = _house(depot=depot, tiers=TierLimits(keep_pages=4))
+    stepper.ask(ask(LONG, 1))
+    while stepper.plan() is not None or stepper.commit():
+        pass
+    stepper.order()
+    stepper.move()
+    stepper.deliver()
+    assert len(depot.kept) == 4
+    assert stepper.house.host.flush() == 0, "those that have a copy are the parents of the others"
+    stepper.run_all()
+    assert len(depot.kept) == 10
+    assert stepper.house.host.flush() == 10
 
 
 def test_jobs_of_host_memory_are_of_slots() -> None:
