@@ -33,13 +33,14 @@ class Answer:
     text: str
     prompt: int
     device: int
+    host: int
     disk: int
     computed: int
 
     @property
     def cached(self) -> int:
         """Tokens that were not computed."""
-        return self.device + self.disk
+        return self.device + self.host + self.disk
 
     def whole(self, page_size: int) -> int:
         """Tokens of the prompt's whole pages; its last token is computed, whatever is there."""
@@ -111,6 +112,7 @@ def _answer(text: str, final: dict[str, Any]) -> Answer:
         text=text,
         prompt=usage["prompt_tokens"],
         device=receipt["device"],
+        host=receipt["host"],
         disk=receipt["disk"],
         computed=receipt["computed"],
     )
@@ -163,19 +165,26 @@ async def until(words: str, condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def all_kept(client: httpx.AsyncClient) -> None:
-    """Wait until no page waits for its copy, and nobody owns one."""
+    """Wait until no page waits for its copy, in host memory either, and nobody owns one."""
 
     async def kept() -> bool:
-        cache = (await state_of(client))["cache"]
-        pages, transit = cache["pages"], cache["transit"]
-        return not any((transit["unkept"], transit["keeping"], pages["leaving"], pages["sealed"]))
+        state = await state_of(client)
+        transits, pages = [state["cache"]["transit"]], state["cache"]["pages"]
+        owned = pages["leaving"] + pages["sealed"]
+        host = state["engine"]["tiers"]["host"]
+        if host is not None:
+            transits.append(host["transit"])
+            owned += host["filling"] + host["held"]
+        return not owned and not any(each["unkept"] + each["keeping"] for each in transits)
 
     await until("pages wait for their copies", kept)
 
 
 async def flush(client: httpx.AsyncClient) -> int:
-    """Empty the device of pages that nobody owns, once nobody owns any; how many those were."""
+    """Empty memory of pages that nobody owns, once nobody owns any; how many the device had."""
     await all_kept(client)
     answer = await client.post("/admin/cache/flush", json={})
     assert answer.status_code == 200, answer.text
+    host = (await state_of(client))["engine"]["tiers"]["host"]
+    assert host is None or host["free"] == host["total"], "host memory is not empty"
     return answer.json()["pages"]

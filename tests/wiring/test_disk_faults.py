@@ -43,6 +43,7 @@ from tests.wiring.recall import (
 PAGE_SIZE = 16
 # Few enough slots that checkpoints come often.
 OPTIONS = ("--dtype", "float32", "--page-size", str(PAGE_SIZE), "--disk-capacity", "3MiB")
+HOST_MEMORY = "4MiB"  # two of the prompts
 CHATS = ("corrected", "system fact", "recall")
 TOKENS_MAX = 8
 PROBE_SECONDS = 0.1  # instead of two
@@ -289,6 +290,26 @@ async def test_chats_go_on_whatever_call_fails(
             print(case.name)
             await survive(here, case, for_good=for_good)
         assert not here.disk.seen.keys() & NEVER
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param((CASES[0], CASES[3]), id="written and read"),
+        pytest.param(CASES, id="all", marks=pytest.mark.soak),
+    ],
+)
+async def test_chats_go_on_with_host_memory_between(
+    tmp_path: Path, prompts: list[Prompt], cases: tuple[Case, ...]
+) -> None:
+    """The threads have slots then, and what the disk refuses waits there, or not at all."""
+    async with site(tmp_path, prompts, "--host-memory", HOST_MEMORY) as here:
+        for case in cases:
+            print(case.name)
+            await survive(here, case, for_good=True)
+        host = (await state_of(here.client))["engine"]["tiers"]["host"]
+        assert host["saved_total"], "host memory was not in use"
+        assert host["corrupt_total"] == 0
 
 
 def test_no_call_is_left_out() -> None:

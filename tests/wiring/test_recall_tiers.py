@@ -3,20 +3,28 @@
     computed ─▶ device ─▶ disk, after a flush ─▶ disk, after SIGTERM ─▶ disk, after kill -9 ─▶
     a pool so small that everything moves all the time
 
+and with host memory between, in the tests' own process:
+
+    computed ─▶ host memory, behind a small pool ─▶ disk, after a flush ─▶ host memory ─▶
+    disk, after SIGTERM ─▶ host memory so small that everything moves there, too
+
 Each conversation has a `cache_salt` of its own, so that no other one's pages are in its receipts.
 """
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from chatserve.demonstration.corpus import Chat
 from chatserve.demonstration.evaluate import is_right
+from chatserve.engine import tiers
+from tests.wiring.in_process import living
 from tests.wiring.recall import (
     RECALLED_MIN,
     Answer,
@@ -32,8 +40,11 @@ from tests.wiring.recall import (
 from tests.wiring.server import Revived, reviving
 
 CHATS = 4
+CHATS_HOST = 3
 CHATS_LONG = 32
 SMALL_POOL = "2MiB"  # 409 tokens: a conversation or two
+HOST_MEMORY = "64MiB"  # all conversations
+SMALL_HOST_MEMORY = "1MiB"  # half of the small pool
 SMALL_POOL_LONG = "3MiB"  # some of the larger set's conversations are longer
 END_SECONDS_MAX = 60.0
 
@@ -45,33 +56,19 @@ def own(chat: int, turn: int) -> str:
 
 
 @dataclass
-class Journey:
-    """The set on its way through the tiers of one data folder. told: as it went at first."""
+class Talks:
+    """The set, and what is said of it. told: as it went at first."""
 
-    revived: Revived
     chats: Sequence[Chat]
     page_size: int
-    small_pool: tuple[str, ...]
     told: Sequence[Told] = ()
-
-    def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.revived.server.url, timeout=120)
-
-    async def restart(self, *options: str, kill: bool = False) -> None:
-        if kill:
-            self.revived.kill()
-        else:
-            self.revived.server.process.send_signal(signal.SIGTERM)
-            assert await self.revived.terminated(END_SECONDS_MAX) == 0
-        self.revived.spawn(*options)
-        await self.revived.ready()
 
     async def compute(self, client: httpx.AsyncClient) -> None:
         """Every answer on its own, from nothing: what all later ones are compared with."""
         self.told = await converse_all(client, self.chats, lambda chat, turn: f"{chat}/{turn}")
         for told in self.told:
             for answer in told.answers:
-                assert (answer.device, answer.disk) == (0, 0), "the reference has used the cache"
+                assert answer.cached == 0, "the reference has used the cache"
         right = [
             is_right(chat.turns[-1], told.texts[-1])
             for chat, told in zip(self.chats, self.told, strict=True)
@@ -98,7 +95,16 @@ class Journey:
 
     async def from_device(self, client: httpx.AsyncClient) -> None:
         for answer in await self.once_more(client):
-            assert (answer.device, answer.disk) == (answer.whole(self.page_size), 0)
+            assert answer.device == answer.cached == answer.whole(self.page_size)
+
+    async def from_memory(self, client: httpx.AsyncClient) -> None:
+        """All whole pages, from host memory what the small pool does not have."""
+        answers = await self.once_more(client)
+        for answer in answers:
+            assert answer.device + answer.host == answer.cached == answer.whole(self.page_size)
+        shares = [sum(getattr(each, name) for each in answers) for name in ("device", "host")]
+        print(f"tokens from the device and from host memory: {shares}")
+        assert shares[1] > shares[0], "the pool holds one conversation or two"
 
     async def from_disk(self, client: httpx.AsyncClient) -> None:
         """All whole pages, but where the server says that it has chosen to compute: it does where
@@ -109,24 +115,45 @@ class Journey:
         chosen = [each["engine"]["tiers"]["recomputes_total"] for each in (before, after)]
         loaded = [each["cache"]["transit"]["loaded_total"] for each in (before, after)]
         whole = [answer.disk == answer.whole(self.page_size) for answer in answers]
-        assert all(answer.device == 0 for answer in answers)
+        assert all(answer.device == answer.host == 0 for answer in answers)
         assert whole.count(False) <= chosen[1] - chosen[0], answers
         assert any(whole)
         pages = sum(-(-answer.disk // self.page_size) for answer in answers)
         assert pages == loaded[1] - loaded[0], "receipts say what was loaded"
 
 
+@dataclass(kw_only=True)
+class Journey(Talks):
+    """The set on its way through the tiers of one data folder."""
+
+    revived: Revived
+    small_pool: tuple[str, ...]
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.revived.server.url, timeout=120)
+
+    async def restart(self, *options: str, kill: bool = False) -> None:
+        if kill:
+            self.revived.kill()
+        else:
+            self.revived.server.process.send_signal(signal.SIGTERM)
+            assert await self.revived.terminated(END_SECONDS_MAX) == 0
+        self.revived.spawn(*options)
+        await self.revived.ready()
+
+
 async def through_every_tier(folder: Path, *, chats: int, page_size: int, small_pool: str) -> None:
     """The whole journey, checked at each place. small_pool: what `--kv-memory` says at its end."""
     options = ["--dtype", "float32", "--page-size", str(page_size)]
     with reviving(folder, options) as revived:
-        journey = Journey(revived, recall_set(chats), page_size, ("--kv-memory", small_pool))
+        pool = ("--kv-memory", small_pool)
+        journey = Journey(recall_set(chats), page_size, revived=revived, small_pool=pool)
         await revived.ready()
         async with journey.client() as client:
             await journey.compute(client)
             for told in await journey.talk(client):
                 first, *later = told.answers
-                assert (first.device, first.disk) == (0, 0)
+                assert first.cached == 0
                 for before, answer in zip(told.answers, later, strict=False):
                     assert answer.device >= before.whole(page_size), "what the turn before left"
                     assert answer.disk == 0
@@ -147,7 +174,7 @@ async def through_every_tier(folder: Path, *, chats: int, page_size: int, small_
     assert "Traceback" not in revived.logs()
 
 
-async def everything_moves(journey: Journey, client: httpx.AsyncClient) -> None:
+async def everything_moves(journey: Talks, client: httpx.AsyncClient) -> None:
     """All at once in a pool that holds one or two: evicted and brought up again, time and again."""
     before = await state_of(client)
     answers = [
@@ -193,6 +220,42 @@ async def killed_while_everything_moves(journey: Journey, client: httpx.AsyncCli
 
 async def test_the_recall_set_is_the_same_from_every_tier(tmp_path: Path) -> None:
     await through_every_tier(tmp_path, chats=CHATS, page_size=16, small_pool=SMALL_POOL)
+
+
+@pytest.fixture
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+async def test_the_recall_set_is_the_same_from_host_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is below is brought up, however long the last time took: no rate is ever fresh.
+    monkeypatch.setattr(tiers, "STALE_SECONDS", -1.0)
+    options = ("--dtype", "float32", "--page-size", "16", "--kv-memory", SMALL_POOL)
+    talks = Talks(recall_set(CHATS_HOST), 16)
+    with living(tmp_path, *options, "--host-memory", HOST_MEMORY) as server:
+        async with server.client() as client:
+            await talks.compute(client)
+            for told in await talks.talk(client):
+                for answer in told.answers:
+                    assert answer.disk == 0, "host memory holds them all"
+            await talks.from_memory(client)
+            assert await flush(client) > 0
+            await talks.from_disk(client)
+            await talks.from_memory(client)
+            await all_kept(client)
+    with living(tmp_path, *options, "--host-memory", SMALL_HOST_MEMORY) as server:
+        async with server.client() as client:
+            await talks.from_disk(client)
+            await everything_moves(talks, client)
+            host = (await state_of(client))["engine"]["tiers"]["host"]
+            assert host["total"] < host["evicted_total"], "host memory is not small"
+            assert host["promoted_total"] > host["total"]
+            assert host["corrupt_total"] == 0
 
 
 @pytest.mark.soak

@@ -32,6 +32,7 @@ PROMPT: Messages = [
     {"role": "user", "content": "My cat is called Pixel. What is my cat called?"},
 ]
 SALT = "drawer"
+SMALL_POOL = "2MiB"  # 409 tokens
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,36 @@ async def test_tenants_and_salts_find_their_own_pages_in_every_tier(tmp_path: Pa
         await flushed(server)
         assert (await in_a_conversation(server, "fay"))["disk"] == 0
         assert (await in_a_conversation(server, "ann"))["disk"] > 0
+
+
+async def test_tenants_and_salts_find_their_own_pages_in_host_memory(tmp_path: Path) -> None:
+    options = [*with_keys(tmp_path), "--kv-memory", SMALL_POOL, "--host-memory", "64MiB"]
+    with living(tmp_path, *options, "--disk-capacity", "0") as server:
+        first = await asked(server, "ann")
+        assert (await asked(server, "ann", salt=SALT)).cached == 0
+        for stranger, salt in (("bob", None), ("cat", SALT), ("ann", SALT + "!")):
+            await emptied_by_others(server)
+            assert (await asked(server, stranger, salt=salt)).cached == 0
+            await emptied_by_others(server)
+            for mine in (None, SALT):
+                found = await asked(server, "ann", salt=mine)
+                assert found.text == first.text
+                assert found.device + found.host == found.cached == found.whole(PAGE_SIZE)
+                assert found.host > found.device, "in host memory, but for what others left over"
+        await emptied_by_others(server)
+        assert (await in_a_conversation(server, "dan"))["host"] == 0
+        assert (await in_a_conversation(server, "ann"))["host"] > 0
+        async with server.client(key_of("ann")) as client:
+            flushed_pages = (await client.post("/admin/cache/flush", json={})).json()
+        assert flushed_pages["host_pages"] > 0
+        assert (await asked(server, "ann")).cached == 0, "there is nothing below host memory"
+
+
+async def emptied_by_others(server: Living) -> None:
+    """The device has eve's pages, and next to none of others."""
+    words = " ".join(["Pixel is a cat, and a grey one."] * 30)
+    async with server.client(key_of("eve")) as client:
+        await ask(client, [{"role": "user", "content": words}], max_tokens=1)
 
 
 async def found_on_disk(server: Living, stranger: str, *, salt: str) -> None:
