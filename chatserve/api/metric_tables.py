@@ -107,7 +107,14 @@ CACHE_METRICS = (
             ("evicted_for_space_total", "space"),
             ("evicted_by_flush_total", "flush"),
             ("evicted_by_age_total", "age"),
+            ("evicted_by_name_total", "name"),
         ),
+    ),
+    Metric(
+        "leased_pages",
+        "chatserve_leased_pages",
+        "gauge",
+        "Pages of the device that others leave before, for now.",
     ),
     Metric(
         "draft_pages",

@@ -12,6 +12,7 @@
     below    how much more of a prefix the tiers below have; begin_load, end_load: bring it up
     take_unkept, end_keep    copies for the tiers below (`transit.py`)
     forget   names that nobody may find any more (`forgetting.py`)
+    lease, hold, evict, flush, retire    which idle pages leave late, or now (`departures.py`)
 
 Theory of operation. A table's sealed pages are named and immutable; only its last, partial page
 is written, and only by its only owner: `reserve` orders a PageCopy for any other writer. When a
@@ -30,6 +31,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from chatserve.cache.below import Below
 from chatserve.cache.claims import Claims
+from chatserve.cache.departures import Departures, Evicted
 from chatserve.cache.forgetting import Forgetting
 from chatserve.cache.misses import Misses
 from chatserve.cache.page_pool import NAMED, PageId, PagePool, PageState
@@ -65,7 +67,11 @@ class BlockManager:
         self._index = order()
         self.forgetting = Forgetting(self.pool, self._index, self.transit, self.claims)
         self.misses = Misses(self._index)
-        self._counts = CacheCounts()
+        self.departures = Departures(self.pool, self._index, self.transit, self._below)
+
+    @property
+    def _counts(self) -> CacheCounts:
+        return self.departures.counts
 
     # What there is -------------------------------------------------------------------------
 
@@ -125,7 +131,7 @@ class BlockManager:
 
     def count_on(self, before: "BlockManager") -> None:
         """Take the place of another one, whose pages are lost: what it counted goes on."""
-        self._counts = before._counts
+        self.departures.counts = before._counts
         self.claims.count_on(before.claims)
         self.transit.count_on(before.transit)
         self.forgetting.count_on(before.forgetting)
@@ -179,7 +185,7 @@ class BlockManager:
                 return False
             if not self._index.is_drafted(victim) and self._index.drafted >= drafts_max:
                 return False
-            self._evict_one()
+            self.departures.evict_one()
         table.pages.append(self.pool.allocate())
         return True
 
@@ -245,7 +251,7 @@ class BlockManager:
             if alone and self.forgetting.gave_up(page):
                 self.pool.truncate(page)
             elif alone and not self._index.has_children(page):
-                self._unname(page, lost=False)
+                self.departures.unname(page)
                 self.pool.truncate(page)
                 self._counts.truncated += 1
 
@@ -263,23 +269,29 @@ class BlockManager:
 
     def flush(self) -> int:
         """Forget every page that nobody owns. Returns how many."""
-        count = 0
-        while self._evict_one(lost=False):
-            count += 1
-        self._counts.evicted -= count
-        self._counts.flushed += count
-        return count
+        return self.departures.flush()
 
     def retire(self, seconds: float, most: int) -> int:
         """Evict up to so many pages that nobody used for so long, if a tier below has them."""
-        count = 0
-        while count < most and (name := self._index.stale(seconds)) is not None:
-            if self._below is None or not self._below.contains(name):
-                break
-            count += self._evict_one(lost=False)
-        self._counts.evicted -= count
-        self._counts.retired += count
-        return count
+        return self.departures.retire(seconds, most)
+
+    def lease(self, names: Collection[PageName], seconds: float) -> int:
+        """Others go before the resident pages of these names, for so long from now; 0 ends leases.
+        How many pages those are. A wish and no pin (`eviction_order.py`)."""
+        return self._index.lease_names(names, seconds)
+
+    def hold(self, names: Collection[PageName], seconds: float, *, share: float) -> None:
+        """The same as a courtesy: it shortens no lease, passes over drafted pages, and stops where
+        so many of all pages have leases (share: from 0 to 1)."""
+        self._index.hold_names(names, seconds, most=int(share * self.pool.total))
+
+    def evict(self, names: Collection[PageName]) -> Evicted:
+        """The idle pages of these names leave the device (`Departures.evict`)."""
+        return self.departures.evict(names)
+
+    def resident(self, names: Collection[PageName]) -> int:
+        """How many of these names have a page here."""
+        return len(self._index.resident(names))
 
     def forget(self, names: Collection[PageName]) -> list[int]:
         """Nobody finds these names here any more, until they are computed anew: pages that nobody
@@ -393,6 +405,7 @@ class BlockManager:
             transit=self.transit.statistics(),
             named=len(self._index),
             drafted=self._index.drafted,
+            leased=self._index.leased,
             forgotten=self.forgetting.total,
             ghosts=self.forgetting.ghosts,
         )
@@ -446,7 +459,7 @@ class BlockManager:
         if pages > self.available:
             return False
         while self.pool.free < pages:
-            if not self._evict_one():
+            if not self.departures.evict_one():
                 return False
         return True
 
@@ -463,18 +476,3 @@ class BlockManager:
             self._retain(chain)
             held[chain] = None
             chain = self._index.parent(chain)
-
-    def _unname(self, page: PageId, *, lost: bool) -> None:
-        name = self._index.name(page)
-        assert name is not None, "a page without a name"
-        self.transit.forget(name, lost=lost)
-        self._index.remove(page)
-
-    def _evict_one(self, *, lost: bool = True) -> bool:
-        page = self._index.next_victim()
-        if page is None:
-            return False
-        self._unname(page, lost=lost)
-        self.pool.evict(page)
-        self._counts.evicted += 1
-        return True

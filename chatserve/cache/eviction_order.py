@@ -21,6 +21,7 @@ it comes up, so a tenant that crosses its share costs one push and not all its p
 It knows numbers for pages, places and tenants; what a place means is the policy's (`eviction.py`).
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class EvictionOrder:
         self._serial = 0
         self._offers: dict[int, _Offer] = {}
         self._leases: dict[int, float] = {}
+        self._ends: list[tuple[float, int]] = []  # of leases, those that are over or replaced too
         self._holdings: dict[Tenant, _Holding] = {}
         self._early: list[Entry] = []
         self._leased: list[tuple[float, Entry]] = []
@@ -86,8 +88,18 @@ class EvictionOrder:
     @property
     def entries(self) -> int:
         """Entries of all heaps, the stale ones included: what the order costs in memory."""
-        heaps = (self._early, self._leased, self._above, self._within)
+        heaps = (self._early, self._leased, self._above, self._within, self._ends)
         return sum(map(len, heaps)) + sum(len(item.leaves) for item in self._holdings.values())
+
+    @property
+    def leased(self) -> int:
+        """Resident pages, offered or not, whose lease has not ended."""
+        self._end_leases()
+        return len(self._leases)
+
+    def lease_of(self, page: int) -> float:
+        """When the page's lease ends (seconds of the clock); minus infinity without one."""
+        return self._leases.get(page, -math.inf)
 
     def pages_of(self, tenant: Tenant) -> int:
         """How many resident pages a tenant has."""
@@ -134,6 +146,10 @@ class EvictionOrder:
         it has. A time that is over ends its lease."""
         if until > self._clock():
             self._leases[page] = until
+            heappush(self._ends, (until, page))
+            if len(self._ends) > 2 * len(self._leases) + SLACK:
+                self._ends = [(end, leased) for leased, end in self._leases.items()]
+                heapify(self._ends)
         elif self._leases.pop(page, None) is None:
             return
         if page in self._offers:
@@ -141,8 +157,7 @@ class EvictionOrder:
 
     def first(self) -> int | None:
         """The page that goes first; None where none is offered."""
-        if self._leased:
-            self._end_leases()
+        self._end_leases()
         head = self._head(self._early) or self._lead(self._above) or self._lead(self._within)
         if head is not None:
             return head[3]
@@ -156,6 +171,8 @@ class EvictionOrder:
     def check(self) -> None:
         """Every invariant, in O(n). For tests."""
         early, leased = set(self._early), set(self._leased)
+        ends = {(until, page) for page, until in self._leases.items()}
+        assert ends <= set(self._ends), "a lease that never ends"
         for page, offer in self._offers.items():
             entry = (offer.place, offer.tick, offer.serial, page)
             holding = self._holdings[offer.tenant]
@@ -244,10 +261,10 @@ class EvictionOrder:
         return None
 
     def _end_leases(self) -> None:
-        now = self._clock()
-        while self._leased and self._leased[0][0] <= now:
-            until, entry = heappop(self._leased)
-            page = entry[3]
-            if self._valid(entry) and self._leases.get(page) == until:
+        now = self._clock() if self._ends else 0.0
+        while self._ends and self._ends[0][0] <= now:
+            until, page = heappop(self._ends)
+            if self._leases.get(page) == until:
                 del self._leases[page]
-                self._put(page, self._offers[page])
+                if page in self._offers:
+                    self._put(page, self._offers[page])

@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from chatserve.cache.below import Below
+from chatserve.cache.departures import Evicted
 from chatserve.cache.page_pool import PageId, PagePool, PageState
 from chatserve.cache.prefix_index import PrefixIndex
 from chatserve.cache.transit import Keep, Keeps, Transit, TransitStatistics
@@ -34,8 +35,8 @@ Slot = PageId  # of the host's memory
 class HostStatistics:
     """Slots: total = free + filling + held + cached. *_total from the start of the process.
 
-    held: being read, or waiting for the copy below. corrupt: slots whose bytes were not what had
-    been saved. transit: copies to what is below.
+    held: being read, or waiting for the copy below. leased: others go before them, for now.
+    corrupt: slots whose bytes were not what had been saved. transit: copies to what is below.
     """
 
     total: int = 0
@@ -47,6 +48,7 @@ class HostStatistics:
     promoted_total: int = 0
     evicted_total: int = 0
     flushed_total: int = 0
+    leased: int = 0
     corrupt_total: int = 0
     transit: TransitStatistics = field(default_factory=TransitStatistics)
 
@@ -237,6 +239,25 @@ class HostPages:
         self._flushed += count
         return count
 
+    def lease(self, names: Collection[PageName], seconds: float) -> int:
+        """Others go before the slots of these names, for so long from now; 0 ends leases. How many
+        slots those are."""
+        return self._index.lease_names(names, seconds)
+
+    def evict(self, names: Collection[PageName]) -> Evicted:
+        """The slots of these names are given up, but for those that `flush` would leave, and those
+        before a slot that stays."""
+        left = stayed = 0
+        for slot in self._index.resident(names):
+            if self.pool.state(slot) is PageState.CACHED and not self._index.has_children(slot):
+                self._unname(slot)
+                self.pool.evict(slot)
+                left += 1
+            else:
+                stayed += 1
+        self._flushed += left
+        return Evicted(left, stayed)
+
     def retire(self, seconds: float, most: int) -> int:
         """Evict up to so many pages that nobody used for so long, if what is below has them."""
         count = 0
@@ -274,6 +295,7 @@ class HostPages:
             promoted_total=self._promoted,
             evicted_total=self._evicted,
             flushed_total=self._flushed,
+            leased=self._index.leased,
             corrupt_total=self._corrupt,
             transit=self.transit.statistics(),
         )

@@ -16,6 +16,7 @@ has adopted it. Whoever adopts a page has adopted its parents, so a drafted page
 children only, and the leaves that go first are never in the way of others.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -259,6 +260,40 @@ class PrefixIndex:
         leased, the one whose lease ends first goes."""
         assert page in self._by_page, "a lease on a page without a name"
         self._order.lease(page, until)
+
+    def lease_names(self, names: Collection[PageName], seconds: float) -> int:
+        """Lease the resident pages of these names for so long, in place of any leases that they
+        have; 0 seconds end those. Returns how many pages those are. O(names)."""
+        until = self._clock() + seconds
+        pages = self._resident(names)
+        for entry in pages:
+            self._order.lease(entry.page, until)
+        return len(pages)
+
+    def hold_names(self, names: Collection[PageName], seconds: float, *, most: int) -> None:
+        """The same for a courtesy: it shortens no lease, passes over drafted pages, and stops where
+        `most` pages of all have leases."""
+        until, room = self._clock() + seconds, most - self._order.leased
+        for entry in self._resident(names):
+            before = self._order.lease_of(entry.page)
+            new = before == -math.inf
+            if not entry.drafted and before < until and (room > 0 or not new):
+                self._order.lease(entry.page, until)
+                room -= new
+
+    @property
+    def leased(self) -> int:
+        """Named pages whose lease has not ended."""
+        return self._order.leased
+
+    def _resident(self, names: Collection[PageName]) -> list[_Entry]:
+        """The pages of these names, children first."""
+        found = [self._by_name[name] for name in set(names) if name in self._by_name]
+        return sorted(found, key=lambda entry: entry.sealed, reverse=True)
+
+    def resident(self, names: Collection[PageName]) -> list[PageId]:
+        """The pages of these names, children first."""
+        return [entry.page for entry in self._resident(names)]
 
     def pages_of(self, tenant: Tenant) -> int:
         """How many named pages a tenant has."""

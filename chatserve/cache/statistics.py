@@ -12,9 +12,11 @@ class CacheStatistics:
     """The cache floor at one moment. *_tokens and *_total count from the start of the process.
 
     logical_pages counts every owner of a page, physical_pages each owned page once: their
-    difference is what sharing saves. draft_pages were computed ahead and wait for their request;
-    draft_adopted_total: pages whose request came. forgotten_total: pages that lost their names
-    because their conversation was deleted; ghosts: of those, the ones that still have owners.
+    difference is what sharing saves. leased_pages: resident ones that others go before, for now.
+    evicted_by_name_total: for an admin who named their conversation. draft_pages were computed
+    ahead and wait for their request; draft_adopted_total: pages whose request came.
+    forgotten_total: pages that lost their names because their conversation was deleted; ghosts: of
+    those, the ones that still have owners.
     """
 
     page_size: int
@@ -33,6 +35,8 @@ class CacheStatistics:
     evicted_by_flush_total: int
     evicted_by_age_total: int = 0
     truncated_total: int
+    evicted_by_name_total: int = 0
+    leased_pages: int = 0
     draft_pages: int = 0
     draft_sealed_total: int = 0
     draft_adopted_total: int = 0
@@ -52,6 +56,7 @@ class CacheCounts:
     evicted: int = 0
     flushed: int = 0
     retired: int = 0
+    dismissed: int = 0
     truncated: int = 0
     draft_sealed: int = 0
     draft_adopted: int = 0
@@ -65,6 +70,7 @@ class CacheCounts:
         transit: TransitStatistics,
         named: int,
         drafted: int,
+        leased: int,
         forgotten: int,
         ghosts: int,
     ) -> CacheStatistics:
@@ -85,7 +91,9 @@ class CacheCounts:
             evicted_for_space_total=self.evicted,
             evicted_by_flush_total=self.flushed,
             evicted_by_age_total=self.retired,
+            evicted_by_name_total=self.dismissed,
             truncated_total=self.truncated,
+            leased_pages=leased,
             draft_pages=drafted,
             draft_sealed_total=self.draft_sealed,
             draft_adopted_total=self.draft_adopted,

@@ -131,6 +131,10 @@ class Transit:
         """Take out the one that waits longest."""
         return self._unkept.popitem(last=False)[1] if self._unkept else None
 
+    def waits(self, name: PageName) -> bool:
+        """Whether the page of this name waits for its copy."""
+        return name in self._unkept
+
     def forget(self, name: PageName, *, lost: bool) -> bool:
         """The page of this name is about to lose it. Whether it waited for its copy."""
         waited = self._unkept.pop(name, None) is not None

@@ -178,7 +178,7 @@ def test_a_chain_dies_from_its_end_and_the_least_recently_used_one_first() -> No
     for _ in range(4):
         page = blocks._index.next_victim()
         assert page is not None
-        blocks._evict_one()
+        blocks.departures.evict_one()
         blocks.check()
         found.append((pages(blocks, old), pages(blocks, young)))
     assert found == [(1, 2), (0, 2), (0, 1), (0, 0)]
@@ -194,7 +194,7 @@ def test_who_was_used_again_goes_last_and_its_old_place_counts_no_more() -> None
         assert blocks.adopt(table, names_of(tokens), token_bytes(tokens)) == 2
         blocks.release(table, step=0)
     left: list[list[int]] = []
-    while blocks._evict_one():
+    while blocks.departures.evict_one():
         blocks.check()
         left.append([pages(blocks, tokens) for tokens in (third, second, first)])
     assert left == [[1, 2, 2], [0, 2, 2], [0, 1, 2], [0, 0, 2], [0, 0, 1], [0, 0, 0]]
@@ -208,7 +208,7 @@ def test_pages_die_in_the_order_of_their_last_use_not_of_their_numbers() -> None
     for table in reversed(tables):
         blocks.release(table, step=0)
     for alive in ([True, True, False], [True, False, False], [False] * 3):
-        assert blocks._evict_one()
+        assert blocks.departures.evict_one()
         assert [pages(blocks, [start] * SIZE) == 1 for start in range(3)] == alive
 
 

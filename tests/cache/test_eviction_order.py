@@ -176,6 +176,8 @@ class IndexMachine(RuleBasedStateMachine):
         for tenant in TENANTS:
             held = sum(page.tenant == tenant for page in self.pages.values())
             assert self.index.pages_of(tenant) == held
+        leased = sum(page.lease > self.now for page in self.pages.values())
+        assert self.index.leased == leased
 
 
 IndexMachine.TestCase.settings = settings(
