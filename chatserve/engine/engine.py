@@ -34,6 +34,7 @@ from chatserve.engine.statistics import EngineStatistics
 from chatserve.engine.stream import Stream
 from chatserve.engine.traffic import Traffic
 from chatserve.engine.values import Emission, FinishReason, Flushed, Progress, Request
+from chatserve.engine.wishes import Wishes
 from chatserve.errors import EngineError, Unavailable
 from prefix_store.names import PageName, PageNamer, PublicNames, RootFields, token_bytes
 
@@ -94,6 +95,7 @@ class Engine:
         self._recovering = False
         self._postponed: list[Callable[[], None]] = []
         self._stopped = False
+        self.wishes = Wishes(scheduler, self._act, self.is_public)
         self.on_step: Callable[[], None] = _nothing  # tests look at the invariants after each
 
     # Doors ---------------------------------------------------------------------------------

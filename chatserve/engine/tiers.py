@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from chatserve.cache.block_manager import BlockManager
+from chatserve.cache.departures import Evicted
 from chatserve.cache.host_pages import HostPages
 from chatserve.cache.page_table import PageTable
 from chatserve.cache.transit import Keeps
@@ -200,12 +201,14 @@ class Tiers:
         sequence.loads += begun > 0
         return begun > 0
 
-    def begin_draft_load(self, table: PageTable, names: Sequence[PageName], tokens: bytes) -> int:
+    def begin_draft_load(
+        self, table: PageTable, names: Sequence[PageName], tokens: bytes, *, wished: bool = False
+    ) -> int:
         """Bring up what is below of the pages that follow those of a draft's table, as for a
         sequence; the load's number, 0 where there is none. names, tokens: from the first that the
-        table does not have, as many as there may be."""
+        table does not have, as many as there may be. wished: however quick computing would be."""
         count = self._roster.blocks.below(names, 0)
-        if not count or not self._is_quicker(names[:count]):
+        if not count or not (wished or self._is_quicker(names[:count])):
             self._recomputes += bool(count)
             return 0
         return self._begin(table, names[:count], tokens, drafting=True)
@@ -357,6 +360,15 @@ class Tiers:
         """Forget the idle pages of host memory; how many. What waits for its copy on the disk stays
         until it has one."""
         return 0 if self._host is None else self._host.pages.flush()
+
+    def lease(self, names: Collection[PageName], seconds: float) -> int:
+        """Others leave host memory before these, for so long from now; 0 ends leases. How many are
+        there."""
+        return 0 if self._host is None else self._host.pages.lease(names, seconds)
+
+    def evict(self, names: Collection[PageName]) -> Evicted:
+        """The idle ones of these leave host memory."""
+        return Evicted() if self._host is None else self._host.pages.evict(names)
 
     def forget(self, names: Collection[PageName]) -> None:
         """Nobody finds these in host memory any more."""
