@@ -35,6 +35,7 @@ from chatserve.chat.text_threads import TextThreads
 from chatserve.chat.values import SamplingDefaults
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.model_runner import ModelRunner
+from chatserve.engine.other_models import OtherModels
 from chatserve.engine.pace import Pace
 from chatserve.engine.runner import OutOfMemory, Runner
 from chatserve.engine.scheduler import Scheduler, SchedulerLimits
@@ -197,6 +198,11 @@ def slot_count(settings: Settings, model: LoadedModel) -> int:
     return slots
 
 
+def _layout(page_size: int) -> str:
+    """What names say of how pages lie."""
+    return f"page-major {page_size}"
+
+
 def assemble(
     loaded: Loaded,
     settings: Settings,
@@ -229,6 +235,9 @@ def assemble(
     host = None
     if loaded.slots:
         host = HostPages(slots=loaded.slots, below=depot, order=order(loaded.slots))
+    others = None
+    if kept is not None:
+        others = OtherModels(loaded.name_key, lambda: kept.others, _layout).have
     scheduler = Scheduler(
         lambda: BlockManager(
             pages=loaded.pages,
@@ -247,6 +256,7 @@ def assemble(
         ),
         clock=time.monotonic,
         host=host,
+        others=others,
     )
     engine = Engine(
         scheduler,
@@ -254,7 +264,7 @@ def assemble(
         namer,
         settings=EngineSettings(
             fingerprint=loaded.fingerprint,
-            layout=f"page-major {size}",
+            layout=_layout(size),
             vocabulary_size=model.vocabulary_size,
             steps_in_flight=settings.steps_in_flight,
         ),

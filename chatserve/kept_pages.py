@@ -16,6 +16,7 @@ from chatserve.engine.tiers import TierLimits
 from chatserve.settings import Settings
 from prefix_store import (
     MasterSecret,
+    OtherPages,
     PageName,
     PageRead,
     PageShape,
@@ -85,6 +86,7 @@ class KeptPages:
         self._settings = settings
         self._secret = secret
         self._shape = shape
+        self.others: tuple[OtherPages, ...] = ()  # of models that are not served
         self._store: PageStore | None = None
         self._trouble: str | None = None
         self._turn = threading.Lock()  # of who opens it, or closes it
@@ -133,6 +135,8 @@ class KeptPages:
                 self._trouble = None
             finally:
                 self.depot.opened.set()
+            if self._store is not None and self.depot.slab is not None:
+                self.others = self._store.others()
 
     def limits(self, settings: Settings) -> TierLimits:
         """What the engine may do with it."""

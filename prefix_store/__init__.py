@@ -8,6 +8,7 @@ first slab is opened. README.md here is the document of the format on disk.
 from prefix_store.errors import StoreError, StoreLocked
 from prefix_store.keys import MasterSecret
 from prefix_store.names import NAME_BYTES, PageName, PageNamer, PublicNames, Root, RootFields
+from prefix_store.others import OtherPages
 from prefix_store.slab import Slab
 from prefix_store.store import PageStore
 from prefix_store.values import (
@@ -25,6 +26,7 @@ __all__ = [
     "Evictions",
     "MasterSecret",
     "Misses",
+    "OtherPages",
     "PageName",
     "PageNamer",
     "PageRead",

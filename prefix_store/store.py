@@ -13,6 +13,7 @@ from prefix_store.errors import StoreError, StoreLocked
 from prefix_store.files import FOLDER_MODE, Files, LocalFiles
 from prefix_store.keys import MasterSecret
 from prefix_store.layout import slab_stem
+from prefix_store.others import OtherPages, read_others
 from prefix_store.recovery import (
     ENDINGS,
     MINIMUM_BYTES,
@@ -120,6 +121,10 @@ class PageStore:
                 log.warning("A slab of another model cannot be removed: %s", error)
             slab.give_back(room.excess())
         return slab
+
+    def others(self) -> tuple[OtherPages, ...]:
+        """The names of pages in slabs that are not opened, by those used last. Reads files."""
+        return read_others(self._place)
 
     def gc(self) -> int:
         """Remove pages, and slabs that are not opened, unused for longer than `max_age_seconds`;

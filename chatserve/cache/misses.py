@@ -5,7 +5,7 @@ neither compared nor remembered for him. A hint for people who wonder why their 
 anew (a date in the system prompt, a history that was edited); no decision hangs on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,6 +20,7 @@ class MissReason(Enum):
     NEW = "new"  # never seen, as far as this process remembers
     EVICTED = "evicted"  # was there, and went
     QUICKER = "quicker"  # a tier below has it, and computing it was quicker
+    OTHER_MODEL = "other_model"  # kept on disk by other weights, another type or page size
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +43,24 @@ class Misses:
         self._index = index
 
     def explain(
-        self, table: PageTable, names: Sequence[PageName], page: bytes, *, is_below: bool
+        self,
+        table: PageTable,
+        names: Sequence[PageName],
+        page: bytes,
+        *,
+        is_below: bool,
+        is_others: Callable[[int], bool],
     ) -> Miss:
         """Why the page after those of the table was not found. names: of the prompt's whole pages.
-        page: that page's token ids, int32 bytes. is_below: a tier below the device has it."""
+        page: that page's token ids, int32 bytes. is_below: a tier below the device has it.
+        is_others: whether another model has the page with the token at this position."""
         found = table.sealed
         reason = MissReason.NEW
         if is_below:
             reason = MissReason.QUICKER
         elif self._index.was_here(names[found]):
             reason = MissReason.EVICTED
+        elif is_others(len(page) // TOKEN_BYTES * found):
+            reason = MissReason.OTHER_MODEL
         same = self._index.likeness(table.last_name, table.space, page)
         return Miss(len(page) // TOKEN_BYTES * found + same, reason)

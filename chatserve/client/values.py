@@ -38,7 +38,8 @@ class Usage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Miss:
     """Why not the whole prompt was found. position: of the first token that differs from what the
-    server had; reason: new, evicted or quicker (to compute than to load)."""
+    server had; reason: new, evicted, quicker (to compute than to load) or other_model (kept by
+    one that is not served now)."""
 
     position: int
     reason: str

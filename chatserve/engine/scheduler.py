@@ -28,7 +28,7 @@ from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import Life, PreparedRequest, Sequence
 from chatserve.engine.statistics import EngineCounts, EngineStatistics
 from chatserve.engine.suspects import Suspects
-from chatserve.engine.tiers import Tiers
+from chatserve.engine.tiers import Others, Tiers
 from chatserve.engine.values import Emission, FinishReason, Progress, TokenLogprobs
 from chatserve.errors import ChatserveError, NumericalFault, StepFault, Unavailable
 from prefix_store.names import PageName, PageNamer, token_bytes
@@ -58,8 +58,9 @@ class Scheduler:
         limits: SchedulerLimits,
         clock: Callable[[], float],
         host: HostPages | None = None,
+        others: Others | None = None,
     ) -> None:
-        """host: what the blocks have below them, where it is host memory."""
+        """host: what the blocks have below them, where it is host memory. others: of `Tiers`."""
         blocks = make_blocks()
         assert limits.context_length <= blocks.pool.total * blocks.page_size
         self.limits = limits
@@ -71,7 +72,8 @@ class Scheduler:
         self._pace = pace
         self._suspects = Suspects()
         self._entrance = Entrance(self.roster, self._suspects, limits=limits, clock=clock)
-        self.tiers = Tiers(self.roster, limits=limits.tiers, clock=clock, host=host)
+        tiers = limits.tiers
+        self.tiers = Tiers(self.roster, limits=tiers, clock=clock, host=host, others=others)
         self._planner = Planner(
             self.roster,
             pace,

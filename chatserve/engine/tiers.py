@@ -26,7 +26,7 @@ from chatserve.engine.roster import Roster
 from chatserve.engine.sequence import Sequence as Row
 from chatserve.engine.statistics import TierStatistics
 from chatserve.engine.traffic import Delivery, Job
-from chatserve.engine.values import Receipt
+from chatserve.engine.values import Receipt, Request
 from prefix_store.names import PageName, token_bytes
 
 LOADS_MAX = 2  # of one sequence; what is evicted again before its turn comes is then computed
@@ -37,6 +37,8 @@ RETIRE_PAGES = 256  # at once: a millisecond or two
 LOOK_SECONDS = 0.05  # between two looks at the queue
 COMPUTE_PAGES_MIN = 4  # of a step that says what computing a prompt costs
 _FADE = 0.7  # weight of the past at each new measurement
+
+Others = Callable[[Request, int], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,8 @@ class Rate:
 
 class Tiers:
     """See the module. Owned by the scheduler. host: the tier between the device and the threads,
-    None where those can address the device's memory themselves."""
+    None where those can address the device's memory themselves. others: whether a model that is not
+    served now has kept the page with the token at this position of a request."""
 
     def __init__(
         self,
@@ -91,8 +94,10 @@ class Tiers:
         limits: TierLimits,
         clock: Callable[[], float],
         host: HostPages | None = None,
+        others: Others | None = None,
     ) -> None:
         self._roster = roster
+        self._others = others or _nobody
         self._limits = limits
         self._clock = clock
         self._host: HostTier | None = None
@@ -345,7 +350,13 @@ class Tiers:
             size = blocks.page_size
             page = token_bytes(sequence.request.tokens[size * matched : size * (matched + 1)])
             below = blocks.below(sequence.names[: matched + 1], matched) > 0
-            miss = blocks.misses.explain(sequence.table, sequence.names, page, is_below=below)
+            miss = blocks.misses.explain(
+                sequence.table,
+                sequence.names,
+                page,
+                is_below=below,
+                is_others=lambda position: self._others(sequence.request, position),
+            )
         sequence.receipt = Receipt(
             device=hit - host - disk,
             host=host,
@@ -399,3 +410,8 @@ class Tiers:
         """Every invariant. For tests."""
         if self._host is not None:
             self._host.check()
+
+
+def _nobody(request: Request, position: int) -> bool:
+    del request, position
+    return False

@@ -58,6 +58,12 @@ class Living:
         assert self._error is None, repr(self._error)
         assert self._status == 0
 
+    @property
+    def others_known(self) -> bool:
+        """Whether it has read which pages of other models are on its disk, and there are some."""
+        assembly = self._serving._assembly
+        return assembly is not None and assembly.kept is not None and bool(assembly.kept.others)
+
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         """For whoever has this API key."""
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}

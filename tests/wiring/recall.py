@@ -28,7 +28,8 @@ Salt = Callable[[int], str | None]  # of a turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What was said, and how many of the prompt's tokens came from where."""
+    """What was said, and how many of the prompt's tokens came from where. missed: why the first
+    whole page that was not found was not; None where all were."""
 
     text: str
     prompt: int
@@ -36,6 +37,7 @@ class Answer:
     host: int
     disk: int
     computed: int
+    missed: str | None = None
 
     @property
     def cached(self) -> int:
@@ -115,6 +117,7 @@ def _answer(text: str, final: dict[str, Any]) -> Answer:
         host=receipt["host"],
         disk=receipt["disk"],
         computed=receipt["computed"],
+        missed=receipt["miss"] and receipt["miss"]["reason"],
     )
     assert answer.cached + answer.computed == answer.prompt, (receipt, usage)
     assert usage["prompt_tokens_details"]["cached_tokens"] == answer.cached, (receipt, usage)

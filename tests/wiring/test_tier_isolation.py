@@ -3,7 +3,7 @@
     key        another tenant's cached tokens are 0, one's own are more than 0
     salt       another `cache_salt` of one's own is another's
     model      another field of the fingerprint (type, page size, weights, configuration): nothing
-               is found; with the old one back, all is
+               is found, and who had kept pages is told why; with the old one back, all is found
 
 What another asks for is computed and then its own, so each place asks as somebody new.
 """
@@ -11,7 +11,7 @@ What another asks for is computed and then its own, so each place asks as somebo
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import torch
 from chatserve.demonstration import MODEL_FOLDER
 from chatserve.engine import tiers
 from tests.wiring.in_process import Living, living
-from tests.wiring.recall import Answer, Messages, ask, flush, state_of
+from tests.wiring.recall import Answer, Messages, ask, flush, state_of, until
 from tests.wiring.server import MODEL, events
 
 PAGE_SIZE = 16
@@ -196,6 +196,13 @@ def a_copy(folder: Path, name: str, change: Callable[[Path], None] | None = None
     return [str(copied), "--served-model-name", MODEL]
 
 
+def others_are_known(server: Living) -> Callable[[], Awaitable[bool]]:
+    async def known() -> bool:
+        return server.others_known
+
+    return known
+
+
 async def others_find_nothing(folder: Path, others: dict[str, list[str]]) -> None:
     """A start for each of these options: none finds what the first model has kept, each keeps and
     finds its own; then the first one is back, and at last another secret."""
@@ -213,8 +220,12 @@ async def others_find_nothing(folder: Path, others: dict[str, list[str]]) -> Non
         size = int(more[-1]) if more[0] == "--page-size" else PAGE_SIZE
         with started(*more) as server:
             async with server.client() as client:
+                await until("other models are not known", others_are_known(server))
+                salted = await ask(client, PROMPT, salt=name)
+                assert salted.missed == "new", "with this salt it was never asked"
                 answer = await ask(client, PROMPT)
                 assert answer.cached == 0, f"with another {name} a page was found"
+                assert answer.missed == "other_model", name
                 await flush(client)
                 assert is_found(await ask(client, PROMPT), "disk", page_size=size), name
     # Where the model lies is no part of what it is.
@@ -229,6 +240,7 @@ async def others_find_nothing(folder: Path, others: dict[str, list[str]]) -> Non
         async with server.client() as client:
             answer = await ask(client, PROMPT)
             assert answer.cached == 0, "with another secret a page was found"
+            assert answer.missed == "new", "nor is it known that there is one"
             assert answer.text == first.text
 
 
