@@ -33,6 +33,8 @@ from chatserve.chat.conversations.live_replies import LiveLimits, LiveReplies
 from chatserve.chat.conversations.recall import first_assignment
 from chatserve.chat.conversations.reply_events import ConversationChanged
 from chatserve.chat.conversations.reply_log import LogLimits, LogStatistics, ReplyLog
+from chatserve.chat.conversations.residence import Residence
+from chatserve.chat.conversations.wish_door import WishDoor
 from chatserve.chat.meter import ReplyMeter, Unmetered
 from chatserve.chat.service import EngineDoor, PreparedT, Workshop, draw_seed
 from chatserve.chat.store.conversation import (
@@ -130,6 +132,7 @@ class Conversations(Generic[PreparedT]):
         workshop: Workshop,
         options: ConversationOptions | None = None,
         drafts: DraftDoor[PreparedT] | None = None,
+        wishes: WishDoor[PreparedT] | None = None,
         meter: ReplyMeter | None = None,
         wall: Callable[[], float] = time.time,
         draw_seed: Callable[[], int] = draw_seed,
@@ -168,9 +171,14 @@ class Conversations(Generic[PreparedT]):
                 store=store,
                 changes=self._changes,
                 executor=workshop.executor,
+                wishes=wishes,
+                clock=workshop.clock,
             )
             self._drafts = Drafts(means)
         self._deletions = Deletions(self._means, self._live, self._drafts)
+        self._residence = None
+        if wishes is not None:
+            self._residence = Residence(self._means, self._live, self._drafts, wishes)
         self._asks: dict[_Ask, _Known] = {}
         self._writer: asyncio.Task[None] | None = None
         self._accepted_total = 0
@@ -269,6 +277,12 @@ class Conversations(Generic[PreparedT]):
         if ask is not None:
             added = await self._store.get(owner, name)
         return self._changed(added)
+
+    @property
+    def residence(self) -> Residence[PreparedT]:
+        """Where what was kept of a conversation is to be. Only where `wishes` were given."""
+        assert self._residence is not None, "wired with wishes"
+        return self._residence
 
     def changes(self, owner: str) -> AbstractContextManager[AsyncIterator[ConversationChanged]]:
         """The owner's conversations as they change, merged: the latest revision of each."""

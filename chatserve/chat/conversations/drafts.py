@@ -7,8 +7,10 @@ It may not know sockets, frames or pages. A Typist is one socket's: whatever it 
 
 Theory of operation. Nothing is awaited of a draft, so everything may be left out: a store that is
 away, a text too long for the context, a template that refuses. What waits for the engine to be
-idle is the tokenization too, so that under load a typist costs a frame's parsing and no more. A
-draft whose parent is still being written is tried again when the conversation changes.
+idle is the tokenization too, so that under load a typist costs a frame's parsing and no more, but
+for one thing: what the conversation has on the device is held there for a while (`WishDoor.hold`),
+by the names that its replies told the store, so that it is there when the text is sent. A draft
+whose parent is still being written is tried again when the conversation changes.
 
 Only the *settled* part of a text is computed: the ids of its prompt up to the last word's begin,
 as far as another word there leaves them as they are. A text without white space (a long link,
@@ -25,17 +27,21 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
+from chatserve.chat.audience import Clock
 from chatserve.chat.conversations.changes import Changes
 from chatserve.chat.conversations.draft_ask import DraftAsk
 from chatserve.chat.conversations.history import History
+from chatserve.chat.conversations.wish_door import WishDoor
 from chatserve.chat.service import PreparedT
 from chatserve.chat.store.conversation import ReplyState, Role, Turn
 from chatserve.chat.store.session_store import SessionStore, no_parent
 from chatserve.engine.values import Request
+from chatserve.engine.wishes import HOLD_SECONDS
 from chatserve.errors import RequestError, Unavailable
 
 NAMES_MAX = 1 << 16  # of what was computed ahead of kept conversations; the oldest are forgotten
 TEXTS_MAX = 16 << 20  # code points that all typists' texts have while they wait
+HOLD_AGAIN_SECONDS = HOLD_SECONDS / 4  # while something is typed
 UNSETTLED_MAX = 32  # code points at a text's end that more typing may still change
 _LAST_WORD = re.compile(r"\s+\S*\s*\Z")
 
@@ -66,22 +72,27 @@ class DraftDoor(Protocol[PreparedT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftMeans(Generic[PreparedT]):
-    """What all typists share."""
+    """What all typists share. wishes, clock: None where nothing is held for who types."""
 
     engine: DraftDoor[PreparedT]
     history: History
     store: SessionStore
     changes: Changes
     executor: Executor
+    wishes: WishDoor[PreparedT] | None = None
+    clock: Clock | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Path:
-    """Where a text goes. turns None: the reply before it is not there yet."""
+    """Where a text goes. turns None: the reply before it is not there yet. told: names of the
+    conversation's pages, None where the store was not asked yet; held: since when they are."""
 
     place: tuple[str | None, bool, str | None]
     system: str | None
     turns: tuple[Turn, ...] | None
+    told: frozenset[bytes] | None = None
+    held: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,10 @@ class Drafts(Generic[PreparedT]):
         typist = Typist(self, owner)
         self._typists.add(typist)
         return typist
+
+    def noted(self, conversation: str) -> frozenset[bytes]:
+        """What was computed ahead for it, or will be."""
+        return frozenset(self._names.get(conversation, ()))
 
     def note(self, conversation: str, names: Collection[bytes]) -> None:
         """This was computed ahead for it, or will be."""
@@ -186,6 +201,8 @@ class Typist(Generic[PreparedT]):
     async def _compute(self, ask: DraftAsk) -> bool:
         """False where the turn before it is still being written."""
         path = await self._find(ask)
+        if ask.conversation is not None:
+            await self._hold(ask.conversation, path)
         if path.turns is None:
             return False
         async with self._drafts.places:
@@ -198,6 +215,18 @@ class Typist(Generic[PreparedT]):
                         self._drafts.note(ask.conversation, prepared.names)
                     self._means.engine.draft(self, prepared.request)
         return True
+
+    async def _hold(self, conversation: str, path: _Path) -> None:
+        """Nobody takes the pages of what was said here, while something is typed behind it."""
+        wishes, clock = self._means.wishes, self._means.clock
+        if wishes is None or clock is None:
+            return
+        if path.held is not None and clock.now() - path.held < HOLD_AGAIN_SECONDS:
+            return
+        if path.told is None:
+            path.told = await self._means.store.page_names(conversation)
+        path.held = clock.now()
+        wishes.hold(path.told)
 
     def _forget(self, ask: DraftAsk | None) -> None:
         if ask is not None and self._newest is ask:
@@ -230,7 +259,7 @@ class Typist(Generic[PreparedT]):
                 known, turns, replies = await self._means.store.tree(self._owner, ask.conversation)
                 running = {reply.id for reply in replies if reply.state is ReplyState.RUNNING}
                 parent = known.leaf if ask.at_leaf else ask.parent
-                path = _path_to(parent, {turn.id: turn for turn in turns}, running)
+                path = path_to(parent, {turn.id: turn for turn in turns}, running)
             except BaseException:
                 self._path = None
                 raise
@@ -291,10 +320,11 @@ def _typed(text: str) -> Turn:
     return Turn(id="draft", parent=None, role=Role.USER, text=text, created=0.0)
 
 
-def _path_to(
+def path_to(
     parent: str | None, turns: Mapping[str, Turn], running: Container[str]
 ) -> tuple[Turn, ...] | None:
-    """From the first message to `parent`; None where that is a reply, or awaits one."""
+    """From the first message to `parent`; None where that is a reply that runs, or awaits one.
+    Raises NotFound where it is no turn."""
     path: list[Turn] = []
     name = parent
     if name is not None and name in running:

@@ -164,6 +164,21 @@ class MemoryStore:
                 kept.turns[turn.id] = replace(turn, token_ids=None, encoding="")
         return kept.conversation
 
+    async def owner(self, conversation: str) -> str:
+        """Raises NotFound."""
+        self._calls += 1
+        kept = self._kept.get(conversation)
+        if kept is None:
+            raise no_conversation()
+        return kept.conversation.owner
+
+    async def page_names(self, conversation: str) -> frozenset[bytes]:
+        """What the endings of its replies told."""
+        self._calls += 1
+        kept = self._kept.get(conversation)
+        rows = () if kept is None else kept.names.values()
+        return frozenset(name for row in rows for name in row)
+
     async def named(self, owner: str, conversation: str) -> frozenset[str]:
         """The replies whose endings had names. Raises NotFound."""
         return frozenset(self._of(owner, conversation).names)

@@ -49,6 +49,7 @@ from chatserve.chat.store.redis_values import (
     forgotten_key,
     keys_of,
     meta_arguments,
+    meta_key,
     names_key,
     pack,
     pack_names,
@@ -200,6 +201,16 @@ class RedisStore:
     async def forgotten_names(self, conversation: str) -> frozenset[bytes]:
         """Of a deletion under way."""
         return await self._names(("LRANGE", forgotten_key(conversation), 0, -1))
+
+    async def owner(self, conversation: str) -> str:
+        """Raises NotFound."""
+        (found,) = await self._run([("HGET", meta_key(conversation), "owner")])
+        if found is None:
+            raise no_conversation()
+        try:
+            return cast("bytes", found).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Unreadable from error
 
     async def page_names(self, conversation: str) -> frozenset[bytes]:
         """What the endings of its replies told, whoever owns it."""

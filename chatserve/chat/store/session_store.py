@@ -194,6 +194,15 @@ class SessionStore(Protocol):
         messages None: they hold the old one."""
         ...
 
+    async def owner(self, conversation: str) -> str:
+        """Whose conversation it is. Raises NotFound. For an admin's questions alone."""
+        ...
+
+    async def page_names(self, conversation: str) -> frozenset[bytes]:
+        """The names, of 32 bytes each, that the endings of its replies told, whoever owns it; none
+        of what is not here."""
+        ...
+
     async def named(self, owner: str, conversation: str) -> frozenset[str]:
         """The replies whose endings had names. Raises NotFound."""
         ...

@@ -135,6 +135,7 @@ async def process(
     patience: Patience = PATIENCE,
     log=None,
     drafts=None,
+    wishes=None,
     real_time: bool = False,
 ) -> AsyncIterator[Process]:
     """A process's life. Its task group must end by itself, unless it was killed."""
@@ -145,7 +146,15 @@ async def process(
         with ThreadPoolExecutor(2) as executor:
             async with asyncio.TaskGroup() as group:
                 made = _build(
-                    faulty, engine, group, executor, patience, log, real_time, drafts=drafts
+                    faulty,
+                    engine,
+                    group,
+                    executor,
+                    patience,
+                    log,
+                    real_time,
+                    drafts=drafts,
+                    wishes=wishes,
                 )
                 made.chats.start()
                 ready.set_result(made)
@@ -172,7 +181,7 @@ async def process(
         assert found.chats.statistics().running == 0
 
 
-def _build(store, engine, group, executor, patience, log, real_time, *, drafts) -> Process:
+def _build(store, engine, group, executor, patience, log, real_time, *, drafts, wishes) -> Process:
     time = ManualTime()
     loop = asyncio.get_running_loop()
     clock = Clock(loop.time, loop.call_later) if real_time else Clock(time.now, time.call_later)
@@ -190,6 +199,7 @@ def _build(store, engine, group, executor, patience, log, real_time, *, drafts) 
         workshop=workshop,
         options=options,
         drafts=drafts,
+        wishes=wishes,
         wall=lambda: 1_000.0 + time.seconds,
     )
     return Process(store, engine, chats, ChatService(engine, text, workshop), time)

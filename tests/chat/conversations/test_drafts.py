@@ -69,14 +69,25 @@ class DraftEngine(ScriptedEngine):
         await self.idle.wait()
 
 
+class Holds:
+    """What is held for who types."""
+
+    def __init__(self) -> None:
+        self.held: list[frozenset[bytes]] = []
+
+    def hold(self, names: frozenset[bytes]) -> None:
+        self.held.append(names)
+
+
 class Desk:
     """A typist with all that it works with."""
 
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, executor: ThreadPoolExecutor, holds: Holds | None = None) -> None:
         self.store = FaultyStore(MemoryStore())
         self.engine = DraftEngine(context_length=CONTEXT)
-        time = ManualTime()
-        self.changes = Changes(Clock(time.now, time.call_later))
+        self.time = ManualTime()
+        clock = Clock(self.time.now, self.time.call_later)
+        self.changes = Changes(clock)
         self.history = History(text_floor(), context_length=CONTEXT, reserve=32)
         self.drafts = Drafts(
             DraftMeans(
@@ -85,6 +96,8 @@ class Desk:
                 store=self.store,
                 changes=self.changes,
                 executor=executor,
+                wishes=holds,
+                clock=clock,
             )
         )
         self.typist = self.drafts.typist("ann")
@@ -122,9 +135,9 @@ def typed(text: str) -> Turn:
 
 
 @asynccontextmanager
-async def typing() -> AsyncIterator[Desk]:
+async def typing(holds: Holds | None = None) -> AsyncIterator[Desk]:
     with ThreadPoolExecutor(2) as executor:
-        desk = Desk(executor)
+        desk = Desk(executor, holds)
         task = asyncio.create_task(
             desk.typist.run(lambda error, request: desk.failures.append((error, request)))
         )

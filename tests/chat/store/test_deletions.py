@@ -50,6 +50,21 @@ async def test_names_of_all_endings_are_given_until_the_deletion_is_over(
         assert await store.forgotten_names("c") == frozenset()
 
 
+async def test_an_admin_is_told_the_owner_and_all_names(store: SessionStore) -> None:
+    await store.create(conversation())
+    for ask, those in (("a", names(1, 2)), ("b", names(2, 3)), ("c", ())):
+        accepted = await store.accept(new_turn(ask))
+        await store.end(replace(ending(accepted), names=those))
+    assert await store.owner("c") == OWNER
+    assert await store.page_names("c") == {*names(1, 2, 3)}
+    assert await store.page_names("other") == frozenset()
+    await store.delete(OWNER, "c")
+    assert await store.page_names("c") == frozenset()
+    for name in ("c", "other"):
+        with pytest.raises(NotFound):
+            await store.owner(name)
+
+
 async def test_a_conversation_that_comes_back_meanwhile_keeps_its_own_names(
     store: SessionStore,
 ) -> None:
