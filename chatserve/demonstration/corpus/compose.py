@@ -13,9 +13,12 @@ from chatserve.demonstration.corpus.draw import Chat, Draw, Part, Turn
 from chatserve.demonstration.corpus.explain import Topic
 from chatserve.demonstration.corpus.memory import Memory, decorate
 from chatserve.demonstration.corpus.system import Persona
-from chatserve.demonstration.corpus.wordings import LOOK_BACK
+from chatserve.demonstration.corpus.wordings import LOOK_BACK, SYSTEM
 
 LOOK_BACK_LENGTH_MAX = 120
+ROLE_QUESTIONS = frozenset(
+    text.lower().rstrip(".?!") for text in (*SYSTEM["ask_role"], *SYSTEM["ask_name"])
+)
 
 
 @dataclass
@@ -128,15 +131,21 @@ def add_task(state: State) -> None:
 def add_talk(state: State) -> None:
     """Small talk; a named assistant answers questions for its name with that name."""
     turn = talk.talk(state.draw)
-    asks_who = turn.reply == talk.WHO
-    if asks_who and (state.persona.name or state.persona.role):
+    persona = state.persona
+    asks_who = turn.reply == talk.WHO and (persona.name or persona.role)
+    if asks_who or (persona.role and is_role_question(turn.user)):
         turn = system.ask_persona(state.draw, state.persona)
     state.add(turn)
 
 
+def is_role_question(text: str) -> bool:
+    """Whether a text asks what a role prompt answers, and small talk without one."""
+    return text.lower().rstrip(".?!") in ROLE_QUESTIONS
+
+
 def add_unknown(state: State) -> None:
     """A question that the model cannot answer."""
-    if state.draw.chance(0.12) and not state.persona.own:
+    if state.draw.chance(0.12) and not (state.persona.own or state.persona.role):
         state.add(system.ask_own_unknown(state.draw))
     else:
         state.add(talk.unknown(state.draw))
@@ -153,20 +162,20 @@ def add_correct(state: State) -> None:
 
 
 ACTIONS: tuple[tuple[Callable[[State], None], float], ...] = (
-    (add_tell, 0.18),
-    (add_ask, 0.31),
+    (add_tell, 0.17),
+    (add_ask, 0.29),
     (add_correct, 0.05),
     (add_look_back, 0.02),
-    (add_explain, 0.03),
-    (add_task, 0.20),
+    (add_explain, 0.04),
+    (add_task, 0.22),
     (add_talk, 0.09),
-    (add_unknown, 0.06),
+    (add_unknown, 0.08),
     (add_persona, 0.08),
 )
 FAR_LENGTH_MIN = 1200
 FAR_SHARE = 0.6
 # What fills the distance in training; explanations are long and soon known, so they come seldom.
-FAR_FILLERS = (add_explain, *(add_task,) * 9, *(add_talk,) * 3, *(add_unknown,) * 2)
+FAR_FILLERS = (add_explain, *(add_task,) * 9, *(add_talk,) * 3, *(add_unknown,) * 3)
 FAR_QUESTIONS = (*(add_ask,) * 6, add_persona)
 FILLERS = (add_explain, add_task, add_task, add_task, add_talk, add_unknown)
 TOLD_AT_MOST = 12

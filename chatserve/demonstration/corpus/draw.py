@@ -1,7 +1,7 @@
 """Seeded draws from word and wording lists, split into a training part and a held-out part.
 
 Theory of operation: every string belongs to exactly one part, decided by a checksum of the string
-itself, so the split needs no stored lists and cannot drift: a `Draw` of the part TRAIN never yields
+itself, so the split needs no stored lists and cannot drift: a `Draw` of the part TRAIN never picks
 a string of HELD_OUT and the reverse.  Short lists (fewer than four strings) have no held-out part.
 The text that the model must produce is never split, only what users write and the values they tell.
 """
@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -62,6 +63,14 @@ def is_held_out(text: str) -> bool:
     return zlib.crc32(text.lower().encode()) % HELD_OUT_ONE_IN == 0
 
 
+@lru_cache(maxsize=4096)
+def part_of(items: tuple[str, ...], part: Part) -> tuple[str, ...]:
+    """The strings that a part may see: all of a short list, and of one that gives it none."""
+    if len(items) < SPLIT_LENGTH_MIN:
+        return items
+    return tuple(item for item in items if is_held_out(item) == (part is Part.HELD_OUT)) or items
+
+
 class Draw:
     """A random source bound to one part of the split."""
 
@@ -75,10 +84,7 @@ class Draw:
 
     def pick(self, items: Sequence[str]) -> str:
         """One string of the list, from this draw's part of it."""
-        mine = items
-        if len(items) >= SPLIT_LENGTH_MIN:
-            mine = [item for item in items if self.allowed(item)] or items
-        return self.random.choice(mine)
+        return self.random.choice(part_of(tuple(items), self.part))
 
     def wording(self, templates: Sequence[str], **values: object) -> str:
         """A template from this draw's part, with its places filled in."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from chatserve.demonstration.corpus.draw import Draw, Turn
 from chatserve.demonstration.corpus.memory import loosen
-from chatserve.demonstration.corpus.wordings import lists, read
+from chatserve.demonstration.corpus.wordings import lists, read, spread
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Topic:
 TABLE = read("topics.toml")
 GENERAL, MORE = lists(TABLE["explain"])["general"], lists(TABLE["explain"])["more"]
 TOPICS = tuple(
-    Topic(tuple(row["names"]), tuple(row["questions"]), str(row["text"]), str(row["more"]))
+    Topic(tuple(row["names"]), spread(row["questions"]), str(row["text"]), str(row["more"]))
     for row in TABLE["topic"]
 )
 

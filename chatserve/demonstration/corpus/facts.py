@@ -61,7 +61,7 @@ def clock(draw: Draw) -> str:
 
 def picked(items: tuple[str, ...]) -> Callable[[Draw], str]:
     """A value maker that draws from a list, now and then a made-up word."""
-    return lambda draw: draw.letters(4, 8) if draw.chance(0.15) else draw.pick(items)
+    return lambda draw: draw.letters(4, 8) if draw.chance(0.3) else draw.pick(items)
 
 
 def either_word(draw: Draw) -> str:
@@ -78,6 +78,11 @@ def number(draw: Draw) -> str:
 def age(draw: Draw) -> str:
     """An age in years."""
     return str(draw.integer(5, 99))
+
+
+def other_owner(draw: Draw) -> str:
+    """Somebody else as an owner: "Anna's", or one of the user's people ("my sister's")."""
+    return f"my {draw.choice(PEOPLE)}'s" if draw.chance(0.35) else f"{person(draw)}'s"
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ BEARERS = (
     "goldfish",
 )
 PETS = BEARERS[:13]
+NOT_PEOPLE = words.listed("boat robot street school team band village house car goldfish")
 NAMED_THINGS = tuple(
     Thing(f"{bearer}'s name", pet if bearer in PETS else person) for bearer in BEARERS
 )
@@ -217,7 +223,8 @@ THE_THINGS = (
     ),
     *(Thing(name, city) for name in ("capital", "meeting place", "next stop")),
 )
-OTHERS_THINGS = MY_THINGS[1:20]
+OTHERS_THINGS = (*MY_THINGS[1:20], *MY_THINGS[1:10], *MY_THINGS[20:])
+PEOPLE = tuple(bearer for bearer in BEARERS[BEARERS.index("sister") :] if bearer not in NOT_PEOPLE)
 ASKED_OFTEN = (*MY_THINGS[:7], *NAMED_THINGS[:4])
 
 REPLY_SPECIAL = {

@@ -22,6 +22,15 @@ FUNCTION_WORDS = frozenset(
 )
 
 
+LIKED = words.PLAIN_WORDS + words.COMMON_WORDS
+MINE = facts.MY_THINGS + facts.NAMED_THINGS
+# The wordings of facts that name the owner, as they must where it is somebody else.
+OWNED = {
+    kind: tuple(text for text in texts if "{o}" in text.lower())
+    for kind, texts in wordings.FACTS.items()
+}
+
+
 @dataclass(frozen=True)
 class Fact:
     """One thing known of one owner."""
@@ -38,12 +47,22 @@ class Fact:
     @property
     def bearer(self) -> str | None:
         """The bearer of a name ("dog"), where the thing is one's name."""
-        return facts.BEARER_OF.get(self.thing.name) if self.owner == "my" else None
+        return None if self.owner == "the" else facts.BEARER_OF.get(self.thing.name)
 
     @property
     def person(self) -> str:
         """The owner without the ending of the genitive."""
         return self.owner.removesuffix("'s")
+
+    @property
+    def of_other(self) -> bool:
+        """Whether somebody else than the user owns the thing."""
+        return self.owner not in ("my", "the")
+
+    @property
+    def owner_told(self) -> str:
+        """The owner as the assistant says it to the user: "my sister's" becomes "your sister's"."""
+        return f"your{self.owner[2:]}" if self.owner.split()[0] == "my" else self.owner
 
     def statement(self) -> str:
         """The fact as the assistant says it, without the closing full stop."""
@@ -56,12 +75,14 @@ class Fact:
             return f"Your {thing} is {self.value}"
         if self.owner == "the":
             return f"The {thing} is {self.value}"
-        return fill(facts.REPLY_OTHER.get(thing, "{o} {t} is {v}"), self)
+        told = Fact(self.owner_told, self.thing, self.value)
+        template = "{O} {t} is {v}" if self.bearer is None else "{O} {b} is called {v}"
+        return capital(fill(facts.REPLY_OTHER.get(thing, template), told))
 
     def clause(self) -> str:
         """The statement as it stands inside a sentence."""
         text = self.statement()
-        return text[0].lower() + text[1:] if self.owner in ("my", "the") else text
+        return text[0].lower() + text[1:] if self.owner[0].islower() else text
 
 
 @dataclass
@@ -101,13 +122,18 @@ class Memory:
         return tuple(value for value in (*same, *self.stale) if value not in fact.statement())
 
 
+def capital(text: str) -> str:
+    """A sentence with a capital at its beginning."""
+    return text[0].upper() + text[1:]
+
+
 def fill(template: str, fact: Fact, thing_name: str = "", was: str = "") -> str:
     """Write a wording out."""
     owner = fact.owner
     text = template.replace(" a {v}", " an {v}") if fact.value[0] in "aeiou" else template
     return text.format(
         o=owner,
-        O=owner[0].upper() + owner[1:],
+        O=capital(owner),
         t=thing_name or fact.thing.name,
         b=fact.bearer or "",
         p=fact.person,
@@ -118,18 +144,15 @@ def fill(template: str, fact: Fact, thing_name: str = "", was: str = "") -> str:
 
 def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
     """A user's sentence that tells the fact, or asks for it."""
-    general = wordings.FACTS["ask" if asking else "tell"]
+    kind = "ask" if asking else "tell"
     special = (wordings.ASK_SPECIAL if asking else wordings.TELL_SPECIAL).get(fact.thing.name, ())
-    if fact.owner not in ("my", "the"):
-        special = tuple(
-            text
-            for text in wordings.of_others("ask" if asking else "tell", fact.thing.name)
-            if "{v}" not in text or not asking
-        )
-    template = draw.pick(general)
+    if fact.of_other:
+        special = (wordings.ASK_OTHER if asking else wordings.TELL_OTHER).get(fact.thing.name, ())
+    table = OWNED if fact.of_other else wordings.FACTS
+    template = draw.pick(table[kind])
     if fact.bearer is not None and draw.chance(0.65):
-        template = draw.pick(wordings.FACTS["ask_named" if asking else "tell_named"])
-        if not asking and fact.bearer in facts.PETS and draw.chance(0.15):
+        template = draw.pick(table[f"{kind}_named"])
+        if not asking and fact.owner == "my" and fact.bearer in facts.PETS and draw.chance(0.15):
             template = draw.pick(wordings.TELL_SPECIAL["pet"])
     elif special and draw.chance(0.55):
         template = draw.pick(special)
@@ -137,7 +160,9 @@ def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
         template = template.replace("shop", place_of(fact))
     spellings = (fact.thing.name, *fact.thing.spellings)
     name = draw.choice(spellings) if draw.chance(0.4) else fact.thing.name
-    text = fill(template, fact, name)
+    text = capital(fill(template, fact, name)) if fact.of_other else fill(template, fact, name)
+    if fact.of_other and text[-1] not in ".?!" and not asking and draw.chance(0.8):
+        text += "."
     if asking and fact.owner in ("my", "the") and draw.chance(0.08):
         return text.lower().replace("'", "").rstrip(".?!")
     if fact.owner == "my" and draw.chance(0.05):
@@ -152,7 +177,7 @@ def place_of(fact: Fact) -> str:
 
 def correction(draw: Draw, fact: Fact, was: str) -> str:
     """A user's sentence that replaces the old value."""
-    template = draw.pick(wordings.FACTS["correct"])
+    template = draw.pick((OWNED if fact.of_other else wordings.FACTS)["correct"])
     if fact.bearer is not None and draw.chance(0.6):
         template = draw.pick(wordings.CORRECT_NAMED)
     elif fact.owner == "my" and fact.thing.name in wordings.CORRECT_SPECIAL and draw.chance(0.6):
@@ -181,7 +206,7 @@ def decorate(draw: Draw, text: str) -> str:
 
 def favourite(draw: Draw) -> Thing:
     """A favourite of any kind."""
-    kind = draw.pick(words.PLAIN_WORDS + words.COMMON_WORDS)
+    kind = draw.letters(3, 8) if draw.chance(0.1) else draw.pick(LIKED)
     return Thing(f"favourite {kind}", facts.either_word, (f"favorite {kind}",))
 
 
@@ -193,8 +218,13 @@ def make_fact(draw: Draw, memory: Memory) -> Fact:
             who, thing = "my", favourite(draw)
         elif kind < 0.4:
             who, thing = "my", draw.choice(facts.ASKED_OFTEN)
-        elif kind < 0.83:
-            who, thing = "my", draw.choice(facts.MY_THINGS + facts.NAMED_THINGS)
+        elif kind < 0.72:
+            who, thing = "my", draw.choice(MINE)
+        elif kind < 0.84:
+            who = facts.other_owner(draw)
+            thing = draw.choice(facts.OTHERS_THINGS)
+            if draw.chance(0.25):
+                thing = draw.choice(facts.NAMED_THINGS[: len(facts.PETS)])
         else:
             who, thing = "the", draw.choice(facts.THE_THINGS)
         value = thing.value(draw)

@@ -7,8 +7,10 @@ Each function makes one turn, reads or changes the chat's memory, and states in 
 from chatserve.demonstration.corpus import facts, wordings
 from chatserve.demonstration.corpus.draw import Draw, Turn
 from chatserve.demonstration.corpus.memory import (
+    MINE,
     Fact,
     Memory,
+    capital,
     correction,
     fill,
     make_fact,
@@ -84,19 +86,27 @@ def tell_several(draw: Draw, memory: Memory) -> Turn:
 def tell_of_others(draw: Draw, memory: Memory) -> Turn:
     """The same thing told of two or three people."""
     thing = draw.choice(facts.OTHERS_THINGS)
+    if draw.chance(0.15):
+        thing = draw.choice(facts.NAMED_THINGS[: len(facts.PETS)])
     told: list[Fact] = []
     many = draw.integer(1, 3)
     while len(told) < many:
-        fact = Fact(f"{facts.person(draw)}'s", thing, thing.value(draw))
+        fact = Fact(facts.other_owner(draw), thing, thing.value(draw))
         taken = {other.value for other in memory.facts.values()}
         if fact.key not in memory.facts and fact.value not in taken:
             memory.add(fact)
             told.append(fact)
-    special = wordings.of_others("tell", thing.name)
-    template = draw.pick(special) if special and draw.chance(0.6) else "{o} {t} is {v}"
+    special = wordings.TELL_OTHER.get(thing.name, ())
+    template = "{o} {t} is {v}" if told[0].bearer is None else "{o} {b} is called {v}"
+    if special and draw.chance(0.6):
+        template = draw.pick(special)
     parts = [fill(template, fact) for fact in told]
-    text = joined(parts) + "." if draw.chance(0.5) else ". ".join(parts) + "."
+    text = joined(parts) + "."
+    if draw.chance(0.5):
+        text = ". ".join([parts[0], *map(capital, parts[1:])]) + "."
     lead = draw.pick(wordings.OTHER_LEAD)
+    if not lead or lead.rstrip()[-1] in ".!":
+        text = capital(text)
     return Turn(
         lead + text, acknowledgement(draw, told), "told several", tuple(f.value for f in told)
     )
@@ -123,17 +133,18 @@ def tell_together(draw: Draw, memory: Memory) -> Turn | None:
 
 def ask_who(draw: Draw, memory: Memory) -> Turn | None:
     """The user asks of whom something was told."""
-    known = [fact for fact in memory.facts.values() if fact.owner not in ("my", "the")]
+    known = [
+        fact
+        for fact in memory.facts.values()
+        if fact.of_other and fact.thing.name in wordings.ASK_WHO
+    ]
     if not known:
         return None
     fact = draw.choice(known)
     memory.mention(fact)
-    special = [t for t in wordings.of_others("ask", fact.thing.name) if "{v}" in t]
-    if not special:
-        return None
-    others = tuple(other.person for other in known if other.person != fact.person)
-    text = fill(draw.choice(special), fact)
-    return Turn(text, f"{fact.statement()}.", "recall", (fact.person,), others)
+    text = fill(draw.pick(wordings.ASK_WHO[fact.thing.name]), fact)
+    reply = f"{fact.statement()}."
+    return Turn(text, reply, "recall", (reply,))
 
 
 def correct(draw: Draw, memory: Memory) -> Turn | None:
@@ -163,36 +174,12 @@ def ask(draw: Draw, memory: Memory, *, skill: str = "recall") -> Turn | None:
 
 def ask_several(draw: Draw, memory: Memory) -> Turn | None:
     """The user asks for two or three facts at once."""
-    mine = [fact for fact in memory.facts.values() if fact.owner in ("my", "the")]
-    if len(mine) < 2:
+    known = list(memory.facts.values())
+    if len(known) < 2:
         return None
-    asked = draw.random.sample(mine, min(len(mine), draw.integer(2, 3)))
+    asked = draw.random.sample(known, min(len(known), draw.integer(2, 3)))
     names = joined([fill("{o} {t}", fact) for fact in asked])
-    text = draw.wording(
-        (
-            "What are {names}?",
-            "Tell me {names}.",
-            "Do you remember {names}?",
-            "Please tell me {names}.",
-            "What is {names}?",
-            "Can you tell me {names}?",
-            "I forgot {names}. Can you help?",
-            "Remind me of {names}.",
-            "What were {names}?",
-            "What are {names} again?",
-            "Do you know {names}?",
-            "Could you tell me {names}?",
-            "I would like to know {names}.",
-            "Give me {names}.",
-            "Can you remember {names}?",
-            "Say {names}.",
-            "Now {names}, please.",
-            "tell me {names}",
-            "Do you still know {names}?",
-            "What did I say {names} are?",
-        ),
-        names=names,
-    )
+    text = capital(draw.wording(wordings.SEVERAL["ask"], names=names))
     for fact in asked:
         memory.mention(fact)
     clauses = joined([fact.clause() for fact in asked])
@@ -205,22 +192,7 @@ def summary(draw: Draw, memory: Memory) -> Turn | None:
     mine = [fact for fact in memory.facts.values() if fact.owner == "my"]
     if not 0 < len(mine) <= SUMMARY_LENGTH_MAX:
         return None
-    text = draw.pick(
-        (
-            "What do you know about me?",
-            "Tell me what you know about me.",
-            "Summarise what I said.",
-            "What have I told you about myself?",
-            "What do you remember about me?",
-            "List everything you know about me.",
-            "What did I tell you about myself?",
-            "Tell me everything you remember about me.",
-            "What have you learned about me?",
-            "Can you sum up what you know about me?",
-            "Describe me.",
-            "Who am I and what do I like?",
-        )
-    )
+    text = draw.pick(wordings.SEVERAL["summary"])
     reply = " ".join(f"{fact.statement()}." for fact in mine)
     return Turn(text, reply, "recall several", tuple(fact.value for fact in mine))
 
@@ -237,58 +209,43 @@ def check(draw: Draw, memory: Memory) -> Turn | None:
         guess = draw.choice(others)
     if not right and guess.lower() == fact.value.lower():
         return None
-    asked = fill("{o} {t}", fact)
-    text = draw.wording(
-        (
-            "Is {asked} {guess}?",
-            "Is it true that {asked} is {guess}?",
-            "{asked} is {guess}, right?",
-            "Did I say that {asked} is {guess}?",
-            "Is {guess} {asked}?",
-            "I think {asked} is {guess}?",
-            "{asked} is {guess}. Is that right?",
-            "Is {asked} really {guess}?",
-            "Am I right that {asked} is {guess}?",
-            "True or false: {asked} is {guess}?",
-            "Did I tell you that {asked} is {guess}?",
-            "Was {asked} {guess}?",
-            "Is it correct that {asked} is {guess}?",
-            "So {asked} is {guess}?",
-            "{asked} is {guess}, isn't it?",
-            "Can you confirm that {asked} is {guess}?",
-            "Would you say that {asked} is {guess}?",
-            "{asked} is {guess}, correct?",
-            "Right or wrong: {asked} is {guess}?",
-            "{asked}: {guess}, yes or no?",
-            "I believe {asked} is {guess}. Yes?",
-            "Is {guess} right for {asked}?",
-            "Have I said that {asked} is {guess}?",
-            "is {asked} {guess}",
-        ),
-        asked=asked,
-        guess=guess,
-    )
+    text = checking(draw, fact, guess)
     # The fact comes before the verdict, so that the model can compare the two.
     reply = f"{fact.statement()}, so {'yes' if right else 'no'}."
-    return Turn(text[0].upper() + text[1:], reply, "yes or no", (reply,))
+    return Turn(text, reply, "yes or no", (reply,))
+
+
+def checking(draw: Draw, fact: Fact, guess: str) -> str:
+    """A question whether a fact has the guessed value."""
+    special = wordings.CHECK_SPECIAL.get(fact.thing.name if fact.bearer is None else "named", ())
+    if fact.owner == "the":
+        special = ()
+    elif fact.of_other and fact.bearer is None:
+        special = wordings.CHECK_OTHER.get(fact.thing.name, ())
+    if special and draw.chance(0.45):
+        text = fill(draw.pick(special), Fact(fact.owner, fact.thing, guess))
+    else:
+        text = draw.wording(wordings.CHECK, asked=fill("{o} {t}", fact), guess=guess)
+    text = capital(text)
+    small = draw.chance(0.1) and text[1:2].islower() and not text.startswith(("I ", guess))
+    return text[0].lower() + text[1:] if small and fact.owner[0].islower() else text
 
 
 def ask_unknown(draw: Draw, memory: Memory) -> tuple[Turn, Fact]:
     """The user asks for something never told, now and then of another person; and that fact."""
     fact = make_fact(draw, memory)
-    others = [known for known in memory.facts.values() if known.owner not in ("my", "the")]
+    others = [known for known in memory.facts.values() if known.of_other]
     if others and draw.chance(0.5):
         known = draw.choice(others)
         thing = known.thing if draw.chance(0.5) else draw.choice(facts.OTHERS_THINGS)
-        owner = known.owner if thing is not known.thing else f"{facts.person(draw)}'s"
+        owner = known.owner if thing is not known.thing else facts.other_owner(draw)
         fact = Fact(owner, thing, thing.value(draw))
     elif draw.chance(0.35):
         fact = akin(draw, memory) or fact
     if fact.key in memory.facts:
         fact = make_fact(draw, memory)
     text = wording(draw, fact, asking=True)
-    owner = "your" if fact.owner == "my" else fact.owner
-    reply = f"You have not told me {owner} {fact.thing.name} yet."
+    reply = f"You have not told me {fact.owner_told} {fact.thing.name} yet."
     return Turn(text, reply, "not told"), fact
 
 
@@ -296,9 +253,7 @@ def akin(draw: Draw, memory: Memory) -> Fact | None:
     """A fact of the same kind as one that was told: another's name, another number."""
     kinds = {known.thing.value for known in memory.facts.values()}
     things = [
-        thing
-        for thing in facts.MY_THINGS + facts.NAMED_THINGS
-        if thing.value in kinds and ("my", thing.name) not in memory.facts
+        thing for thing in MINE if thing.value in kinds and ("my", thing.name) not in memory.facts
     ]
     thing = draw.choice(things) if things else None
     return thing and Fact("my", thing, thing.value(draw))

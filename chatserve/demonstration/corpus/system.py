@@ -6,8 +6,20 @@ from chatserve.demonstration.corpus import facts, words
 from chatserve.demonstration.corpus.draw import Draw, Turn
 from chatserve.demonstration.corpus.memory import Fact, Memory, fill, loosen
 from chatserve.demonstration.corpus.talk import UNKNOWN
-from chatserve.demonstration.corpus.wordings import GIVEN_SPECIAL, SYSTEM, TELL_SPECIAL
+from chatserve.demonstration.corpus.tasks import ODD_WORDS, adjective
+from chatserve.demonstration.corpus.wordings import (
+    ASK_OWN_SPECIAL,
+    GIVEN_SPECIAL,
+    PROMPTS,
+    SYSTEM,
+    TELL_SPECIAL,
+)
 
+# Where it lives is asked in too many ways that small talk answers; a role says what its job is.
+OWN_THINGS = tuple(thing for thing in facts.MY_THINGS[1:20] if thing.name != "city")
+OWN_BESIDE_ROLE = tuple(thing for thing in OWN_THINGS if thing.name != "job")
+# As they stand in the file: two may differ in nothing but the closing sign.
+MARKS = tuple(str(mark) for mark in PROMPTS["system"]["marks"])
 ROLES = (*words.JOBS, "pirate", "wizard", "knight", "robot", "king", "queen", "dragon", "detective")
 
 
@@ -44,53 +56,84 @@ def make_persona(draw: Draw, memory: Memory) -> Persona:
     elif kind < 0.68:
         persona.name = facts.full_name(draw)
         sentences.append(draw.wording(SYSTEM["named"], n=persona.name))
-    elif kind < 0.8:
-        persona.role = draw.pick(ROLES)
-        if draw.chance(0.3):
-            persona.role = f"{draw.pick(words.ADJECTIVES)} {persona.role}"
+    elif kind < 0.82:
+        persona.role = make_role(draw)
         persona.name = facts.full_name(draw) if draw.chance(0.7) else None
         form = "roled" if persona.name else "roled_only"
         values = {"n": persona.name, "r": persona.role, "a": article(persona.role)}
         sentences.append(draw.wording(SYSTEM[form], **values))
-    if kind >= 0.8 or draw.chance(0.3):
+    if kind >= 0.82 or draw.chance(0.3):
         for _ in range(draw.integer(1, 4)):
             sentences.append(given_fact(draw, memory))
     if draw.chance(0.25):
-        thing = draw.choice([thing for thing in facts.MY_THINGS[1:20] if thing.name != "city"])
+        thing = draw.choice(OWN_THINGS if persona.role is None else OWN_BESIDE_ROLE)
         persona.own[thing.name] = thing.value(draw)
         sentences.append(draw.wording(SYSTEM["own_fact"], t=thing.name, v=persona.own[thing.name]))
-    if draw.chance(0.22):
-        manner(draw, persona, sentences)
+    if draw.chance(0.27):
+        closing = draw.chance(0.5)
+        manner(draw, persona, sentences, closing=closing)
+        if draw.chance(0.12):
+            manner(draw, persona, sentences, closing=not closing)
     if draw.chance(0.3):
         draw.random.shuffle(sentences)
-    persona.text = " ".join(sentences)
+    # Where no mark ends a sentence, the line does.
+    ended = [text + (" " if text[-1] in '.!?"' else "\n") for text in sentences]
+    persona.text = "".join(ended).rstrip()
     return persona
 
 
-def manner(draw: Draw, persona: Persona, sentences: list[str]) -> None:
-    """A word that every reply must begin or end with."""
-    mark = draw.pick(SYSTEM["marks"])
-    if draw.chance(0.5):
-        mark = draw.letters(3, 7) if draw.chance(0.6) else draw.pick(words.COMMON_WORDS)
-        mark = mark.capitalize() + draw.choice("!.")
-    if draw.chance(0.5):
+def make_role(draw: Draw) -> str:
+    """What the assistant plays: a trade or a figure, or any word, often with an adjective."""
+    kind = draw.random.random()
+    role = draw.letters(4, 8) if kind < 0.25 else draw.pick(words.COMMON_WORDS)
+    if kind < 0.7:
+        role = role if kind < 0.25 else draw.pick(ROLES)
+    return f"{adjective(draw)} {role}" if draw.chance(0.4) else role
+
+
+def make_mark(draw: Draw) -> str:
+    """What replies begin or end with: one of the usual marks, or one to three words of any kind."""
+    if draw.chance(0.3):
+        return draw.pick(MARKS)
+    many = draw.choice((1, 1, 1, 1, 2, 2, 3))
+    parts = [
+        draw.letters(3, 8) if draw.chance(0.6) else draw.pick(words.COMMON_WORDS)
+        for _ in range(many)
+    ]
+    if draw.chance(0.06):
+        parts[-1] = draw.choice(ODD_WORDS)
+    if draw.chance(0.08):
+        parts.append(draw.number(3))
+    mark = " ".join(parts)
+    mark = mark.upper() if draw.chance(0.08) else mark
+    mark = mark[0].upper() + mark[1:] if draw.chance(0.75) else mark
+    return mark + draw.choice(("!", ".", "!", ".", "?", ",", "", ""))
+
+
+def manner(draw: Draw, persona: Persona, sentences: list[str], *, closing: bool) -> None:
+    """A mark that every reply must begin or end with."""
+    mark = make_mark(draw)
+    template = draw.pick(SYSTEM["end_with" if closing else "begin_with"])
+    if mark[-1].isalnum() and template.endswith("{w}"):
+        # Unquoted, what comes next in the prompt would read on from the mark.
+        template = template.replace("{w}", '"{w}".')
+    sentences.append(template.format(w=mark))
+    if closing:
         persona.after = f" {mark}"
-        sentences.append(draw.wording(SYSTEM["end_with"], w=mark))
     else:
         persona.before = f"{mark} "
-        sentences.append(draw.wording(SYSTEM["begin_with"], w=mark))
 
 
 def given_fact(draw: Draw, memory: Memory) -> str:
     """A sentence that gives the assistant a fact about the user or the world."""
     while True:
         if draw.chance(0.25):
-            about, template = draw.choice(GIVEN_SPECIAL)
+            about = draw.choice(tuple(GIVEN_SPECIAL))
             (thing,) = (thing for thing in facts.MY_THINGS if thing.name == about)
             fact = Fact("my", thing, thing.value(draw))
-            if draw.allowed(template) and fact.key not in memory.facts:
+            if fact.key not in memory.facts:
                 memory.add(fact)
-                return fill(template, fact)
+                return fill(draw.pick(GIVEN_SPECIAL[about]), fact)
         mine = draw.chance(0.5)
         thing = draw.choice(facts.MY_THINGS if mine else facts.THE_THINGS)
         fact = Fact("my" if mine else "the", thing, thing.value(draw))
@@ -106,7 +149,7 @@ def ask_persona(draw: Draw, persona: Persona) -> Turn | None:
     """A question whose answer only the system prompt holds."""
     if persona.own and draw.chance(0.5):
         thing, value = draw.choice(tuple(persona.own.items()))
-        text = loosen(draw, draw.wording(SYSTEM["ask_own"], t=thing))
+        text = loosen(draw, ask_own(draw, thing))
         return Turn(text, f"My {thing} is {value}.", "persona", (value,))
     if persona.role is not None and (persona.name is None or draw.chance(0.5)):
         reply = f"I am {article(persona.role)} {persona.role}."
@@ -122,4 +165,12 @@ def ask_persona(draw: Draw, persona: Persona) -> Turn | None:
 def ask_own_unknown(draw: Draw) -> Turn:
     """A question about the model itself that nothing answers."""
     thing = draw.choice(facts.MY_THINGS[1:12])
-    return Turn(draw.wording(SYSTEM["ask_own"], t=thing.name), UNKNOWN, "unknown")
+    return Turn(loosen(draw, ask_own(draw, thing.name)), UNKNOWN, "unknown")
+
+
+def ask_own(draw: Draw, thing: str) -> str:
+    """A question for something that the assistant may have itself."""
+    special = ASK_OWN_SPECIAL.get(thing, ())
+    if special and draw.chance(0.3):
+        return draw.pick(special)
+    return draw.wording(SYSTEM["ask_own"], t=thing)

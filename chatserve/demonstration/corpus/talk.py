@@ -1,9 +1,11 @@
 """Small talk, questions about the model itself, and honest answers to what it cannot know."""
 
-from chatserve.demonstration.corpus import words
+from chatserve.demonstration.corpus import facts, words
 from chatserve.demonstration.corpus.draw import Draw, Turn
+from chatserve.demonstration.corpus.explain import TOPICS
 from chatserve.demonstration.corpus.memory import loosen
-from chatserve.demonstration.corpus.wordings import SYSTEM, lists, read
+from chatserve.demonstration.corpus.tasks import adjective
+from chatserve.demonstration.corpus.wordings import SYSTEM, lists, read, spread
 
 WHO = (
     "I am the demonstration model of chatserve: a very small language model that shows how the "
@@ -25,7 +27,23 @@ LIMITS = (
 )
 TABLE = read("talk.toml")
 TALK: tuple[tuple[tuple[str, ...], str], ...] = tuple(
-    (tuple(row["wordings"]), str(row["reply"])) for row in TABLE["talk"]
+    (spread(row["wordings"]), str(row["reply"])) for row in TABLE["talk"]
+)
+# Words for what can be explained or told; a question for one of these can be answered.
+KNOWN_WORDS = frozenset(
+    word.lower()
+    for text in (
+        *(name for topic in TOPICS for name in topic.names),
+        *(thing.name for thing in facts.MY_THINGS + facts.THE_THINGS),
+        *facts.BEARERS,
+        "joke",
+    )
+    for word in text.split()
+)
+UNKNOWN_WORDS = tuple(
+    word
+    for word in dict.fromkeys((*words.COMMON_WORDS, *words.PLAIN_WORDS))
+    if word not in KNOWN_WORDS
 )
 SUBJECTS, QUESTIONS = lists(TABLE["unknown"])["subjects"], lists(TABLE["unknown"])["questions"]
 
@@ -56,13 +74,13 @@ def unknown(draw: Draw) -> Turn:
         i=draw.letters(3, 8).capitalize(),
         s=draw.pick(SUBJECTS),
         f=draw.pick(words.FOODS),
-        a=draw.pick(words.ANIMALS),
-        w=draw.pick(words.COMMON_WORDS if draw.chance(0.6) else words.PLAIN_WORDS),
+        a=draw.letters(3, 8) if draw.chance(0.15) else draw.pick(words.ANIMALS),
+        w=draw.letters(3, 8) if draw.chance(0.15) else draw.pick(UNKNOWN_WORDS),
         d=draw.integer(21, 999),
         h=draw.pick(words.HOBBIES),
         m=draw.integer(1500, 2030),
         x=draw.pick(words.DAYS),
-        j=draw.pick(words.ADJECTIVES),
+        j=adjective(draw),
         v=draw.pick(words.VERBS),
     )
     text = text[0].upper() + text[1:]

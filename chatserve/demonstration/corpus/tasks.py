@@ -19,13 +19,32 @@ WORD_LISTS = (words.NAMES, words.CITIES, words.COLOURS, words.ANIMALS, words.FRU
 
 
 def word(draw: Draw) -> str:
-    """A plain word, seldom a name of something, or a made-up word."""
+    """An ordinary word, seldom a name of something, or a made-up word.
+
+    Ordinary words are not split (see `words.ORDINARY_WORDS`): held out are the names, the made-up
+    words, the wordings, and which words come together in which order.
+    """
     kind = draw.random.random()
-    if kind < 0.35:
+    if kind < 0.38:
         return draw.letters(3, 8)
-    if kind < 0.45:
+    if kind < 0.46:
         return draw.pick(draw.choice(WORD_LISTS))
-    return draw.pick(words.COMMON_WORDS if kind < 0.75 else words.PLAIN_WORDS)
+    if kind < 0.5:
+        return draw.choice(words.TOPIC_WORDS)
+    return draw.choice(words.ORDINARY_WORDS)
+
+
+def adjective(draw: Draw) -> str:
+    """A word in the place of an adjective; often any word, so that it is copied, not known."""
+    kind = draw.random.random()
+    if kind < 0.3:
+        return draw.letters(3, 8)
+    return draw.pick(words.ADJECTIVES if kind < 0.65 else words.COMMON_WORDS)
+
+
+def worded(draw: Draw, name: str, **values: object) -> str:
+    """A wording of `tasks.toml`, loosened before it is filled in, so that what fills it stays."""
+    return loosen(draw, draw.pick(WORDINGS[name])).format(**values)
 
 
 def count(draw: Draw) -> Turn:
@@ -35,31 +54,16 @@ def count(draw: Draw) -> Turn:
     kind = draw.random.random()
     if kind < 0.35:
         low, high, step = 1, draw.integer(2, 20), 1
-        text = draw.wording(
-            WORDINGS["count_to"],
-            high=high,
-        )
+        text = draw.wording(WORDINGS["count_to"], high=high)
     elif kind < 0.7:
         step = 1
-        text = draw.wording(
-            WORDINGS["count_from"],
-            high=high,
-            low=low,
-        )
+        text = draw.wording(WORDINGS["count_from"], high=high, low=low)
     elif kind < 0.85:
         low, high, step = draw.integer(2, 12), draw.integer(0, 1), -1
-        text = draw.wording(
-            WORDINGS["count_down"],
-            high=high,
-            low=low,
-        )
+        text = draw.wording(WORDINGS["count_down"], high=high, low=low)
     else:
         step, high = 2, low + 2 * draw.integer(2, 6)
-        text = draw.wording(
-            WORDINGS["count_in_twos"],
-            high=high,
-            low=low,
-        )
+        text = draw.wording(WORDINGS["count_in_twos"], high=high, low=low)
     if max(low, high) <= 20 and draw.chance(0.25):
         text = re.sub(r"\d+", lambda found: words.NUMBER_WORDS[int(found[0])], text)
     numbers = range(low, high + (1 if step > 0 else -1), step)
@@ -69,21 +73,16 @@ def count(draw: Draw) -> Turn:
 def spell(draw: Draw) -> Turn:
     """Spell a word letter by letter."""
     item = word(draw)
-    text = draw.wording(
-        WORDINGS["spell"],
-        item=item,
-    )
+    if draw.chance(0.08):
+        item = item.capitalize()
+    text = worded(draw, "spell", item=item)
     return Turn(text, "-".join(item), "spell")
 
 
 def reverse(draw: Draw) -> Turn:
     """Reverse a short word."""
-    item = draw.letters(3, 5) if draw.chance(0.4) else draw.pick(words.PLAIN_WORDS)
-    item = item if len(item) < 6 else item[:5]
-    text = draw.wording(
-        WORDINGS["reverse"],
-        item=item,
-    )
+    item = draw.letters(3, 6) if draw.chance(0.4) else draw.choice(words.SHORT_WORDS)
+    text = worded(draw, "reverse", item=item)
     back = item[::-1]
     return Turn(text, f"{'-'.join(item)} backwards is {'-'.join(back)}: {back}", "reverse", (back,))
 
@@ -95,14 +94,14 @@ def sentence(draw: Draw) -> str:
         return draw.pick(words.PHRASES)
     if kind < 0.24:
         return draw.pick(MANNER["neutral"])
-    if kind < 0.34:
+    if kind < 0.4:
         return draw.wording(
             WORDINGS["sayings"],
             a=word(draw),
             b=word(draw),
             n=draw.pick(words.NAMES),
             d=draw.number(3),
-            j=draw.pick(words.ADJECTIVES),
+            j=adjective(draw),
         )
     parts = [word(draw) for _ in range(draw.integer(1, 7))]
     if draw.chance(0.12):
@@ -119,20 +118,15 @@ def sentence(draw: Draw) -> str:
 
 def repeat(draw: Draw) -> Turn:
     """Repeat a text, or say a word several times."""
-    if draw.chance(0.25):
+    if draw.chance(0.35):
         item, times = word(draw), draw.integer(2, 5)
         many = draw.choice((str(times), words.NUMBER_WORDS[times]))
-        text = draw.wording(
-            WORDINGS["say_many"],
-            item=item,
-            many=many,
-        )
+        text = worded(draw, "say_many", item=item, many=many)
+        if times == 2 and draw.chance(0.4):
+            text = text.replace(f"{many} times", "twice")
         return Turn(text, " ".join([item] * times), "repeat")
     said = sentence(draw)
-    text = draw.wording(
-        WORDINGS["repeat"],
-        said=said,
-    )
+    text = worded(draw, "repeat", said=said)
     return Turn(text, said, "repeat")
 
 
@@ -171,35 +165,39 @@ def bullets(items: list[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
+# By whether the list is numbered.
+FORMS = (
+    ("list", "list", "bullet list", "bulleted list", "bullet point list", "list with bullets"),
+    ("numbered list", "numbered list", "list with numbers", "list with numbers in front"),
+)
+
+
+def own_item(draw: Draw) -> str:
+    """What a user puts on a list: a word, now and then two."""
+    return f"{adjective(draw)} {word(draw)}" if draw.chance(0.15) else word(draw)
+
+
 def make_list(draw: Draw) -> Turn:
     """A list of some category, or the user's own items as bullets or numbers."""
     if draw.chance(0.4):
         kind = draw.choice(tuple(CATEGORIES))
         many = draw.integer(2, 5)
         amount = draw.choice((str(many), words.NUMBER_WORDS[many]))
-        text = draw.wording(
-            WORDINGS["list_of_kind"],
-            amount=amount,
-            kind=kind,
-        )
-        reply = bullets(list(CATEGORIES[kind][:many]))
-        return Turn(loosen(draw, text), reply, "list")
-    items = [word(draw) for _ in range(draw.integer(2, 5))]
+        text = worded(draw, "list_of_kind", amount=amount, kind=kind)
+        return Turn(text, bullets(list(CATEGORIES[kind][:many])), "list")
+    items = [own_item(draw) for _ in range(draw.integer(2, 6))]
     row = ", ".join(items)
+    if draw.chance(0.3):
+        row = f"{', '.join(items[:-1])} and {items[-1]}"
     numbered = draw.chance(0.4)
-    form = "numbered list" if numbered else draw.choice(("list", "bullet list"))
-    text = draw.wording(
-        WORDINGS["list_of_own"],
-        form=form,
-        row=row,
-    )
+    text = worded(draw, "list_of_own", form=draw.choice(FORMS[numbered]), row=row)
     if numbered:
         return Turn(text, "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1)), "list")
     return Turn(text, bullets(items), "list")
 
 
-# Spelling, reversing and adding are learned slowest, so they come more often.
+# Copying, spelling and reversing are learned slowest, so they come more often.
 TASKS = (
-    *(count, count, spell, spell, spell, reverse, reverse, repeat, repeat, repeat, add, add),
-    make_list,
+    *(count, count, spell, spell, spell, reverse, reverse, reverse, add, add),
+    *(repeat, repeat, repeat, repeat, make_list, make_list),
 )

@@ -147,10 +147,66 @@ voice volcano voyage wagon wander warm waste water wealth weapon weather wedding
 west wheat whisper whistle white wild wing wise wish wonder worker worm wrist write yard year
 yellow yesterday young zebra
 """)
+EVERYDAY_WORDS = listed("""
+about add age ago aid aim air alarm album alley amber angel ankle apron arch arena aroma ash ask
+aunt awake axe back bacon badge bake bald bamboo band bank bar bare bark basil bay bead beam beast
+beer beg belly berry best bill bin biscuit bite black blend bless block blood bloom blow blue
+blush boil bold bolt boot bored born boss bow brain brass break breeze bride brief bring brook
+broom brown bull bump bunny burst bush busy buy buzz cab cable can canoe cap cape card cart case
+cash cast catch cattle cello cement chase chat chef chew chill chin chip chop city clap class claw
+clay clerk click clock close cloth clue coach coal cobra code cold cool coral cord cosy cot cough
+count court crack craft crate creek crisp crop cross crow crumb cry cube curl curve cute cycle
+daily dairy dare dash date dawn day dead deal dear debt deck dew dial dice dig dim dip dish ditch
+dive dizzy dock doll dome dot dough dove down draw drill drip drive drop dry due dull dusk duty
+ear east eat edit egg elf elm end envy even ever eye face fact far farm fat fawn feast feed feel
+fern ferry few fig file fill film find fine fist fit five fix flake flap flash flea flesh flip
+flock flood foam foil fold folk food foot form fort four frame free frost frown fruit fry fuel
+full fur fuse gale gap gas gaze gear gem giggle ginger girl give glide glow good gown grab grace
+grain grasp grave greed greet grey grin grip gum gust gut guy hail hammock hamster handle hare
+harm harp hatch hate hawk hay hazel head heal heap heel herb herd hide high hike hint hip hire
+hobby hold hole home hood hoof hook horn hose host hot hum hunt hut ice icing ill inch item jar
+jaw jazz jeep jet job jog join joy jump junk just kale kayak keep kick kid kiss knob knock lace
+lad lady lane lap lark last late lava lawn lead leap leave left leg lend lentil lick lid lie lift
+lily limb lime line link lip list live load lobby lone look loop lord lost lot love low lunar lung
+mail main make man maple march mare mast mat maze meat meet melt menu mess mice mild mile mill
+mime mine mint miss mist mix moat mole mood moss moth mount mow much mug mule mum must name napkin
+navy neat neck need new news nice nod noon note oak oar oat odd off oil old once one oval over own
+pace pack pad pain pair pale palm pants park part pass paste paw pay peak peel peg pest pie pile
+pill pine pint pipe pit play plot plug plus pod pole pony pool pop pork port pose post pour pouch
+press print pull pulp pump push put quack quilt quit quiz race rack radar raft rag rail raise ram
+ranch rare rash raw ray read reed reef rib ribbon ride rinse rise risk rob robe rod role roll rot
+row rub rude rug ruin rule rush rust sack sad saddle safe sale same save saw say scent score scout
+scrap sea seal seat seek sell send set sew shade shake share shave shed sheet shell shop shore
+shout show shrimp shut shy sick side sigh sing sink sip six ski skin skip sky slab sled slide slim
+slip slope slug smell snack snail sneeze snore soda soil sole son sour speak speed spell spend
+spill spin splash sport spot spray squid stable stack stain stand start stay stem step sting stir
+stool stop store stork stove surf swamp swan sweat sweep swing take tale talk tall tame tank tape
+tar task taste tax teach tell test text thin think thorn three throw tick tidy tie tile time tin
+toad toe toffee tomb ton tool toss tour town toy trace track trade trail tram trap tray tribe trim
+trot truck true trunk trust try tub tube tug tulip tuna tune turn tusk twig twin two type tyre
+under unit upon urge use vase vast veil vein verb vest view vine violet vote vow wade wait wake
+walk walnut walrus want war wash wasp watch wave wax way weak wear web wedge weed week well wide
+wife win wine wink wipe wire woman word work worn wrap wreck yacht yak yam yarn yawn yell yes yet
+yolk zero zip zone zoo
+""")
+# Words of chatserve itself: asked to be spelled, they are words like any other.
+TOPIC_WORDS = listed("""
+page pages token tokens cache caching server chatserve streaming stream restart crash swap disk
+model memory prefix batch tier tiers tenant receipt scheduler load attention key keys value code
+name number password colour request reply
+""")
+# What tasks may be about.  These words are not split: what letters a word has that is one token
+# of the tokenizer can only be known from having seen it spelled.
+ORDINARY_WORDS = tuple(dict.fromkeys((*PLAIN_WORDS, *COMMON_WORDS, *EVERYDAY_WORDS, *TOPIC_WORDS)))
+SHORT_WORDS = tuple(word for word in ORDINARY_WORDS if len(word) <= 6)
 ADJECTIVES = listed("""
-old young tall small big heavy fast slow expensive cheap deep high long short hot cold warm
-strong weak safe dangerous useful famous rare common healthy clean dirty bright dark loud quiet
-clever friendly kind wise brave lazy busy grumpy happy sleepy cheerful polite strict funny calm
+old young tall small big heavy fast slow expensive cheap deep high long short hot cold warm strong
+weak safe dangerous useful famous rare common healthy clean dirty bright dark loud quiet clever
+friendly kind wise brave lazy busy grumpy happy sleepy cheerful polite strict funny calm sad angry
+proud shy rude gentle honest loyal greedy silly serious nervous jolly tired patient curious round
+flat thin thick wide narrow soft hard smooth rough sharp sweet sour bitter salty fresh dry wet
+empty full rich poor huge tiny giant broken golden silver wooden strange odd plain modern ancient
+noble humble bold timid eager gloomy merry clumsy elegant secret royal lonely
 """)
 VERBS = listed("""
 fix build buy sell cook bake wash clean paint draw grow cut find make open close start stop move
