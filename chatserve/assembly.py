@@ -20,6 +20,7 @@ from chatserve.cache.block_manager import BlockManager
 from chatserve.cache.eviction import POLICIES
 from chatserve.cache.host_pages import HostPages
 from chatserve.cache.prefix_index import PrefixIndex
+from chatserve.cache_actions import CacheActions
 from chatserve.chat.audience import Clock, Patience
 from chatserve.chat.conversations.assignment import AnswerOptions
 from chatserve.chat.conversations.conversations import ConversationOptions, Conversations
@@ -286,6 +287,17 @@ def assemble(
         mode=HISTORY_MODES[settings.history],
     )
     patience = Patience(before_first_view=settings.chat_grace, after_last_view=settings.chat_grace)
+    conversations = Conversations(
+        store,
+        engine,
+        history,
+        text=loaded.text,
+        workshop=workshop,
+        meter=meter,
+        drafts=engine if settings.drafts and settings.prefix_cache else None,
+        wishes=engine.wishes,
+        options=ConversationOptions(answers=AnswerOptions(patience=patience)),
+    )
     return Assembly(
         engine=engine,
         service=ChatService(engine, loaded.text, workshop),
@@ -299,14 +311,6 @@ def assemble(
             file=settings.public_prompts,
         ),
         kept=kept,
-        conversations=Conversations(
-            store,
-            engine,
-            history,
-            text=loaded.text,
-            workshop=workshop,
-            meter=meter,
-            drafts=engine if settings.drafts and settings.prefix_cache else None,
-            options=ConversationOptions(answers=AnswerOptions(patience=patience)),
-        ),
+        conversations=conversations,
+        cache=CacheActions(engine, conversations.residence),
     )

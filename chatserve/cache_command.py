@@ -1,13 +1,19 @@
-"""`chatserve cache`: the cache of a running server, seen and emptied from the command line.
+"""`chatserve cache`: the cache of a running server, seen and changed from the command line.
 
 stats   where pages are, hits, what is on its way, the disk; --json for all of it
 flush   forget the idle pages in memory; what has a copy on disk is loaded again
+
+Of one conversation, by its id:
+
+lease   for --seconds others' pages leave memory before its own; 0 ends that
+warm    bring what is kept of it to the device
+evict   forget its idle pages in memory, once they have a copy on disk
 """
 
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from chatserve.errors import SettingsError
@@ -17,9 +23,17 @@ DESCRIPTION = f"The cache of a running chatserve. An admin's key is read from {K
 _TIMEOUT_SECONDS = 30.0
 
 
+ACTIONS = ("stats", "flush", "lease", "warm", "evict")
+_OF_A_CONVERSATION = ("lease", "warm", "evict")
+
+
 def add_cache_options(parser: argparse.ArgumentParser) -> None:
     """The options, with their help."""
-    parser.add_argument("action", choices=("stats", "flush"))
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument(
+        "conversation", nargs="?", help=f"its id, for {', '.join(_OF_A_CONVERSATION)}"
+    )
+    parser.add_argument("--seconds", type=float, help="of a lease; 0 ends it")
     parser.add_argument("--url", help=f"the server (default: {URL_DEFAULT}, or {URL_VARIABLE})")
     parser.add_argument("--json", action="store_true", help="everything, as the server says it")
 
@@ -28,15 +42,16 @@ def run_cache_command(given: argparse.Namespace) -> int:
     """Do it; the exit status. Raises SettingsError where the server cannot be asked."""
     import httpx  # not for `chatserve --help`
 
+    asked = request_of(given)
     url = given.url or os.environ.get(URL_VARIABLE) or URL_DEFAULT
     key = os.environ.get(KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS) as client:
-            if given.action == "flush":
-                answer = client.post("/admin/cache/flush", json={})
-            else:
+            if asked is None:
                 answer = client.get("/admin/cache")
+            else:
+                answer = client.post(f"/admin/cache/{given.action}", json=asked)
             body: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise SettingsError(f"{url} cannot be asked: {error}.") from error
@@ -44,12 +59,25 @@ def run_cache_command(given: argparse.Namespace) -> int:
         raise SettingsError(f"{url} refuses: {body.get('error', {}).get('message', body)}")
     if given.json:
         print(json.dumps(body, indent=2))
-    elif given.action == "flush":
-        device, host = body["pages"], body["host_pages"]
-        print(f"{device:,} pages forgotten on the device, {host:,} in host memory")
     else:
-        print(table(body))
+        print(_SAID[given.action](body))
     return 0
+
+
+def request_of(given: argparse.Namespace) -> dict[str, object] | None:
+    """The body to be posted; None for a question. Raises SettingsError for options that do not
+    belong together."""
+    action, conversation, seconds = given.action, given.conversation, given.seconds
+    if (conversation is not None) != (action in _OF_A_CONVERSATION):
+        takes = "a conversation's id" if conversation is None else "no conversation"
+        raise SettingsError(f"chatserve cache {action} takes {takes}.")
+    if (seconds is not None) != (action == "lease"):
+        takes = "--seconds" if seconds is None else "no --seconds"
+        raise SettingsError(f"chatserve cache {action} takes {takes}.")
+    if action == "stats":
+        return None
+    fields = {"conversation": conversation, "seconds": seconds}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def table(body: Mapping[str, Any]) -> str:
@@ -93,3 +121,35 @@ def disk_state(slab: Mapping[str, Any]) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "none"
+
+
+def _flushed(body: Mapping[str, Any]) -> str:
+    device, host = body["pages"], body["host_pages"]
+    return f"{device:,} pages forgotten on the device, {host:,} in host memory"
+
+
+def _leased(body: Mapping[str, Any]) -> str:
+    return f"the lease is set for {body['pages']:,} pages of the device, {_host(body)}"
+
+
+def _warmed(body: Mapping[str, Any]) -> str:
+    said = f"{body['device']:,} pages on the device, {body['coming']:,} on the way there"
+    return f"{said}, {body['below']:,} left below, {body['nowhere']:,} nowhere"
+
+
+def _evicted(body: Mapping[str, Any]) -> str:
+    stayed = body["pages_stayed"] + body["host_pages_stayed"]
+    return f"{body['pages']:,} pages left the device, {_host(body)}; {stayed:,} stayed"
+
+
+def _host(body: Mapping[str, Any]) -> str:
+    return f"{body['host_pages']:,} of host memory"
+
+
+_SAID: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "stats": table,
+    "flush": _flushed,
+    "lease": _leased,
+    "warm": _warmed,
+    "evict": _evicted,
+}

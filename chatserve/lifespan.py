@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 from starlette.applications import Starlette
 
 from chatserve.api.app import build_app
-from chatserve.api.cache_routes import cache_routes
 from chatserve.api.chat_collaborators import Conversations
 from chatserve.api.collaborators import ChatService as ChatServiceDoor
 from chatserve.api.collaborators import ModelInfo, Reply
@@ -52,6 +51,7 @@ from prefix_store import MasterSecret
 
 if TYPE_CHECKING:
     from chatserve.assembly import Loaded
+    from chatserve.cache_actions import CacheActions
     from chatserve.chat.conversations.conversations import ConversationStatistics
     from chatserve.chat.text.known_ids import KnownStatistics
     from chatserve.engine.engine import Engine
@@ -121,6 +121,7 @@ class Assembly:
     store: SessionStore
     text_threads: Executor
     prompts: PublicPrompts
+    cache: "CacheActions"
     kept: KeptPages | None = None
 
 
@@ -182,7 +183,7 @@ class Serving:
             host=settings.host,
             allowed_hosts=settings.allowed_host,
             cors_origins=settings.cors_origin,
-            more_routes=cache_routes(self._flush),
+            cache=lambda: self._loaded().cache,
             lifespan=self._lifespan,
         )
         self._server = Server(
@@ -340,10 +341,6 @@ class Serving:
         await asyncio.wait({running, *upkeep})
         if assembly.kept is not None:
             await asyncio.to_thread(assembly.kept.close)
-
-    def _flush(self) -> Mapping[str, int]:
-        flushed = self._loaded().engine.flush()
-        return {"pages": flushed.device, "host_pages": flushed.host}
 
     def _describe(self, context_length: int) -> None:
         """What is served, now that the pages are there."""

@@ -13,12 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.routing import WebSocketRoute
 from starlette.types import Lifespan, Receive, Scope, Send
 
 from chatserve.api.access_log import AccessLog
 from chatserve.api.answer import Desk
 from chatserve.api.body import BodyBudget
+from chatserve.api.cache_routes import CacheActions, cache_routes
 from chatserve.api.chat_collaborators import Conversations
 from chatserve.api.chat_routes import chat_routes
 from chatserve.api.collaborators import ChatService, Health, ModelInfo
@@ -50,18 +51,19 @@ def build_app(
     statistics: Callable[[], Mapping[str, object]],
     conversations: Conversations | None = None,
     prompts: Callable[[], PublicPrompts] | None = None,
+    cache: Callable[[], CacheActions] | None = None,
     more_families: Callable[[], list[Family]] = list,
     telemetry: Telemetry | None = None,
     host: str = "127.0.0.1",
     allowed_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
-    more_routes: Sequence[BaseRoute] = (),
     lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
     """The app, ready for `server.py`. cookie_key: at least 32 bytes, the same after a restart.
 
     conversations: None = a server without them, whose routes are then not there. prompts: finds
-    the public prompts, or raises Unavailable while loading; None as above.
+    the public prompts, or raises Unavailable while loading; None as above. cache: the same for
+    what an admin does to the cache.
     """
     # At its debug level the library logs every chunk, and those are what people say.
     logging.getLogger("sse_starlette").setLevel(logging.INFO)
@@ -102,7 +104,7 @@ def build_app(
             *([] if conversations is None else chat_routes(desk, conversations)),
             *([] if conversations is None else socket_routes(desk, conversations)),
             *([] if prompts is None else prompt_routes(desk, prompts)),
-            *more_routes,
+            *([] if cache is None else cache_routes(desk, cache)),
             WebSocketRoute("/{path:path}", _NoSuchSocket()),
         ],
         middleware=[
