@@ -57,6 +57,8 @@ FIXED_PREFIXES = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_"),
     *("DNNL_", "ONEDNN_", "ATEN_", "TORCH", "PYTORCH", "CUDA_", "TRITON_", "HF_", "TRANSFORMERS_"),
 )
+# Set by torch itself in a process that comes to need a folder for what it compiles, such as ours.
+NOT_FIXED = frozenset({"TORCHINDUCTOR_CACHE_DIR"})
 MESSAGE_BYTES_MAX = 1 << 20
 PR_SET_PDEATHSIG = 1
 END_SECONDS_MAX = 30.0
@@ -178,6 +180,7 @@ class ForkServer:
             name
             for name in names
             if name.startswith(FIXED_PREFIXES)
+            and name not in NOT_FIXED
             and self._environment.get(name) != environment.get(name)
         )
         if changed:
