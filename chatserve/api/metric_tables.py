@@ -50,6 +50,12 @@ ENGINE_METRICS = (
     ),
     Metric("failed_steps_total", "chatserve_failed_steps_total", "counter", "Steps that raised."),
     Metric(
+        "io_faults_total",
+        "chatserve_io_faults_total",
+        "counter",
+        "Parts of copies to and from the disk that ended with an exception, a fault of ours.",
+    ),
+    Metric(
         "recoveries_total",
         "chatserve_recoveries_total",
         "counter",

@@ -266,8 +266,8 @@ class Engine:
             self._scheduler.blocks.forgetting.dropped(wanted)
 
     def statistics(self) -> EngineStatistics:
-        """A frozen picture of the scheduler."""
-        return self._scheduler.statistics()
+        """A frozen picture of the scheduler, and of the I/O threads."""
+        return replace(self._scheduler.statistics(), io_faults_total=self._ferry.faults)
 
     def cache_statistics(self) -> CacheStatistics:
         """A frozen picture of the cache floor."""

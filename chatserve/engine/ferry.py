@@ -37,6 +37,11 @@ class Ferry:
         """Whether the I/O threads have pages."""
         return self._traffic is not None and self._traffic.in_flight > 0
 
+    @property
+    def faults(self) -> int:
+        """Parts of jobs that ended with an exception."""
+        return 0 if self._traffic is None else self._traffic.faults
+
     def begin(self) -> None:
         """Start the threads."""
         if self._traffic is not None:

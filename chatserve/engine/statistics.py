@@ -41,7 +41,8 @@ class EngineStatistics:
     """The engine at one moment. *_total count from the start of the process.
 
     running, waiting (queued or suspect) and following are sequences. budget_tokens: the next
-    step's token budget. broken: why the device is given up, if it is.
+    step's token budget. broken: why the device is given up, if it is. io_faults: jobs of the I/O
+    threads, or parts of them, that ended with an exception.
     """
 
     running: int
@@ -62,6 +63,7 @@ class EngineStatistics:
     broken: str | None
     drafts: int = 0
     draft_tokens_total: int = 0
+    io_faults_total: int = 0
     tiers: TierStatistics = field(default_factory=TierStatistics)
 
 

@@ -4,7 +4,8 @@
 
 A job is cut into parts of some pages, so that threads share it and reading one part overlaps with
 decrypting another; its delivery comes once, when its last part is done. Whatever goes wrong in a
-part is a miss of its pages: a thread never dies of it, and nobody waits for ever.
+part is a miss of its pages, is logged and counted, and nobody waits for ever. What would end the
+thread itself (what is no `Exception`) does so after that, and another thread takes its place.
 
 Pages that are to be forgotten (`drop`) are left out of the copies that were ordered and not begun;
 those that a thread is just making are awaited and then dropped with the rest.
@@ -126,6 +127,7 @@ class Traffic:
         self._on_delivery: Callable[[Delivery], None] = _nobody
         self.loads_in_flight = 0
         self.keeps_in_flight = 0
+        self.faults = 0  # parts that ended with an exception: the depot's fault, or ours
 
     @property
     def in_flight(self) -> int:
@@ -136,9 +138,7 @@ class Traffic:
         """Start the threads; deliveries are made on the running event loop."""
         self._loop, self._on_delivery = asyncio.get_running_loop(), on_delivery
         for number in range(THREADS):
-            thread = threading.Thread(target=self._work, name=f"chatserve-io-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self._threads.append(self._start(number))
 
     def load(self, load: Load) -> None:
         """Fill a load's pages."""
@@ -172,9 +172,18 @@ class Traffic:
     def join(self, timeout_seconds: float) -> bool:
         """Wait for the threads; blocks. Returns whether all have ended."""
         until = time.monotonic() + timeout_seconds
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+        for number in range(len(self._threads)):
+            # One that dies meanwhile has a successor, which is in its place before it has ended.
+            while (left := until - time.monotonic()) > 0 and self._threads[number].is_alive():
+                self._threads[number].join(left)
         return not any(thread.is_alive() for thread in self._threads)
+
+    def _start(self, number: int) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._work, args=(number,), name=f"chatserve-io-{number}", daemon=True
+        )
+        thread.start()
+        return thread
 
     def _submit(self, job: Job, count: int, urgency: int, part_pages: int) -> _Job:
         assert count, "a job without pages"
@@ -187,9 +196,14 @@ class Traffic:
 
     # On the threads ------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while (part := self._parts.get()).job is not None:
-            self._do(part, part.job)
+    def _work(self, number: int) -> None:
+        try:
+            while (part := self._parts.get()).job is not None:
+                self._do(part, part.job)
+        except BaseException:
+            _log.error("I/O thread %d ends, and another one takes its place", number)
+            self._threads[number] = self._start(number)
+            raise
 
     def _do(self, part: _Part, job: _Job) -> None:
         with self._lock:
@@ -197,12 +211,24 @@ class Traffic:
                 job.began = time.monotonic()
             began, barred = job.began, job.barred
             job.moving += 1
+        done = [False] * (part.last - part.first)
         try:
             done = move(job.job, part.first, part.last, self.depot, self._memory, barred)
         except Exception:
             # A depot says False for what it cannot do; an exception is its fault, or ours.
             _log.exception("page bytes could not be moved")
-            done = [False] * (part.last - part.first)
+            self._count_fault()
+        except BaseException:
+            self._count_fault()
+            raise
+        finally:
+            self._done(part, job, done, began)
+
+    def _count_fault(self) -> None:
+        with self._lock:
+            self.faults += 1
+
+    def _done(self, part: _Part, job: _Job, done: list[bool], began: float) -> None:
         with self._lock:
             job.done[part.first : part.last] = done
             job.parts_left -= 1

@@ -21,6 +21,14 @@ def test_a_secret_is_made_once_and_found_again(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["secret"], "a draft was left behind"
 
 
+def test_each_folder_has_a_secret_of_its_own(tmp_path: Path) -> None:
+    keys = set[bytes]()
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        keys.add(MasterSecret.open(tmp_path / name).derive("names"))
+    assert len(keys) == 3
+
+
 def test_the_secret_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
