@@ -19,6 +19,7 @@ from prefix_store.values import (
     PageWrite,
     SlabStatistics,
     StoreStatistics,
+    Verdict,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "StoreError",
     "StoreLocked",
     "StoreStatistics",
+    "Verdict",
 ]

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from prefix_store.index import Entry
 from prefix_store.layout import unpack_slot_header
+from prefix_store.names import PageName
 from prefix_store.sealing import Sealer
 from prefix_store.slab_file import SlotRun
 from prefix_store.slots import Slots
-from prefix_store.values import PageRead
+from prefix_store.values import PageRead, Verdict
 
 # What came of a page: it is the one (True), it has other token ids (None), it is not what was
 # sealed (False), or why the disk did not give it.
@@ -57,37 +58,84 @@ class Reading:
         """As many pages as one run holds."""
         began = time.perf_counter()
         results = [False] * len(reads)
-        wanted = self._pin(reads)
+        wanted = self._pin([read.name for read in reads])
+        self._examine(wanted, [read.tokens for read in reads], [read.into for read in reads])
+        for error in self._book(wanted, began, absent=len(reads) - len(wanted)):
+            self._slots.fault(error, "reading a page")
+        for page in wanted:
+            results[page.place] = page.outcome is True
+        return results
+
+    def verify(
+        self, names: Sequence[PageName], into: Sequence[bytearray | memoryview]
+    ) -> list[Verdict]:
+        """See `Slab.verify`; sizes have been checked."""
+        step = self._slots.file.run_slots
+        verdicts: list[Verdict] = []
+        for first in range(0, len(names), step):
+            last = first + step
+            verdicts.extend(self._verify(names[first:last], into[first:last]))
+        return verdicts
+
+    def _verify(
+        self, names: Sequence[PageName], into: Sequence[bytearray | memoryview]
+    ) -> list[Verdict]:
+        """As many pages as one run holds."""
+        verdicts = [Verdict.ABSENT] * len(names)
+        wanted = self._pin(names)
+        self._examine(wanted, [None] * len(names), into)
+        slots, errors = self._slots, list[OSError]()
+        with slots.lock:
+            for page in wanted:
+                entry, outcome = page.entry, page.outcome
+                entry.pins -= 1
+                if page.refusal is not None:
+                    errors.append(page.refusal)
+                if outcome is True:
+                    verdicts[page.place] = Verdict.RIGHT
+                elif slots.index.entries.get(entry.name) is entry and entry.slot == page.slot:
+                    refused = isinstance(outcome, OSError)
+                    verdicts[page.place] = Verdict.UNREADABLE if refused else Verdict.WRONG
+                    slots.forsake(entry)
+                    if isinstance(outcome, OSError):
+                        errors.append(outcome)
+        for error in errors:
+            slots.fault(error, "checking a page")
+        return verdicts
+
+    def _examine(
+        self,
+        wanted: Sequence[_Wanted],
+        tokens: Sequence[bytes | None],
+        into: Sequence[bytearray | memoryview],
+    ) -> None:
+        """Read and open pinned pages; they are unpinned where that raises. tokens, into: by the
+        pages' places."""
         try:
             memory = self._slots.file.reading_run()
             for first, last in adjacent([page.slot for page in wanted]):
                 self._read_run(wanted[first:last], first, memory)
-                for place in range(first, last):
-                    self._open(wanted[place], reads[wanted[place].place], memory, place)
+                for at in range(first, last):
+                    place = wanted[at].place
+                    self._open(wanted[at], tokens[place], into[place], memory, at)
         except BaseException:
             # A buffer that cannot be written, say: that tells nothing about the pages.
             with self._slots.lock:
                 for page in wanted:
                     page.entry.pins -= 1
             raise
-        for error in self._book(wanted, began):
-            self._slots.fault(error, "reading a page")
-        for page in wanted:
-            results[page.place] = page.outcome is True
-        return results
 
-    def _pin(self, reads: Sequence[PageRead]) -> list[_Wanted]:
+    def _pin(self, names: Sequence[PageName]) -> list[_Wanted]:
         """The pages that are here, in the order of their slots."""
         slots = self._slots
         wanted: list[_Wanted] = []
         with slots.lock:
             entries = {} if slots.closed else slots.index.entries
-            for place, read in enumerate(reads):
-                entry = entries.get(read.name)
+            for place, name in enumerate(names):
+                entry = entries.get(name)
                 if entry is not None:
                     entry.pins += 1
                     wanted.append(_Wanted(place, entry))
-            slots.counters.missed_absent += len(reads) - len(wanted)
         wanted.sort(key=_slot)
         return wanted
 
@@ -111,23 +159,31 @@ class Reading:
         for place, page in enumerate(pages):
             page.outcome = place * size + sealed <= got
 
-    def _open(self, page: _Wanted, read: PageRead, memory: SlotRun, place: int) -> None:
+    def _open(
+        self,
+        page: _Wanted,
+        tokens: bytes | None,
+        into: bytearray | memoryview,
+        memory: SlotRun,
+        place: int,
+    ) -> None:
         if page.outcome is not True:
             return
         slot, sealer = memory.slots[place], self._sealer
         header = unpack_slot_header(sealer.shape, sealer.slab_id, slot.header)
         # The name asked for, and the very write that the index knows: an older one is stale.
-        if header is None or header.name != read.name or header.nonce != page.entry.nonce:
+        if header is None or header.name != page.entry.name or header.nonce != page.entry.nonce:
             page.outcome = False
         else:
-            page.outcome = sealer.page(header, slot, read.tokens, read.into)
+            page.outcome = sealer.page(header, slot, tokens, into)
 
-    def _book(self, wanted: Sequence[_Wanted], began: float) -> list[OSError]:
+    def _book(self, wanted: Sequence[_Wanted], began: float, *, absent: int) -> list[OSError]:
         """Unpin and count; the errors to tell of."""
         slots, counters = self._slots, self._slots.counters
         now = self._clock()
         hits, errors = 0, list[OSError]()
         with slots.lock:
+            counters.missed_absent += absent
             for page in wanted:
                 entry, outcome = page.entry, page.outcome
                 entry.pins -= 1

@@ -106,16 +106,21 @@ class Sealer:
             return None
 
     def page(
-        self, header: SlotHeader, slot: SlotParts, tokens: bytes, into: bytearray | memoryview
+        self,
+        header: SlotHeader,
+        slot: SlotParts,
+        tokens: bytes | None,
+        into: bytearray | memoryview,
     ) -> bool | None:
-        """Decrypt a slot's page straight into `into`.
+        """Decrypt a slot's page straight into `into`. tokens None: whatever it has.
 
         True: it is the page with these token ids. None: it is a page with others. False: this is
         not what was sealed, and `into` may hold garbage.
         """
         cipher = self._cipher(self._keys.page_key(header.name))
         try:
-            if cipher.decrypt(header.token_nonce, slot.tokens, slot.header) != tokens:
+            sealed = cipher.decrypt(header.token_nonce, slot.tokens, slot.header)
+            if tokens is not None and sealed != tokens:
                 return None
             cipher.decrypt_into(header.nonce, slot.page, slot.bound, into)
         except self._invalid:

@@ -8,6 +8,7 @@ README.md.
 import logging
 import math
 from collections.abc import Callable, Collection, Sequence
+from random import Random
 
 from prefix_store.errors import StoreError
 from prefix_store.layout import SLOT_HEADER_BYTES
@@ -24,6 +25,7 @@ from prefix_store.values import (
     PageShape,
     PageWrite,
     SlabStatistics,
+    Verdict,
     check_name,
 )
 from prefix_store.writing import Writing
@@ -76,6 +78,26 @@ class Slab:
                 raise ValueError(f"a page has {self.shape.page_bytes} bytes")
             self._check_tokens(read.tokens)
         return self._reading.get(reads)
+
+    def sample(self, count: int, random: Random) -> list[PageName]:
+        """Names of so many pages, drawn without repetition, or of all where there are fewer. Takes
+        time that grows with all pages: milliseconds for a hundred thousand."""
+        with self._lock:
+            names = list(self._index.entries)
+        return random.sample(names, min(count, len(names)))
+
+    def verify(
+        self, names: Sequence[PageName], into: Sequence[bytearray | memoryview]
+    ) -> list[Verdict]:
+        """Read pages as `get` does, whatever their token ids, to see whether they are what was
+        sealed: what is not is dropped. No use is counted. into: where their bytes go, page_bytes
+        each; only a RIGHT page's are its own. ValueError for a buffer of the wrong size."""
+        if len(into) != len(names):
+            raise ValueError("a buffer for each page")
+        for buffer in into:
+            if memoryview(buffer).nbytes != self.shape.page_bytes:
+                raise ValueError(f"a page has {self.shape.page_bytes} bytes")
+        return self._reading.verify(names, into)
 
     # Writing.
 

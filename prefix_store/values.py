@@ -1,6 +1,7 @@
 """What crosses the page store's door: frozen values, and buffers that belong to the caller."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from prefix_store.names import NAME_BYTES, PageName
@@ -64,6 +65,16 @@ class PageRead:
     name: PageName
     tokens: bytes
     into: bytearray | memoryview
+
+
+class Verdict(Enum):
+    """What came of checking a page. RIGHT: it is what was sealed. WRONG: it is not (torn, stale,
+    moved, forged). UNREADABLE: the disk refused. ABSENT: nothing of this name is here any more."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNREADABLE = "unreadable"
+    ABSENT = "absent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
