@@ -365,7 +365,8 @@ class BlockManager:
                     self._counts.draft_adopted += self._index.keep(twin)
             else:
                 self.pool.loaded(page)
-                self._index.add(page, name, parent, tokens, table.space, drafted=load.drafting)
+                space, drafting = table.space, load.drafting
+                self._index.add(page, name, parent, tokens, space, drafted=drafting, loaded=True)
                 kept.append(page)
                 woken += self.claims.sealed(name)
             parent = name

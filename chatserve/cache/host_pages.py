@@ -102,12 +102,8 @@ class HostPages:
         return self._index.holds(name)
 
     def touch(self, names: Sequence[PageName]) -> None:
-        """A request had these pages: their copies are as good as used."""
-        for name in names:
-            slot = self._index.page(name)
-            if slot is not None and self.pool.state(slot) is PageState.CACHED:
-                self._retain(slot)
-                self._release(slot)
+        """A request had these pages: what is below counts it. Here only what is brought up is used:
+        a copy of what the device has anyway makes room first (docs/log.md)."""
         if self._below is not None:
             self._below.touch(names)
 
@@ -155,8 +151,11 @@ class HostPages:
             return False
         self.pool.loaded(slot)
         parent = keep.parent if keep.parent and self._index.holds(keep.parent) else None
-        self._index.add(slot, keep.name, parent, keep.tokens, keep.space)
-        if checksum is not None:
+        fetched = checksum is None
+        self._index.add(slot, keep.name, parent, keep.tokens, keep.space, loaded=fetched)
+        if fetched:
+            self._index.keep(slot)  # by the load that it is for
+        else:
             self._checksums[slot] = checksum
             self._saved += 1
         if self._below is not None and not self._below.contains(keep.name):

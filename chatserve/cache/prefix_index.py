@@ -59,6 +59,7 @@ class _Entry:
     seconds: float = 0.0
     idle: bool = False  # nobody owns the page: it may be evicted once it has no children
     drafted: bool = False  # computed ahead, and no request has adopted it
+    awaited: bool = False  # brought up for a request that is still to adopt it
     root: bytes = b""  # of a namespace's first page: what stands above it
     child: "_Entry | None" = None  # the last named of those that continue it
     older: "_Entry | None" = None  # beside it, under the same parent
@@ -137,8 +138,12 @@ class PrefixIndex:
         space: Namespace = NOWHERE,
         *,
         drafted: bool = False,
+        loaded: bool = False,
     ) -> None:
-        """Name an owned page. Its parent is resident, or None for a namespace's first page."""
+        """Name an owned page. Its parent is resident, or None for a namespace's first page.
+
+        loaded: brought up from below, so it was used before, and who had it brought up adopts it.
+        """
         assert name not in self._by_name, "two pages of one name"
         assert page not in self._by_page, "two names for one page"
         run = len(tokens) // TOKEN_BYTES
@@ -158,8 +163,9 @@ class PrefixIndex:
             tenant=space.tenant,
             sealed=self._tick,
             run=run,
-            uses=self._gone.recall(name) + (not drafted),
+            uses=max(self._gone.recall(name), loaded) + (not drafted),
             drafted=drafted,
+            awaited=loaded and not drafted,
             root=space.root,
         )
         self._link(entry)
@@ -248,7 +254,8 @@ class PrefixIndex:
         entry = self._by_page[page]
         was, entry.drafted = entry.drafted, False
         self._drafted -= was
-        entry.uses += 1
+        entry.uses += not entry.awaited  # it counted when the page was named
+        entry.awaited = False
         if entry.evictable:
             self._offer(entry)
         return was

@@ -12,7 +12,9 @@ from chatserve.cache.eviction import (
     Patience,
     UseMemory,
 )
+from chatserve.cache.prefix_index import PrefixIndex
 
+NAME = bytes(range(32))
 SEEDS = (1, 2, 3)
 SMALL = 2000  # pages: half a minute of such a service
 LARGE = 8000
@@ -122,3 +124,29 @@ def test_a_trace_with_a_block_of_two_parents_is_refused(tmp_path) -> None:
     path.write_text(row.format([0, 1]) + row.format([1]))
     with pytest.raises(ValueError, match="follows two"):
         traces.read(path)
+
+
+def test_who_has_a_page_brought_up_counts_once() -> None:
+    index = PrefixIndex()
+
+    def uses_of_a_life(*, adopted: int, **how: bool) -> int:
+        index.add(0, NAME, None, bytes(64), **how)
+        for _ in range(adopted):
+            index.keep(0)
+        index.remove(0)
+        return index._gone.recall(NAME)
+
+    assert uses_of_a_life(adopted=0) == 1, "it was computed for somebody"
+    assert uses_of_a_life(adopted=1, loaded=True) == 2
+    assert uses_of_a_life(adopted=2, loaded=True) == 4, "two waited for it"
+    assert uses_of_a_life(adopted=0, loaded=True) == 5, "he who waited has left"
+    assert uses_of_a_life(adopted=0, loaded=True, drafted=True) == 5
+    assert uses_of_a_life(adopted=1, loaded=True, drafted=True) == 6
+
+
+def test_what_is_brought_up_after_a_restart_is_no_new_text() -> None:
+    index = PrefixIndex()
+    for page in range(4):
+        above = bytes([page - 1]) * 32 if page else None
+        index.add(page, bytes([page]) * 32, above, bytes(64), loaded=page < 2)
+    assert [index._by_page[page].run for page in range(4)] == [16, 16, 16, 32]

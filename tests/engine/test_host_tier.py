@@ -346,15 +346,21 @@ def test_what_is_just_being_saved_or_promoted_is_forgotten_too() -> None:
     stepper.house.assert_baseline()
 
 
-def test_used_on_the_device_is_used_in_host_memory() -> None:
-    stepper = _left_over(10)
-    _receipt(stepper)
-    stepper.ask(ask(tuple(range(50, 66)), 1))
+def test_what_the_device_has_anyway_makes_room_in_host_memory_first() -> None:
+    other = tuple(range(50, 74))  # six pages
+    stepper = _house(16)
+    for tokens in (LONG, other, LONG):  # the second time it is found on the device
+        stepper.ask(ask(tokens, 1))
+        stepper.run_all()
+        stepper.house.clock.now += 1.0
+    assert _pictures(stepper).free == 0
+    stepper.ask(ask(tuple(range(80, 92)), 1))  # three more
     stepper.run_all()
     kept = set(stepper.house.host._index.pages().values())
-    names = stepper.house.prepare(ask(LONG)).names
-    assert names[0] in kept, "the end of what was just used goes before its beginning"
-    assert names[-1] not in kept
+    names = [stepper.house.prepare(ask(tokens)).names for tokens in (LONG, other)]
+    assert kept.issuperset(names[1])
+    assert len(kept.intersection(names[0])) == 7
+    assert names[0][0] in kept, "the end goes before the beginning"
 
 
 async def test_an_engine_serves_from_host_memory_and_from_disk() -> None:
