@@ -37,3 +37,7 @@ class CacheActions:
             "pages_stayed": gone.device_stayed,
             "host_pages_stayed": gone.host_stayed,
         }
+
+    async def verify(self, pages: int) -> Mapping[str, int]:
+        """Pages of the disk that were checked, and what came of them (`verifier.Verified`)."""
+        return (await self._engine.verifier.verify(pages))._asdict()

@@ -3,6 +3,8 @@
 stats   where pages are, hits, what is on its way, the disk; --json for all of it
 flush   forget the idle pages in memory; what has a copy on disk is loaded again
 
+verify  read --pages pages of the disk, drawn at random, and forget those that are wrong
+
 Of one conversation, by its id:
 
 lease   for --seconds others' pages leave memory before its own; 0 ends that
@@ -21,9 +23,10 @@ from chatserve.terminal.options import KEY_VARIABLE, URL_DEFAULT, URL_VARIABLE
 
 DESCRIPTION = f"The cache of a running chatserve. An admin's key is read from {KEY_VARIABLE}."
 _TIMEOUT_SECONDS = 30.0
+_VERIFY_SECONDS = 600.0  # thousands of large pages from a slow disk
 
 
-ACTIONS = ("stats", "flush", "lease", "warm", "evict")
+ACTIONS = ("stats", "flush", "lease", "warm", "evict", "verify")
 _OF_A_CONVERSATION = ("lease", "warm", "evict")
 
 
@@ -34,6 +37,7 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
         "conversation", nargs="?", help=f"its id, for {', '.join(_OF_A_CONVERSATION)}"
     )
     parser.add_argument("--seconds", type=float, help="of a lease; 0 ends it")
+    parser.add_argument("--pages", type=int, help="how many verify reads")
     parser.add_argument("--url", help=f"the server (default: {URL_DEFAULT}, or {URL_VARIABLE})")
     parser.add_argument("--json", action="store_true", help="everything, as the server says it")
 
@@ -46,8 +50,9 @@ def run_cache_command(given: argparse.Namespace) -> int:
     url = given.url or os.environ.get(URL_VARIABLE) or URL_DEFAULT
     key = os.environ.get(KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = _VERIFY_SECONDS if given.action == "verify" else _TIMEOUT_SECONDS
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=timeout) as client:
             if asked is None:
                 answer = client.get("/admin/cache")
             else:
@@ -67,16 +72,20 @@ def run_cache_command(given: argparse.Namespace) -> int:
 def request_of(given: argparse.Namespace) -> dict[str, object] | None:
     """The body to be posted; None for a question. Raises SettingsError for options that do not
     belong together."""
-    action, conversation, seconds = given.action, given.conversation, given.seconds
-    if (conversation is not None) != (action in _OF_A_CONVERSATION):
-        takes = "a conversation's id" if conversation is None else "no conversation"
-        raise SettingsError(f"chatserve cache {action} takes {takes}.")
-    if (seconds is not None) != (action == "lease"):
-        takes = "--seconds" if seconds is None else "no --seconds"
-        raise SettingsError(f"chatserve cache {action} takes {takes}.")
+    action = given.action
+    fields: dict[str, object] = {
+        "conversation": given.conversation,
+        "seconds": given.seconds,
+        "pages": given.pages,
+    }
+    takers = {"conversation": _OF_A_CONVERSATION, "seconds": ("lease",), "pages": ("verify",)}
+    words = {"conversation": "conversation's id", "seconds": "--seconds", "pages": "--pages"}
+    for name, value in fields.items():
+        if (value is not None) != (action in takers[name]):
+            takes = words[name] if value is None else f"no {words[name]}"
+            raise SettingsError(f"chatserve cache {action} takes {takes}.")
     if action == "stats":
         return None
-    fields = {"conversation": conversation, "seconds": seconds}
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -142,6 +151,12 @@ def _evicted(body: Mapping[str, Any]) -> str:
     return f"{body['pages']:,} pages left the device, {_host(body)}; {stayed:,} stayed"
 
 
+def _verified(body: Mapping[str, Any]) -> str:
+    bad = f"{body['wrong']:,} wrong, {body['unreadable']:,} unreadable"
+    compared = f"{body['compared']:,} compared with the device's, {body['different']:,} different"
+    return f"{body['checked']:,} pages checked: {bad}; {compared}"
+
+
 def _host(body: Mapping[str, Any]) -> str:
     return f"{body['host_pages']:,} of host memory"
 
@@ -152,4 +167,5 @@ _SAID: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "lease": _leased,
     "warm": _warmed,
     "evict": _evicted,
+    "verify": _verified,
 }

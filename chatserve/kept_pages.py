@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 from chatserve.engine.tiers import TierLimits
 from chatserve.settings import Settings
@@ -25,6 +26,7 @@ from prefix_store import (
     Slab,
     StoreError,
     StoreStatistics,
+    Verdict,
 )
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,18 @@ class LateSlab:
     def get(self, reads: Sequence[PageRead]) -> list[bool]:
         """As `Slab.get`."""
         return [False] * len(reads) if self.slab is None else self.slab.get(reads)
+
+    def sample(self, count: int, random: Random) -> list[PageName]:
+        """As `Slab.sample`."""
+        return [] if self.slab is None else self.slab.sample(count, random)
+
+    def verify(
+        self, names: Sequence[PageName], into: Sequence[bytearray | memoryview]
+    ) -> list[Verdict]:
+        """As `Slab.verify`."""
+        if self.slab is None:
+            return [Verdict.ABSENT] * len(names)
+        return self.slab.verify(names, into)
 
     def put(self, writes: Sequence[PageWrite]) -> list[bool]:
         """As `Slab.put`, when it is open."""

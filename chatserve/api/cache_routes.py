@@ -4,6 +4,7 @@
     POST lease    {"conversation", "seconds"} others' pages leave before this one's; 0 ends it
     POST warm     {"conversation"}            its pages are brought to the device
     POST evict    {"conversation"}            its idle pages leave memory; the disk keeps its own
+    POST verify   {"pages"}                   so many pages of the disk are read and checked
 
 Each answers with numbers of pages. Actions pass through the engine's loop, as everything does that
 changes pages. It may not know what a page is, nor who owns a conversation: an admin may name any.
@@ -21,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 from chatserve.api.answer import Desk
 from chatserve.api.body import decode_object, read_body
 from chatserve.api.schema import convert
+from chatserve.engine.verifier import VERIFY_PAGES_MAX
 from chatserve.engine.wishes import LEASE_SECONDS_MAX
 
 _PATH = "/admin/cache"
@@ -50,6 +52,10 @@ class CacheActions(Protocol):
         """Its idle pages leave memory."""
         ...
 
+    async def verify(self, pages: int) -> Counts:
+        """Check so many pages of the disk, drawn at random. Raises Busy while others are."""
+        ...
+
 
 class ConversationFields(Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /admin/cache/warm` and `evict`."""
@@ -61,6 +67,12 @@ class LeaseFields(ConversationFields, kw_only=True, forbid_unknown_fields=True):
     """`POST /admin/cache/lease`."""
 
     seconds: Annotated[float, Meta(ge=0.0, le=LEASE_SECONDS_MAX)]
+
+
+class VerifyFields(Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /admin/cache/verify`."""
+
+    pages: Annotated[int, Meta(ge=1, le=VERIFY_PAGES_MAX)]
 
 
 FieldsT = TypeVar("FieldsT", bound=Struct)
@@ -93,10 +105,13 @@ def cache_routes(desk: Desk, find: Callable[[], CacheActions]) -> list[BaseRoute
         fields = await asked(request, ConversationFields)
         return _json(await actions.evict(fields.conversation))
 
-    return [
-        Route(f"{_PATH}/{name}", action, methods=["POST"])
-        for name, action in (("flush", flush), ("lease", lease), ("warm", warm), ("evict", evict))
-    ]
+    async def verify(request: Request) -> Response:
+        actions = find()
+        fields = await asked(request, VerifyFields)
+        return _json(await actions.verify(fields.pages))
+
+    actions = {"flush": flush, "lease": lease, "warm": warm, "evict": evict, "verify": verify}
+    return [Route(f"{_PATH}/{name}", action, methods=["POST"]) for name, action in actions.items()]
 
 
 def _json(counts: Counts) -> Response:

@@ -10,6 +10,7 @@
     extend   room for what is computed ahead of any request
     claims   who computes what now (`claims.py`)
     below    how much more of a prefix the tiers below have; begin_load, end_load: bring it up
+    begin_check, end_check   pages that a thread compares with their copies below
     take_unkept, end_keep    copies for the tiers below (`transit.py`)
     forget   names that nobody may find any more (`forgetting.py`)
     lease, hold, evict, flush, retire    which idle pages leave late, or now (`departures.py`)
@@ -34,11 +35,12 @@ from chatserve.cache.claims import Claims
 from chatserve.cache.departures import Departures, Evicted
 from chatserve.cache.forgetting import Forgetting
 from chatserve.cache.misses import Misses
+from chatserve.cache.owners import Owners
 from chatserve.cache.page_pool import NAMED, PageId, PagePool, PageState
 from chatserve.cache.page_table import PageCopy, PageTable
 from chatserve.cache.prefix_index import PrefixIndex
 from chatserve.cache.statistics import CacheCounts, CacheStatistics
-from chatserve.cache.transit import Keep, Keeps, Load, Transit
+from chatserve.cache.transit import Check, Keep, Keeps, Load, Transit
 from prefix_store.names import PageName
 
 
@@ -66,6 +68,7 @@ class BlockManager:
         self._caching = caching
         self._index = order()
         self.forgetting = Forgetting(self.pool, self._index, self.transit, self.claims)
+        self._owners = Owners(self.pool, self._index, self.forgetting)
         self.misses = Misses(self._index)
         self.departures = Departures(self.pool, self._index, self.transit, self._below)
 
@@ -121,7 +124,7 @@ class BlockManager:
             page = self._index.find(name, tokens[index * step : (index + 1) * step])
             if page is None:
                 break
-            self._retain(page)
+            self._owners.retain(page)
             if not drafting:
                 self._counts.draft_adopted += self._index.keep(page)
                 self._want_copy(table, page, name, tokens[index * step : (index + 1) * step])
@@ -168,7 +171,7 @@ class BlockManager:
             assert index >= table.sealed, "a sealed page is never written"
             table.pages[index] = target
             self.forgetting.copied(source, target)
-            self._release_page(source, step)
+            self._owners.release(source, step)
             copies.append(PageCopy(source, target))
         for _ in range(new):
             table.pages.append(self.pool.allocate())
@@ -197,7 +200,7 @@ class BlockManager:
     def fork(self, table: PageTable) -> PageTable:
         """A second table over the same pages, the partial one included."""
         for page in table.pages:
-            self._retain(page)
+            self._owners.retain(page)
         return table.twin()
 
     def seal(
@@ -219,11 +222,11 @@ class BlockManager:
         if twin == page:
             pass  # a fork of this table has sealed the shared page already
         elif twin is not None:
-            self._retain(twin)
+            self._owners.retain(twin)
             if not drafting:
                 self._counts.draft_adopted += self._index.keep(twin)
             table.pages[index] = twin
-            self._release_page(page, step)
+            self._owners.release(page, step)
             self._counts.twins += 1
         elif self._index.holds(name):
             return []  # a name with other tokens: the newcomer, and what follows, stay nameless
@@ -258,14 +261,13 @@ class BlockManager:
     def release(self, table: PageTable, *, step: int) -> None:
         """Give all pages back. step: the last step in flight that may touch them (0: none)."""
         for page in reversed(table.pages):
-            self._release_page(page, step)
+            self._owners.release(page, step)
         table.pages = table.pages[:0]
         table.names = []
 
     def settle(self, step: int) -> None:
         """All steps up to this one have committed."""
-        for page in self.pool.settle(step):
-            self._set_idle(page)
+        self._owners.settle(self.pool.settle(step))
 
     def flush(self) -> int:
         """Forget every page that nobody owns. Returns how many."""
@@ -385,7 +387,7 @@ class BlockManager:
             if keep is None:
                 break
             if not self._below.contains(keep.name):
-                self._hold_chain(held, keep.page)
+                self._owners.retain_chain(held, keep.page)
                 taken.append(keep)
         return self.transit.begin_keep(taken, tuple(held)) if taken else None
 
@@ -393,7 +395,23 @@ class BlockManager:
         """The I/O thread has read these pages; stored: which of them have a copy now."""
         self.transit.end_keep(keeps, sum(stored))
         for page in keeps.held:
-            self._release_page(page, 0)
+            self._owners.release(page, 0)
+
+    def begin_check(self, names: Sequence[PageName]) -> Check:
+        """Retain the pages of these names that are here, so that a thread may read them until
+        `end_check`."""
+        pages = tuple(map(self._index.page, names))
+        held: dict[PageId, None] = {}
+        for page in pages:
+            if page is not None:
+                self._owners.retain_chain(held, page)
+        return self.transit.begin_check(pages, tuple(held))
+
+    def end_check(self, check: Check) -> None:
+        """The thread has read them."""
+        self.transit.end_check(check)
+        for page in check.held:
+            self._owners.release(page, 0)
 
     # Looking at it -------------------------------------------------------------------------
 
@@ -440,22 +458,6 @@ class BlockManager:
                 shared.append(index)
         return shared
 
-    def _retain(self, page: PageId) -> None:
-        if self.pool.references(page) == 0:
-            self._index.set_owned(page)
-        self.pool.retain(page)
-
-    def _release_page(self, page: PageId, step: int) -> None:
-        state = self.pool.release(page, step)
-        if state is PageState.CACHED:
-            self._set_idle(page)
-        elif state is not PageState.OPEN:
-            self.forgetting.settled(page)
-
-    def _set_idle(self, page: PageId) -> None:
-        if not self.forgetting.let_go(page):
-            self._index.set_idle(page)
-
     def _make_room(self, pages: int) -> bool:
         if pages > self.available:
             return False
@@ -469,11 +471,3 @@ class BlockManager:
         if self._below is not None and not self._below.contains(name):
             position = len(table.names)
             self.transit.want(Keep(page, name, table.last_name, position, tokens, table.space))
-
-    def _hold_chain(self, held: dict[PageId, None], page: PageId) -> None:
-        """Retain a named page and all before it, those that are held already left out."""
-        chain: PageId | None = page
-        while chain is not None and chain not in held:
-            self._retain(chain)
-            held[chain] = None
-            chain = self._index.parent(chain)

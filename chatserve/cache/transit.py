@@ -51,6 +51,16 @@ class Keeps:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """Pages that are compared with what is below. pages: by the names that were asked for, None
+    for those that are not here; held: all that are retained meanwhile, parents too."""
+
+    number: int
+    pages: tuple[PageId | None, ...]
+    held: tuple[PageId, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Load:
     """Pages that are being filled from below. The first `above` pages of the table were resident.
 
@@ -94,6 +104,7 @@ class Transit:
         self._keeping: dict[int, Keeps] = {}
         self._keeping_names: dict[PageName, int] = {}  # to the number of their Keeps
         self._number = 0
+        self._checks: dict[int, Check] = {}
         self._loads: dict[int, Load] = {}
         self._kept = self._lost = self._loaded = self._failed = 0
 
@@ -118,6 +129,8 @@ class Transit:
             count.update(keeps.held)
         for load in self._loads.values():
             count.update(load.table.pages)
+        for check in self._checks.values():
+            count.update(check.held)
         return count
 
     # Copies to be made ---------------------------------------------------------------------
@@ -167,6 +180,16 @@ class Transit:
             if self._keeping_names.get(keep.name) == keeps.number:
                 del self._keeping_names[keep.name]
         self._kept += stored
+
+    def begin_check(self, pages: tuple[PageId | None, ...], held: tuple[PageId, ...]) -> Check:
+        """A thread is about to read these pages; held: with those before them, each once."""
+        self._number += 1
+        check = self._checks[self._number] = Check(self._number, pages, held)
+        return check
+
+    def end_check(self, check: Check) -> None:
+        """It has read them."""
+        del self._checks[check.number]
 
     # Loads ---------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from chatserve.engine.statistics import EngineStatistics
 from chatserve.engine.stream import Stream
 from chatserve.engine.traffic import Traffic
 from chatserve.engine.values import Emission, FinishReason, Flushed, Progress, Request
+from chatserve.engine.verifier import Verifier
 from chatserve.engine.wishes import Wishes
 from chatserve.errors import EngineError, Unavailable
 from prefix_store.names import PageName, PageNamer, PublicNames, RootFields, token_bytes
@@ -96,6 +97,13 @@ class Engine:
         self._postponed: list[Callable[[], None]] = []
         self._stopped = False
         self.wishes = Wishes(scheduler, self._act, self.is_public)
+        self.verifier = Verifier(
+            scheduler,
+            traffic,
+            act=self._act,
+            recovering=lambda: self._recovering,
+            forget=self._forget,
+        )
         self.on_step: Callable[[], None] = _nothing  # tests look at the invariants after each
 
     # Doors ---------------------------------------------------------------------------------
@@ -252,7 +260,10 @@ class Engine:
         """
         if self._stopped:
             raise Unavailable("The server is shutting down.", retry_after=FORGET_RETRY_SECONDS)
-        wanted = frozenset(name for name in names if not self.is_public(name))
+        await self._forget([name for name in names if not self.is_public(name)])
+
+    async def _forget(self, names: Collection[PageName]) -> None:
+        wanted = frozenset(names)
         self._scheduler.blocks.forgetting.hide_below(wanted)
         self._act(lambda: self._scheduler.forget(wanted))
         try:
@@ -298,6 +309,7 @@ class Engine:
             finally:
                 # The pages' memory is the runner's: its thread ends after those that read it.
                 try:
+                    await self.verifier.close()
                     await self._ferry.close()
                 finally:
                     self._thread.close()
@@ -330,7 +342,8 @@ class Engine:
         except Exception:
             _log.exception("the engine starts again on an empty cache")
             self._recovering = True
-        back = self._running_steps == len(self._results) and not self._ferry.under_way
+        read = self._ferry.under_way or self.verifier.under_way
+        back = self._running_steps == len(self._results) and not read
         if self._recovering and back:
             self._recover()
         if self._scheduler.idle:

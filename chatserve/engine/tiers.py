@@ -136,6 +136,11 @@ class Tiers:
         return self._roster.blocks if self._host is None else self._host.pages
 
     @property
+    def direct(self) -> bool:
+        """Whether the I/O threads address the device's own memory."""
+        return self._host is None
+
+    @property
     def in_flight(self) -> bool:
         """Whether a page is on its way, or ordered to be."""
         moving = self._host is not None and self._host.in_flight

@@ -22,13 +22,14 @@ import time
 from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
 from queue import PriorityQueue
+from random import Random
 from typing import Protocol
 
 from chatserve.cache.page_pool import PageId
 from chatserve.cache.transit import Keeps, Load
 from chatserve.engine.checksums import checksum
 from prefix_store.names import PageName
-from prefix_store.values import PageRead, PageWrite
+from prefix_store.values import PageRead, PageWrite, Verdict
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,16 @@ class Depot(Protocol):
 
     def get(self, reads: Sequence[PageRead]) -> list[bool]:
         """Fill the buffers; which of them hold what was asked for."""
+        ...
+
+    def sample(self, count: int, random: Random) -> list[PageName]:
+        """So many names, or all, drawn without repetition. May take milliseconds."""
+        ...
+
+    def verify(
+        self, names: Sequence[PageName], into: Sequence[bytearray | memoryview]
+    ) -> list[Verdict]:
+        """Fill the buffers, to see whether these are what was kept; what is not is dropped."""
         ...
 
     def put(self, writes: Sequence[PageWrite]) -> list[bool]:
@@ -116,7 +127,8 @@ class Traffic:
 
     def __init__(self, depot: Depot, memory: PageMemory, *, page_bytes: int) -> None:
         self.depot = depot
-        self._memory = memory
+        self.memory = memory
+        self.page_bytes = page_bytes
         self._part_pages = max(1, PART_BYTES // page_bytes)
         self._parts: PriorityQueue[_Part] = PriorityQueue()
         self._numbers = itertools.count()
@@ -213,7 +225,7 @@ class Traffic:
             job.moving += 1
         done = [False] * (part.last - part.first)
         try:
-            done = move(job.job, part.first, part.last, self.depot, self._memory, barred)
+            done = move(job.job, part.first, part.last, self.depot, self.memory, barred)
         except Exception:
             # A depot says False for what it cannot do; an exception is its fault, or ours.
             _log.exception("page bytes could not be moved")

@@ -42,7 +42,20 @@ class Actions:
         self._do("evict", conversation)
         return {"pages": 7, "host_pages": 8, "pages_stayed": 9, "host_pages_stayed": 1}
 
+    async def verify(self, pages: int) -> Mapping[str, int]:
+        self._do("verify")
+        self.told[-1] = ("verify", pages)
+        return dict(VERIFIED)
 
+
+VERIFIED = {
+    "checked": 9,
+    "wrong": 2,
+    "unreadable": 1,
+    "absent": 0,
+    "compared": 5,
+    "different": 3,
+}
 ASKED: list[tuple[str, dict[str, Any], tuple[object, ...], dict[str, int]]] = [
     ("flush", {}, ("flush",), {"pages": 3, "host_pages": 4}),
     (
@@ -63,6 +76,7 @@ ASKED: list[tuple[str, dict[str, Any], tuple[object, ...], dict[str, int]]] = [
         ("evict", "known"),
         {"pages": 7, "host_pages": 8, "pages_stayed": 9, "host_pages_stayed": 1},
     ),
+    ("verify", {"pages": 9}, ("verify", 9), VERIFIED),
 ]
 
 
@@ -92,6 +106,11 @@ async def test_each_action_is_done_once_and_its_outcome_told(
         ("warm", {"conversation": 7}, "conversation"),
         ("warm", {"conversation": "known", "seconds": 1}, "seconds"),
         ("evict", {}, "conversation"),
+        ("verify", {}, "pages"),
+        ("verify", {"pages": 0}, "pages"),
+        ("verify", {"pages": 4097}, "pages"),
+        ("verify", {"pages": 1.5}, "pages"),
+        ("verify", {"pages": True}, "pages"),
         ("evict", {"conversation": None}, "conversation"),
     ],
 )
@@ -169,6 +188,10 @@ def given(*words: str) -> argparse.Namespace:
             ("warm", "known"),
             "1 pages on the device, 2 on the way there, 3 left below, 4 nowhere",
         ),
+        (
+            ("verify", "--pages", "9"),
+            "9 pages checked: 2 wrong, 1 unreadable; 5 compared with the device's, 3 different",
+        ),
         (("evict", "known"), "7 pages left the device, 8 of host memory; 10 stayed"),
     ],
 )
@@ -192,6 +215,9 @@ async def test_the_command_says_what_the_server_did(
         ("warm",),
         ("evict", "known", "--seconds", "9"),
         ("flush", "known"),
+        ("verify",),
+        ("verify", "known", "--pages", "9"),
+        ("warm", "known", "--pages", "9"),
         ("stats", "known"),
         ("stats", "--seconds", "0"),
     ],

@@ -6,11 +6,12 @@ under a name can be checked at once.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 import numpy as np
 
 from prefix_store.names import PageName
-from prefix_store.values import PageRead, PageWrite
+from prefix_store.values import PageRead, PageWrite, Verdict
 
 
 @dataclass(slots=True)
@@ -41,6 +42,26 @@ class FakeDepot:
         if self.raising:
             raise OSError("a depot that breaks its word")
         return [self._read(read) for read in reads]
+
+    def sample(self, count: int, random: Random) -> list[PageName]:
+        return random.sample(list(self.kept), min(count, len(self.kept)))
+
+    def verify(
+        self, names: Sequence[PageName], into: Sequence[bytearray | memoryview]
+    ) -> list[Verdict]:
+        if self.raising:
+            raise OSError("a depot that breaks its word")
+        return [self._verify(name, buffer) for name, buffer in zip(names, into, strict=True)]
+
+    def _verify(self, name: PageName, into: bytearray | memoryview) -> Verdict:
+        found = self.kept.get(name)
+        if found is None:
+            return Verdict.ABSENT
+        if name in self.torn:
+            del self.kept[name]
+            return Verdict.WRONG
+        into[:] = found.page
+        return Verdict.RIGHT
 
     def put(self, writes: Sequence[PageWrite]) -> list[bool]:
         if self.raising:

@@ -14,6 +14,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
+from prefix_store.layout import SLOTS_OFFSET
 from tests.wiring.in_process import Living, living
 from tests.wiring.recall import all_kept, state_of, until
 
@@ -196,3 +197,32 @@ async def test_host_memory_has_its_part(tmp_path: Path) -> None:
             receipt = await told(client, name, "Hi again")
             assert receipt["device"] == receipt["host"] == 0
             assert receipt["disk"] >= LEAST
+
+
+async def test_a_flipped_byte_on_the_disk_is_found_and_the_page_computed_again(
+    tmp_path: Path,
+) -> None:
+    with living(tmp_path, "--kv-memory", POOL, "--context-length", "512") as server:
+        async with server.client() as client:
+            name = await talked(client, 7)
+            await all_kept(client)
+            good = await done(client, "verify", pages=4096)
+            assert good["checked"] == good["compared"] >= LEAST // PAGE_TOKENS
+            assert good["wrong"] == good["unreadable"] == good["different"] == 0
+            sample = await done(client, "verify", pages=3)
+            assert sample["checked"] == 3
+            slab = (await state_of(client))["disk"]["slabs"][0]
+            (path,) = (server.data / "pages").glob("*.slab")
+            with path.open("r+b") as file:
+                file.seek(SLOTS_OFFSET + slab["slot_bytes"] + 1_000)  # in the second page
+                (byte,) = file.read(1)
+                file.seek(-1, 1)
+                file.write(bytes([byte ^ 1]))
+            bad = await done(client, "verify", pages=4096)
+            assert bad["wrong"] == 1, bad
+            assert bad["checked"] == good["checked"]
+            after = await done(client, "verify", pages=4096)
+            assert (after["checked"], after["wrong"]) == (good["checked"] - 1, 0)
+            await done(client, "evict", conversation=name)
+            receipt = await told(client, name, "Hi again")
+            assert receipt["computed"] > 0
