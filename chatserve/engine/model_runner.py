@@ -13,6 +13,7 @@ from chatserve.cache.page_pool import PageId
 from chatserve.engine.batch import build_batch
 from chatserve.engine.page_mover import HostMemory, Moving, PageMover
 from chatserve.engine.plan import NO_MOVES, StepPlan, StepResult
+from chatserve.engine.populate import populate
 from chatserve.engine.runner import DeviceLost, OutOfMemory
 from chatserve.engine.values import TokenLogprobs
 from chatserve.model.loaded import LoadedModel
@@ -51,6 +52,8 @@ class ModelRunner:
         on_cpu = model.device.type == "cpu"
         # A view for I/O threads, uint8 [pages, page_bytes]; it holds on to the pool's memory.
         self._bytes = self._pool.view(torch.uint8).numpy() if on_cpu else None
+        if self._bytes is not None:
+            populate(self._bytes)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Moves, copies, one forward pass, sampling. Raises what `runner.Runner.run` may raise."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from chatserve.cache.page_pool import PageId
 from chatserve.engine.checksums import checksum_weights
 from chatserve.engine.plan import Moves, PageMove
+from chatserve.engine.populate import populate
 from chatserve.engine.runner import OutOfMemory
 from chatserve.model.layout import KVLayout
 from chatserve_kernels import ops
@@ -35,13 +36,15 @@ class HostMemory:
         device: torch.device | str,
         fill: float | None = None,
     ) -> None:
+        pinned = torch.device(device).type == "cuda"
         try:
-            pinned = torch.device(device).type == "cuda"
             self.pool = layout.allocate(slots, device="cpu", fill=fill, pinned=pinned)
         except RuntimeError as error:
             raise OutOfMemory(f"{slots} pages do not fit in host memory") from error
         # For I/O threads, uint8 [slots, page_bytes]; it holds on to the memory.
         self._bytes = self.pool.view(torch.uint8).numpy()
+        if not pinned:  # else it is there already
+            populate(self._bytes)
 
     def page_view(self, page: PageId) -> memoryview:
         """The slot's bytes, writable (`traffic.PageMemory`)."""
