@@ -21,6 +21,7 @@ from chatserve.cache.eviction import POLICIES
 from chatserve.cache.host_pages import HostPages
 from chatserve.cache.prefix_index import PrefixIndex
 from chatserve.cache_actions import CacheActions
+from chatserve.cache_views import CacheViews
 from chatserve.chat.audience import Clock, Patience
 from chatserve.chat.conversations.assignment import AnswerOptions
 from chatserve.chat.conversations.conversations import ConversationOptions, Conversations
@@ -312,5 +313,5 @@ def assemble(
         ),
         kept=kept,
         conversations=conversations,
-        cache=CacheActions(engine, conversations.residence),
+        cache=CacheActions(engine, conversations.residence, CacheViews(engine)),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from chatserve.cache_views import CacheViews
 from chatserve.chat.conversations.residence import Residence
 from chatserve.engine.engine import Engine
 from chatserve.engine.sequence import PreparedRequest
@@ -10,7 +11,10 @@ from chatserve.engine.sequence import PreparedRequest
 class CacheActions:
     """`api.cache_routes.CacheActions` of one engine and its conversations."""
 
-    def __init__(self, engine: Engine, residence: Residence[PreparedRequest]) -> None:
+    def __init__(
+        self, engine: Engine, residence: Residence[PreparedRequest], views: CacheViews
+    ) -> None:
+        self.views = views
         self._engine = engine
         self._residence = residence
 

@@ -37,6 +37,7 @@ from chatserve.api.session import Sessions
 from chatserve.api.session_routes import session_routes
 from chatserve.api.socket import socket_routes
 from chatserve.api.telemetry import Telemetry
+from chatserve.api.view_routes import view_routes
 from chatserve.errors import NotFound
 
 
@@ -105,6 +106,7 @@ def build_app(
             *([] if conversations is None else socket_routes(desk, conversations)),
             *([] if prompts is None else prompt_routes(desk, prompts)),
             *([] if cache is None else cache_routes(desk, cache)),
+            *([] if cache is None else view_routes(lambda: cache().views)),
             WebSocketRoute("/{path:path}", _NoSuchSocket()),
         ],
         middleware=[

@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 from chatserve.api.answer import Desk
 from chatserve.api.body import decode_object, read_body
 from chatserve.api.schema import convert
+from chatserve.api.view_routes import CacheViews
 from chatserve.engine.verifier import VERIFY_PAGES_MAX
 from chatserve.engine.wishes import LEASE_SECONDS_MAX
 
@@ -35,6 +36,11 @@ ConversationId = Annotated[str, Meta(min_length=1, max_length=256)]
 class CacheActions(Protocol):
     """What is done; each answers with numbers of pages by place. All may raise Unavailable, and
     NotFound for an unknown conversation."""
+
+    @property
+    def views(self) -> CacheViews:
+        """What an admin sees."""
+        ...
 
     def flush(self) -> Counts:
         """Empty memory of pages that nobody owns."""

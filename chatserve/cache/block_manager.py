@@ -35,6 +35,7 @@ from chatserve.cache.claims import Claims
 from chatserve.cache.departures import Departures, Evicted
 from chatserve.cache.forgetting import Forgetting
 from chatserve.cache.misses import Misses
+from chatserve.cache.overview import Overview
 from chatserve.cache.owners import Owners
 from chatserve.cache.page_pool import NAMED, PageId, PagePool, PageState
 from chatserve.cache.page_table import PageCopy, PageTable
@@ -414,6 +415,10 @@ class BlockManager:
             self._owners.release(page, 0)
 
     # Looking at it -------------------------------------------------------------------------
+
+    def overview(self) -> Overview:
+        """The pages as an admin looks at them, now."""
+        return Overview(self.pool, self._index)
 
     def statistics(self) -> CacheStatistics:
         """A frozen picture."""

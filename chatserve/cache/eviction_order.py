@@ -97,6 +97,11 @@ class EvictionOrder:
         self._end_leases()
         return len(self._leases)
 
+    def leased_pages(self) -> list[int]:
+        """Which those are, each once. O(leased)."""
+        self._end_leases()
+        return list(self._leases)
+
     def lease_of(self, page: int) -> float:
         """When the page's lease ends (seconds of the clock); minus infinity without one."""
         return self._leases.get(page, -math.inf)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from chatserve.cache.below import Below
 from chatserve.cache.departures import Evicted
+from chatserve.cache.overview import Overview
 from chatserve.cache.page_pool import PageId, PagePool, PageState
 from chatserve.cache.prefix_index import PrefixIndex
 from chatserve.cache.transit import Keep, Keeps, Transit, TransitStatistics
@@ -276,6 +277,10 @@ class HostPages:
         self._ghosts.clear()
 
     # Looking at it -------------------------------------------------------------------------
+
+    def overview(self) -> Overview:
+        """The slots as an admin looks at them, now."""
+        return Overview(self.pool, self._index)
 
     def owners(self) -> "Counter[Slot]":
         """How many copies to be made own each slot. For tests."""

@@ -141,6 +141,14 @@ class PagePool:
         """How many owners the page has."""
         return self._references[page]
 
+    def states(self) -> bytes:
+        """A copy of all states, a byte a page: `PageState` numbers."""
+        return bytes(self._state)
+
+    def owners(self) -> "array[int]":
+        """A copy of how many owners each page has: C ints."""
+        return self._references[:]
+
     def allocate(self) -> PageId:
         """Take a free page for one owner who will write to it."""
         assert self._free, "allocate without a free page: the caller makes room first"

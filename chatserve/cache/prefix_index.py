@@ -293,6 +293,10 @@ class PrefixIndex:
         """Named pages whose lease has not ended."""
         return self._order.leased
 
+    def leased_pages(self) -> list[PageId]:
+        """Which those are, each once. O(leased)."""
+        return self._order.leased_pages()
+
     def _resident(self, names: Collection[PageName]) -> list[_Entry]:
         """The pages of these names, children first."""
         found = [self._by_name[name] for name in set(names) if name in self._by_name]

@@ -26,6 +26,7 @@ from hashlib import blake2b
 
 from chatserve.cache.statistics import CacheStatistics
 from chatserve.engine.ferry import Ferry
+from chatserve.engine.looks import Looks
 from chatserve.engine.plan import StepResult
 from chatserve.engine.runner import Runner, RunnerThread
 from chatserve.engine.scheduler import Outcome, Scheduler
@@ -96,6 +97,7 @@ class Engine:
         self._recovering = False
         self._postponed: list[Callable[[], None]] = []
         self._stopped = False
+        self.looks = Looks(scheduler)
         self.wishes = Wishes(scheduler, self._act, self.is_public)
         self.verifier = Verifier(
             scheduler,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from chatserve.cache.block_manager import BlockManager
 from chatserve.cache.departures import Evicted
 from chatserve.cache.host_pages import HostPages
+from chatserve.cache.overview import Overview
 from chatserve.cache.page_table import PageTable
 from chatserve.cache.transit import Keeps
 from chatserve.engine.host_tier import HostTier
@@ -398,6 +399,10 @@ class Tiers:
         self._orders.clear()
         self.loading_pages = 0
         self._keeping = False
+
+    def overview(self) -> Overview | None:
+        """Host memory as an admin looks at it, now; None where there is none."""
+        return None if self._host is None else self._host.pages.overview()
 
     def statistics(self) -> TierStatistics:
         """A frozen picture."""

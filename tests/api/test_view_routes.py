@@ -1,0 +1,59 @@
+"""What an admin sees of the cache, over HTTP."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from chatserve.api.keys import key_ring
+from chatserve.errors import Unavailable
+from tests.api.harness import site
+
+KEYS = (
+    '[[keys]]\nname = "ann"\nkey = "key-of-ann"\nrole = "admin"\n'
+    '[[keys]]\nname = "bob"\nkey = "key-of-bob"\n'
+)
+PAGES = {"states": ["free"], "device": {"pages": 2, "cells": "AAA="}, "host": None}
+
+
+class Views:
+    """Shows what it is given. Stands for the whole cache as well."""
+
+    @property
+    def views(self) -> "Views":
+        return self
+
+    def pages(self) -> Mapping[str, object]:
+        return PAGES
+
+
+PATHS = ["/admin/cache/pages"]
+
+
+async def test_the_page_map_is_shown_as_it_is() -> None:
+    async with site(cache=Views) as running, running.client() as client:
+        answer = await client.get("/admin/cache/pages")
+        assert (answer.status_code, answer.json()) == (200, PAGES)
+        assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_only_an_admin_sees_anything(path: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(KEYS)
+    keys = key_ring(key_file=file)
+    async with site(cache=Views, keys=keys) as running, running.client() as client:
+        for key, status in (("key-of-bob", 403), ("nobody", 401)):
+            answer = await client.get(path, headers={"Authorization": f"Bearer {key}"})
+            assert answer.status_code == status
+        assert (await client.get(path)).status_code == 401
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_while_the_model_loads_there_is_nothing_to_see(path: str) -> None:
+    def loading() -> Views:
+        raise Unavailable("The model is loading.", retry_after=2.0)
+
+    async with site(cache=loading) as running, running.client() as client:
+        answer = await client.get(path)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")

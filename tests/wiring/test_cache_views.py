@@ -1,0 +1,49 @@
+"""What an admin sees of the cache, on a whole server: it agrees with the server's own counts."""
+
+import base64
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.wiring.in_process import living
+from tests.wiring.recall import all_kept, state_of
+from tests.wiring.test_cache_actions import LEAST, PAGE_TOKENS, POOL, done, talked
+
+OPTIONS = ("--host-memory", "16MiB", "--kv-memory", POOL, "--context-length", "512")
+
+
+async def seen(client: httpx.AsyncClient, what: str, **query: str) -> dict[str, Any]:
+    answer = await client.get(f"/admin/cache/{what}", params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def read(shown: dict[str, Any], tier: str) -> tuple[Counter[str], int, int]:
+    """Pages by state, those that are leased, and the owners of all."""
+    cells = base64.b64decode(shown[tier]["cells"])
+    assert len(cells) == shown[tier]["pages"]
+    states = Counter(shown["states"][cell & shown["state_bits"]] for cell in cells)
+    leased = sum(bool(cell & shown["leased_bit"]) for cell in cells)
+    return states, leased, sum(cell >> shown["owners_shift"] for cell in cells)
+
+
+async def test_the_page_map_agrees_with_the_counts_of_each_tier(tmp_path: Path) -> None:
+    with living(tmp_path, *OPTIONS) as server:
+        async with server.client() as client:
+            name = await talked(client, 1)
+            await talked(client, 2)
+            await all_kept(client)
+            leased = await done(client, "lease", conversation=name, seconds=600)
+            shown, state = await seen(client, "pages"), await state_of(client)
+            assert shown["page_tokens"] == PAGE_TOKENS
+            states, with_lease, owners = read(shown, "device")
+            pages = state["cache"]["pages"]
+            assert states == Counter({key: pages[key] for key in shown["states"] if pages[key]})
+            assert states["cached"] >= 2 * LEAST // PAGE_TOKENS
+            assert (with_lease, owners) == (leased["pages"], 0)
+            states, with_lease, owners = read(shown, "host")
+            host = state["engine"]["tiers"]["host"]
+            assert (states["free"], states["cached"]) == (host["free"], host["cached"])
+            assert with_lease == leased["host_pages"] == host["leased"]
