@@ -1,9 +1,15 @@
 """Measure the demonstration model: `python -m chatserve.demonstration.evaluate --help`.
 
-Two tables are printed.  The first has one row for each skill, on held-out probes: names, wordings
-and orders that training never shows.  The second judges the hand-written prompts of
-`prompts.toml`, which no generator knows.  Generation is greedy, by plain transformers, in batches;
-the assistant's earlier turns in a probe are given, in hand-written chats the model writes its own.
+Two tables are printed.  The first has one row for each skill, on held-out probes.  Training never
+shows what is held out: about one in eight of the strings of each word list and list of wordings, of
+the made-up words, of the numbers of three digits and more, and of the pairs of summands.  Not held
+out are dates, times, ages, numbers of one or two digits, the ordinary words that tasks are about,
+and any list of which nothing is kept out (it has fewer than four strings, or the checksum chose
+none).  Of these a probe draws what training draws, and only the chat as a whole is new.
+
+The second table judges the hand-written prompts of `prompts.toml`, which no generator knows.
+Generation is greedy, by plain transformers, in batches; the assistant's earlier turns in a probe
+are given, in hand-written chats the model writes its own.
 """
 
 import argparse
@@ -13,7 +19,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -59,6 +65,14 @@ class Prompt:
         found = all(re.search(pattern, reply, re.IGNORECASE) for pattern in self.match)
         wrong = any(re.search(pattern, reply, re.IGNORECASE) for pattern in self.reject)
         return found and not wrong
+
+
+class Answering(Protocol):
+    """Whatever answers chats."""
+
+    def reply(self, chats: Sequence[list[dict[str, str]]]) -> list[str]:
+        """One reply for each chat, which is a list of messages with `role` and `content`."""
+        ...
 
 
 class Speaker:
@@ -116,7 +130,7 @@ def grouped_by_length(chats: list[Chat], size: int) -> list[list[Chat]]:
 
 
 def measure_skills(
-    speaker: Speaker, count: int, *, seed: str, batch_size: int, show: bool
+    speaker: Answering, count: int, *, seed: str, batch_size: int, show: bool
 ) -> list[Score]:
     """The table of held-out probes."""
     scores: list[Score] = []
@@ -157,7 +171,7 @@ def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
     return prompts
 
 
-def measure_prompts(speaker: Speaker, prompts: list[Prompt], *, show: bool) -> list[Score]:
+def measure_prompts(speaker: Answering, prompts: list[Prompt], *, show: bool) -> list[Score]:
     """The table of hand-written prompts; the model also writes the earlier replies."""
     counts: dict[str, list[bool]] = {}
     for prompt in tqdm(prompts, unit="prompt", desc="hand-written prompts"):

@@ -114,7 +114,10 @@ def main() -> None:
     parser.add_argument("log", nargs="?", type=Path, default=MODEL_FOLDER / LOG)
     parser.add_argument("picture", nargs="?", type=Path, default=Path("docs/training.svg"))
     options = parser.parse_args()
-    options.picture.write_text(picture(read_log(options.log)), encoding="utf-8")
+    rows = read_log(options.log)
+    if not rows:
+        parser.error(f"{options.log} holds no line yet")
+    options.picture.write_text(picture(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,20 +4,23 @@ Theory of operation: a step draws chats (see `batches`), computes the loss on th
 tokens alone in bf16, and updates the matrices with Muon and the rest with AdamW.  The
 learning rate warms up, holds, and cools down over the last part of `--steps`; a run stopped while
 it holds can be extended by giving more steps.  Everything depends on the seed and the step number.
-A run resumes from its checkpoint, or from the shipped weights with fresh optimizers.
+A run resumes from its checkpoint, or starts from the shipped weights with fresh optimizers; never
+both: what a folder holds already is not replaced without a word.
 """
 
 import argparse
 import json
 import math
-import shutil
 import signal
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import torch
 from torch.nn import functional
@@ -36,10 +39,15 @@ RATE_LAST_SHARE = 0.02
 # Held-out probes of the log: the name, the skill, and the distance in characters.
 PROBES = (("near", "recall", 0), ("far", "recall", 6000), ("corrected", "corrected", 2700))
 PROBE_COUNT = 32
+LOG_STEPS = 25
 # The first token of a reply decides what kind of reply it is; it is the hardest and one of many.
 FIRST_TOKEN_WEIGHT = 3.0
 
 Gradients = tuple[torch.Tensor, ...]
+
+
+class UnfitRun(ValueError):
+    """What was asked of a run does not fit what its folder, or the weights' folder, holds."""
 
 
 @dataclass(frozen=True)
@@ -171,64 +179,119 @@ def write_log(folder: Path, row: dict[str, float]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def seed_number(seed: str) -> int:
+    """The seed of the initial weights: the seed itself where it is a number, else its checksum."""
+    return int(seed) % 2**63 if seed.isdecimal() else zlib.crc32(seed.encode())
+
+
+def where_from(plan: Plan, from_weights: Path | None) -> checkpoint.Progress:
+    """How far a run is before its first step; nothing is written.
+
+    Raises UnfitRun where weights are given to a run that has a checkpoint, or where they or their
+    tokenizer are missing.
+    """
+    kept = (plan.folder / checkpoint.CHECKPOINT).exists()
+    if from_weights is None:
+        return checkpoint.read_progress(plan.folder) if kept else checkpoint.Progress(0, 0)
+    if kept:
+        raise UnfitRun(
+            f"{plan.folder} holds a checkpoint already: continue it without --from-weights, "
+            f"or start from {from_weights} in another --folder"
+        )
+    for name in (checkpoint.WEIGHTS, checkpoint.TOKENIZER):
+        if not (from_weights / name).exists():
+            raise UnfitRun(f"{from_weights} holds no {name}")
+    step, tokens = checkpoint.exported_step(from_weights)
+    return checkpoint.Progress(step, tokens, warm_from=step)
+
+
+@contextmanager
+def stop_signals() -> Generator[Event]:
+    """An event that SIGTERM and SIGINT set; the handlers that were there come back at the end."""
+    asked = Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, ask) for number in numbers]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def train(plan: Plan, *, from_weights: Path | None) -> None:
-    """Train until the last step, a signal, or an interrupt; always leave a checkpoint."""
-    source = from_weights or plan.folder
-    tokenizer = load_or_train(source, plan.seed)
+    """Train until the last step, a signal, or an interrupt; always leave a checkpoint.
+
+    A run that is at its last step already, or beyond it, is left as it is.  Raises UnfitRun as
+    `where_from` does; then, too, nothing is written.
+    """
+    begin = where_from(plan, from_weights)
+    if begin.step >= plan.steps:
+        print(f"{from_weights or plan.folder} is at step {begin.step} of {plan.steps}: left as is")
+        return
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_or_train(from_weights or plan.folder, plan.seed)
     save(tokenizer, plan.folder)
     encoder = Encoder(tokenizer)
-    model = architecture.make_model(tokenizer, seed=1).to(plan.device)  # pyright: ignore[reportArgumentType]
+    model = architecture.make_model(tokenizer, seed_number(plan.seed))
+    model = model.to(plan.device)  # pyright: ignore[reportArgumentType]
     learner = Learner(model, plan.rate, plan.threads)
-    optimizers = learner.optimizers
-    first, tokens, warm_from = 0, 0, 0
-    if (plan.folder / checkpoint.CHECKPOINT).exists():
-        first, tokens = checkpoint.load_checkpoint(plan.folder, model, optimizers)
-    elif from_weights is not None:
+    if from_weights is not None:
         architecture.load_weights(model, from_weights)
-        first, tokens = checkpoint.exported_step(from_weights)
-        warm_from = first
-        shutil.copyfile(from_weights / checkpoint.LOG, plan.folder / checkpoint.LOG)
-    stop = False
+        checkpoint.copy_log(from_weights, plan.folder)
+    elif (plan.folder / checkpoint.CHECKPOINT).exists():
+        checkpoint.load_checkpoint(plan.folder, model, learner.optimizers)
+    with stop_signals() as asked_to_stop:
+        take_steps(plan, learner, encoder, begin, asked_to_stop)
 
-    def ask_to_stop(*_: object) -> None:
-        nonlocal stop
-        stop = True
 
-    signal.signal(signal.SIGTERM, ask_to_stop)
-    signal.signal(signal.SIGINT, ask_to_stop)
+def take_steps(
+    plan: Plan, learner: Learner, encoder: Encoder, begin: checkpoint.Progress, stop: Event
+) -> None:
+    """The steps of `train`: logged, probed, and kept now and then, and once more at the end."""
     saved = begun = time.monotonic()
-    tokens_before, loss_mean, step = tokens, 0.0, first
-    progress = tqdm(range(first, plan.steps), initial=first, total=plan.steps, mininterval=5)
+    at, loss_mean = begin, 0.0
+    progress = tqdm(
+        range(begin.step, plan.steps), initial=begin.step, total=plan.steps, mininterval=5
+    )
     for step in progress:
-        if stop:
+        if stop.is_set():
             break
         slices = make_step(encoder, plan.seed, step)
-        rate = plan.rate * rate_share(step, plan.steps, warm_from)
+        rate = plan.rate * rate_share(step, plan.steps, begin.warm_from)
         loss = learner.learn(slices, rate)
-        tokens += sum(len(part.ids) for part in slices)
-        loss_mean = loss if step == first else 0.95 * loss_mean + 0.05 * loss
-        speed = (tokens - tokens_before) / (time.monotonic() - begun)
+        tokens = at.tokens + sum(len(part.ids) for part in slices)
+        at = checkpoint.Progress(step + 1, tokens, begin.warm_from)
+        loss_mean = loss if step == begin.step else 0.95 * loss_mean + 0.05 * loss
+        speed = (tokens - begin.tokens) / (time.monotonic() - begun)
         progress.set_postfix(loss=f"{loss_mean:.3f}", speed=f"{speed:.0f} tokens/s")
-        if step % 25 == 24:
-            row = {"step": step + 1, "tokens": tokens, "loss": loss, "rate": rate, "speed": speed}
-            if (step + 1) % plan.probe_steps == 0:
-                row |= probe(model, encoder)
+        if at.step % LOG_STEPS == 0:
+            row = {"step": at.step, "tokens": tokens, "loss": loss, "rate": rate, "speed": speed}
+            if at.step % plan.probe_steps == 0:
+                row |= probe(learner.model, encoder)
             write_log(plan.folder, row)
         if time.monotonic() - saved > plan.checkpoint_seconds:
-            checkpoint.save_checkpoint(plan.folder, model, optimizers, step=step + 1, tokens=tokens)
+            checkpoint.save_checkpoint(plan.folder, learner.model, learner.optimizers, at)
             saved = time.monotonic()
-    else:
-        step = plan.steps
-    checkpoint.save_checkpoint(plan.folder, model, optimizers, step=step, tokens=tokens)
+    checkpoint.save_checkpoint(plan.folder, learner.model, learner.optimizers, at)
 
 
 def export(folder: Path, target: Path) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Write a run's checkpoint as the folder that ships."""
+    """Write a run's checkpoint as the folder that ships.
+
+    Raises UnfitRun where the folder holds no checkpoint or no tokenizer.
+    """
+    for name in (checkpoint.CHECKPOINT, checkpoint.TOKENIZER):
+        if not (folder / name).exists():
+            raise UnfitRun(f"{folder} holds no {name}")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = architecture.make_model(tokenizer, seed=1)
-    step, tokens = checkpoint.load_checkpoint(folder, model)
-    checkpoint.export(target, model, tokenizer, step=step, tokens=tokens)
-    shutil.copyfile(folder / checkpoint.LOG, target / checkpoint.LOG)
+    at = checkpoint.load_checkpoint(folder, model)
+    checkpoint.export(target, model, tokenizer, step=at.step, tokens=at.tokens)
+    checkpoint.copy_log(folder, target)
     return model, tokenizer
 
 
@@ -237,19 +300,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m chatserve.demonstration.train")
     parser.add_argument("action", nargs="?", choices=("train", "export"), default="train")
     parser.add_argument("--folder", type=Path, default=Path(".training/run"), help="of the run")
-    parser.add_argument("--from-weights", type=Path, help="start from a shipped folder's weights")
+    parser.add_argument(
+        "--from-weights",
+        type=Path,
+        help="start from a shipped folder's weights, in a --folder without a checkpoint",
+    )
     parser.add_argument("--target", type=Path, default=MODEL_FOLDER, help="folder to export to")
     parser.add_argument("--steps", type=int, default=3600, help="last step of the schedule")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
-    parser.add_argument("--seed", default="1")
+    parser.add_argument("--seed", default="1", help="of the initial weights and of all chats")
     parser.add_argument("--checkpoint-seconds", type=float, default=300)
     parser.add_argument("--probe-steps", type=int, default=250)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if options.action == "export":
-        export(options.folder, options.target)
-        return
     plan = Plan(
         folder=options.folder,
         steps=options.steps,
@@ -260,8 +324,13 @@ def main() -> None:
         threads=options.threads,
         device=options.device,
     )
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    train(plan, from_weights=options.from_weights)
+    try:
+        if options.action == "export":
+            export(options.folder, options.target)
+        else:
+            train(plan, from_weights=options.from_weights)
+    except UnfitRun as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -47,12 +47,13 @@ def test_a_resumed_run_repeats_the_unbroken_one(
     model = small_model(tokenizer)
     learner = Learner(model, 1e-3, threads=2)
     steps(learner, encoder, range(2))
-    checkpoint.save_checkpoint(tmp_path, model, learner.optimizers, step=2, tokens=512)
+    progress = checkpoint.Progress(2, 512, warm_from=1)
+    checkpoint.save_checkpoint(tmp_path, model, learner.optimizers, progress)
     unbroken = steps(learner, encoder, range(2, 4))
 
     other = small_model(tokenizer)
     second = Learner(other, 1e-3, threads=1)
-    assert checkpoint.load_checkpoint(tmp_path, other, second.optimizers) == (2, 512)
+    assert checkpoint.load_checkpoint(tmp_path, other, second.optimizers) == progress
     assert steps(second, encoder, range(2, 4)) == pytest.approx(unbroken, rel=1e-4)
 
 

@@ -2,8 +2,10 @@
 
 Theory of operation: every string belongs to exactly one part, decided by a checksum of the string
 itself, so the split needs no stored lists and cannot drift: a `Draw` of the part TRAIN never picks
-a string of HELD_OUT and the reverse.  Short lists (fewer than four strings) have no held-out part.
-The text that the model must produce is never split, only what users write and the values they tell.
+a string of HELD_OUT and the reverse.  Short lists (fewer than four strings), and lists of which the
+checksum keeps nothing out, have no held-out part: both parts draw from all of them.  Nor are dates,
+times, ages and numbers of one or two digits split.  The text that the model must produce is never
+split, only what users write and the values they tell.
 """
 
 import random
