@@ -269,6 +269,7 @@ def assemble(
             layout=_layout(size),
             vocabulary_size=model.vocabulary_size,
             steps_in_flight=settings.steps_in_flight,
+            page_bytes=model.layout.page_bytes,
         ),
         traffic=_traffic(loaded),
     )

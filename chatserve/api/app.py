@@ -32,6 +32,8 @@ from chatserve.api.operator_routes import operator_routes
 from chatserve.api.page_routes import STATIC_PATHS, page_routes
 from chatserve.api.problems import from_http_exception, problem_response
 from chatserve.api.prompt_routes import PublicPrompts, prompt_routes
+from chatserve.api.sample_routes import sample_routes
+from chatserve.api.sampler import Sampler
 from chatserve.api.security import Door, Policy
 from chatserve.api.session import Sessions
 from chatserve.api.session_routes import session_routes
@@ -55,6 +57,7 @@ def build_app(
     cache: Callable[[], CacheActions] | None = None,
     more_families: Callable[[], list[Family]] = list,
     telemetry: Telemetry | None = None,
+    sampler: Sampler | None = None,
     host: str = "127.0.0.1",
     allowed_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
@@ -64,7 +67,7 @@ def build_app(
 
     conversations: None = a server without them, whose routes are then not there. prompts: finds
     the public prompts, or raises Unavailable while loading; None as above. cache: the same for
-    what an admin does to the cache.
+    what an admin does to the cache. sampler: for a test, with a clock of its own.
     """
     # At its debug level the library logs every chunk, and those are what people say.
     logging.getLogger("sse_starlette").setLevel(logging.INFO)
@@ -107,6 +110,7 @@ def build_app(
             *([] if prompts is None else prompt_routes(desk, prompts)),
             *([] if cache is None else cache_routes(desk, cache)),
             *([] if cache is None else view_routes(lambda: cache().views)),
+            *sample_routes(desk, sampler or Sampler(statistics, lambda: desk.gate.serving)),
             WebSocketRoute("/{path:path}", _NoSuchSocket()),
         ],
         middleware=[

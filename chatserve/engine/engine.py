@@ -52,13 +52,15 @@ CLOSE_TIMEOUT_SECONDS = 30.0  # a step on a slow CPU with a long slice
 class EngineSettings:
     """fingerprint: 32 bytes that stand for model and formats; layout: the page layout in words.
 
-    steps_in_flight: 1 or 2. vocabulary_size: ids are below it.
+    steps_in_flight: 1 or 2. vocabulary_size: ids are below it. page_bytes: of one page, to be told;
+    0: not known.
     """
 
     fingerprint: bytes
     layout: str
     vocabulary_size: int
     steps_in_flight: int = 2
+    page_bytes: int = 0
 
 
 class Engine:
@@ -280,7 +282,9 @@ class Engine:
 
     def statistics(self) -> EngineStatistics:
         """A frozen picture of the scheduler, and of the I/O threads."""
-        return replace(self._scheduler.statistics(), io_faults_total=self._ferry.faults)
+        known = self._scheduler.statistics()
+        size, faults = self._settings.page_bytes, self._ferry.faults
+        return replace(known, io_faults_total=faults, page_bytes=size)
 
     def cache_statistics(self) -> CacheStatistics:
         """A frozen picture of the cache floor."""

@@ -42,7 +42,8 @@ class EngineStatistics:
 
     running, waiting (queued or suspect) and following are sequences. budget_tokens: the next
     step's token budget. broken: why the device is given up, if it is. io_faults: jobs of the I/O
-    threads, or parts of them, that ended with an exception.
+    threads, or parts of them, that ended with an exception. page_bytes: of a page's K and V;
+    0: not known.
     """
 
     running: int
@@ -64,6 +65,7 @@ class EngineStatistics:
     drafts: int = 0
     draft_tokens_total: int = 0
     io_faults_total: int = 0
+    page_bytes: int = 0
     tiers: TierStatistics = field(default_factory=TierStatistics)
 
 

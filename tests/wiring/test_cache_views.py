@@ -1,11 +1,13 @@
 """What an admin sees of the cache, on a whole server: it agrees with the server's own counts."""
 
+import asyncio
 import base64
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 
 from tests.wiring.in_process import living
 from tests.wiring.recall import all_kept, state_of
@@ -47,3 +49,47 @@ async def test_the_page_map_agrees_with_the_counts_of_each_tier(tmp_path: Path) 
             host = state["engine"]["tiers"]["host"]
             assert (states["free"], states["cached"]) == (host["free"], host["cached"])
             assert with_lease == leased["host_pages"] == host["leased"]
+
+
+async def test_the_stream_of_samples_tells_what_the_server_counts(tmp_path: Path) -> None:
+    with living(tmp_path, *OPTIONS) as server:
+        async with server.client() as client:
+            await talked(client, 3)
+            await all_kept(client)
+            state = await state_of(client)
+            names = list[str]()
+            samples = list[dict[str, Any]]()
+            async with client.stream("GET", "/admin/cache/events") as answer:
+                async for line in answer.aiter_lines():
+                    if line.startswith("event: "):
+                        names.append(line[7:])
+                    elif line.startswith("data: ") and names[-1] == "sample":
+                        samples.append(orjson.loads(line[6:]))
+                        if len(samples) == 2:
+                            break
+            assert names == ["history", "sample", "sample"]
+            first, second = samples
+            pages = state["cache"]["pages"]
+            assert first["device_pages"] == pages["total"]
+            assert first["device_cached_pages"] == pages["cached"] >= LEAST // PAGE_TOKENS
+            assert first["disk_pages"] == state["disk"]["slabs"][0]["pages"]
+            assert first["page_bytes"] == state["disk"]["slabs"][0]["shape"]["page_bytes"]
+            assert first["store_available"] is True
+            assert second["seconds"] >= 1.0
+            assert second["generated_tokens_a_second"] == 0.0, "nobody chats"
+            assert second["step_99th_percentile_seconds"] is None
+
+
+async def test_who_looks_does_not_hold_up_the_end_of_the_server(tmp_path: Path) -> None:
+    with living(tmp_path, "--shutdown-timeout", "3600") as server:
+        client = server.client()
+        stream = client.stream("GET", "/admin/cache/events")
+        answer = await stream.__aenter__()
+        lines = answer.aiter_lines()
+        assert await anext(lines) == "event: history"
+        ended = asyncio.create_task(asyncio.to_thread(server.end))
+        rest = [line async for line in lines]
+        await ended
+        await stream.__aexit__(None, None, None)
+        await client.aclose()
+        assert rest[-1] == "", "the last event is whole"
