@@ -314,5 +314,7 @@ def assemble(
         ),
         kept=kept,
         conversations=conversations,
-        cache=CacheActions(engine, conversations.residence, CacheViews(engine)),
+        cache=CacheActions(
+            engine, conversations.residence, CacheViews(engine, conversations.residence)
+        ),
     )

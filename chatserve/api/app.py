@@ -109,7 +109,7 @@ def build_app(
             *([] if conversations is None else socket_routes(desk, conversations)),
             *([] if prompts is None else prompt_routes(desk, prompts)),
             *([] if cache is None else cache_routes(desk, cache)),
-            *([] if cache is None else view_routes(lambda: cache().views)),
+            *([] if cache is None else view_routes(limits, keys, lambda: cache().views)),
             *sample_routes(desk, sampler or Sampler(statistics, lambda: desk.gate.serving)),
             WebSocketRoute("/{path:path}", _NoSuchSocket()),
         ],

@@ -76,6 +76,11 @@ class KeyRing:
         """The part of the cache that each tenant is guaranteed, where there is one."""
         return {each.name: each.cache_share for each in self._holders if each.cache_share}
 
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """All names; the local one where there are no keys."""
+        return tuple(self._by_name) or (LOCAL_TENANT,)
+
     def named(self, name: str) -> Holder | None:
         """The holder with that name, for cookies."""
         return self._by_name.get(name)

@@ -1,6 +1,6 @@
 """What an admin sees of the cache, over HTTP."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,32 @@ class Views:
     def pages(self) -> Mapping[str, object]:
         return PAGES
 
+    async def conversations(
+        self, owners: Sequence[str], *, limit: int, after: str | None
+    ) -> Mapping[str, object]:
+        return {"owners": list(owners), "limit": limit, "after": after}
 
-PATHS = ["/admin/cache/pages"]
+
+PATHS = ["/admin/cache/pages", "/admin/cache/conversations"]
+
+
+async def test_the_conversations_of_every_key_are_asked_for(tmp_path: Path) -> None:
+    path = "/admin/cache/conversations"
+    file = tmp_path / "keys.toml"
+    file.write_text(KEYS)
+    async with site(cache=Views) as running, running.client() as client:
+        answer = await client.get(path)
+        assert answer.json() == {"owners": ["local"], "limit": 50, "after": None}
+        assert answer.headers["cache-control"] == "no-store"
+        answer = await client.get(path, params={"limit": "0"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+        answer = await client.get(path, params={"after": ""})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "after")
+    keys = key_ring(key_file=file)
+    headers = {"Authorization": "Bearer key-of-ann"}
+    async with site(cache=Views, keys=keys) as running, running.client(headers=headers) as client:
+        answer = await client.get(path, params={"limit": "9999", "after": "there"})
+        assert answer.json() == {"owners": ["ann", "bob"], "limit": 100, "after": "there"}
 
 
 async def test_the_page_map_is_shown_as_it_is() -> None:

@@ -11,7 +11,15 @@ import orjson
 
 from tests.wiring.in_process import living
 from tests.wiring.recall import all_kept, state_of
-from tests.wiring.test_cache_actions import LEAST, PAGE_TOKENS, POOL, done, talked
+from tests.wiring.test_cache_actions import (
+    KEYS,
+    LEAST,
+    PAGE_TOKENS,
+    POOL,
+    done,
+    people,
+    talked,
+)
 
 OPTIONS = ("--host-memory", "16MiB", "--kv-memory", POOL, "--context-length", "512")
 
@@ -93,3 +101,55 @@ async def test_who_looks_does_not_hold_up_the_end_of_the_server(tmp_path: Path) 
         await stream.__aexit__(None, None, None)
         await client.aclose()
         assert rest[-1] == "", "the last event is whole"
+
+
+async def test_conversations_are_listed_with_the_places_of_their_pages(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(KEYS)
+    with living(tmp_path, *OPTIONS, "--api-key-file", str(keys)) as server:
+        async with people(server) as (admin, ann):
+            first, second = await talked(ann, 4), await talked(admin, 5)
+            await all_kept(admin)
+            shown = await seen(admin, "conversations")
+            assert shown["next"] is None
+            newest, older = shown["conversations"]
+            assert (newest["id"], newest["owner"]) == (second, "root")
+            assert (older["id"], older["owner"]) == (first, "ann")
+            assert newest["updated"] >= older["updated"]
+            assert set(older) == {"id", "owner", "updated", "pages"}, "nothing of what was said"
+            leased = await done(admin, "lease", conversation=first, seconds=60)
+            pages = older["pages"]
+            assert pages == {"device": leased["pages"], "host": 0, "disk": 0, "nowhere": 0}
+            assert pages["device"] >= LEAST // shown["page_tokens"]
+
+            await done(admin, "evict", conversation=first)
+            part = await seen(admin, "conversations", limit="1")
+            assert [each["id"] for each in part["conversations"]] == [second]
+            rest = await seen(admin, "conversations", limit="1", after=part["next"])
+            (gone,) = rest["conversations"]
+            assert gone["pages"] == {
+                "device": 0,
+                "host": 0,
+                "disk": pages["device"],
+                "nowhere": 0,
+            }
+            assert rest["next"] is None
+            wrong = await admin.get("/admin/cache/conversations", params={"after": "!"})
+            assert wrong.status_code == 400
+
+
+async def test_what_left_the_device_alone_is_in_host_memory(tmp_path: Path) -> None:
+    options = ("--host-memory", "64MiB", "--kv-memory", POOL, "--context-length", "512")
+    with living(tmp_path, *options) as server:
+        async with server.client() as client:
+            first = await talked(client, 6)
+            await all_kept(client)
+            for number in range(12):
+                await talked(client, 100 + number)
+            await all_kept(client)
+            shown = await seen(client, "conversations")
+            places = {each["id"]: each["pages"] for each in shown["conversations"]}
+            assert places[first]["host"] > 0
+            assert sum(places[first].values()) >= LEAST // PAGE_TOKENS
+            on_device = sum(pages["device"] for pages in places.values())
+            assert on_device <= (await state_of(client))["cache"]["pages"]["total"]

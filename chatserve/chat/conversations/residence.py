@@ -5,21 +5,24 @@ It may not know pages, and asks nobody who the owner is: an admin may name any c
     lease, evict   by names: those that endings of replies told the store, those of replies that
                    run, and those of drafts
     warm           by ids: the path to the current leaf, as the next turn's prompt will begin
+    latest, names  whose pages there are at all, for who looks where they are
 
 A reply that a process before this one left without an ending has told nobody its names: it is found
 by deletion (`deletion.py`), and passed over here, where nothing depends on having them all.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from chatserve.chat.conversations.assignment import AnswerMeans
 from chatserve.chat.conversations.drafts import path_to, settled_ids
+from chatserve.chat.conversations.latest import latest
 from chatserve.chat.conversations.live_replies import LiveReplies
 from chatserve.chat.conversations.wish_door import WishDoor
 from chatserve.chat.service import PreparedT
 from chatserve.chat.store.conversation import ReplyState, Turn
+from chatserve.chat.store.session_store import Page
 from chatserve.engine.values import Request
 from chatserve.engine.wishes import Dismissed, Leased, Warmth
 
@@ -84,10 +87,17 @@ class Residence(Generic[PreparedT]):
         request = Request(request_id="warm", tokens=tokens, max_tokens=0, tenant=owner)
         return self._means.engine.prepare(request)
 
+    async def latest(self, owners: Sequence[str], *, limit: int, after: str | None) -> Page:
+        """The latest conversations of these owners, as one list (`latest.py`)."""
+        return await latest(self._means.store, owners, limit=limit, after=after)
+
     async def _names(self, conversation: str) -> frozenset[bytes]:
-        store = self._means.store
-        owner = await store.owner(conversation)
-        told = await store.page_names(conversation)
+        return await self.names(await self._means.store.owner(conversation), conversation)
+
+    async def names(self, owner: str, conversation: str) -> frozenset[bytes]:
+        """What its pages are called, of 32 bytes each, as far as that is known; none of what is
+        not the owner's any more."""
+        told = await self._means.store.page_names(conversation)
         running = self._live.of(owner, conversation)
         drafted = frozenset[bytes]() if self._drafts is None else self._drafts.noted(conversation)
         names = told | drafted
