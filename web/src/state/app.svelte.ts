@@ -152,9 +152,7 @@ class App {
   }
 
   #tellFocus(): void {
-    if (preferences.drafts) {
-      this.#socket.focus({ conversation: this.chat.name, system: this.chat.system });
-    }
+    this.#socket.focus({ conversation: this.chat.name, system: this.chat.system });
   }
 
   #changed(conversation: string | null, revision: number | null): void {

@@ -37,6 +37,7 @@ export class Chat {
   problem = $state.raw<Problem | null>(null);
   loading = $state(false);
   live = $state.raw<LiveReply | null>(null); // the one that is shown, running or ended badly
+  #seen = 0; // the newest revision that we were told of
   #optimistic = $state.raw<Turn | null>(null); // what was said and is not acknowledged
   #turns = $state.raw<ReadonlyMap<string, Turn>>(new Map());
   #broken = $state.raw<ReadonlyMap<string, OpenReply>>(new Map()); // by the turn they should answer
@@ -84,9 +85,14 @@ export class Chat {
     if (revision === null) {
       this.problem = new Problem("This conversation was deleted.", 404);
       this.live?.leave();
-    } else if (!this.running && revision > (this.conversation?.revision ?? 0)) {
-      await this.load();
+      return;
     }
+    this.#seen = Math.max(this.#seen, revision);
+    if (!this.running) await this.#catchUp();
+  }
+
+  async #catchUp(): Promise<void> {
+    if (this.#seen > (this.conversation?.revision ?? 0)) await this.load();
   }
 
   #take(tree: Tree): void {
@@ -115,7 +121,10 @@ export class Chat {
   /** Say something at the leaf. Raises Problem where a new conversation could not be made. */
   async say(content: string): Promise<void> {
     await this.#make();
-    this.#send(this.#turn({ content, parent: this.leaf }));
+    // After a message without an answer nothing can follow: this one takes its place.
+    const last = this.path.at(-1);
+    const parent = last?.role === "user" ? last.parent : this.leaf;
+    this.#send(this.#turn({ content, parent }));
   }
 
   /** Say something else in the place of a turn: a branch. */
@@ -150,20 +159,21 @@ export class Chat {
     if (this.running) return;
     this.live = null;
     this.leaf = leafBelow(this.#children, turn);
-    await this.change({ leaf: this.leaf });
-  }
-
-  /** Change what is kept with it. Of a new one it is kept here until it is made. */
-  async change(changes: api.Changes): Promise<void> {
-    if (changes.system !== undefined) this.system = changes.system;
-    if (changes.settings !== undefined) this.settings = changes.settings;
-    if (this.name === null) return;
     try {
-      this.conversation = await api.change(this.name, changes);
-      this.onChange();
+      await this.change({ leaf: this.leaf });
     } catch (error) {
       this.problem = asProblem(error);
     }
+  }
+
+  /** Change what is kept with it. Of a new one it is kept here until it is made. Raises Problem. */
+  async change(changes: api.Changes): Promise<void> {
+    if (this.name !== null) {
+      this.conversation = await api.change(this.name, changes);
+      this.onChange();
+    }
+    if (changes.system !== undefined) this.system = changes.system;
+    if (changes.settings !== undefined) this.settings = changes.settings;
   }
 
   /** Look away. */
@@ -216,7 +226,7 @@ export class Chat {
       this.onChange();
     });
     if (outcome.kind === "left" && !live.stopping) return;
-    if (outcome.kind === "failed" && live.id === null) keepTurn(live.conversation, null);
+    if (live.id === null) keepTurn(live.conversation, null);
     if (outcome.kind === "done" && live.id !== null && live.turn !== null) {
       this.#add({
         id: live.id,
@@ -232,6 +242,10 @@ export class Chat {
     if (outcome.kind === "ended") {
       if (this.live === live) this.live = null;
       await this.load();
+    } else {
+      // Its title comes with its first answer, and others may have said something meanwhile.
+      if (!this.conversation?.title) this.#seen = Math.max(this.#seen, 1 + (this.conversation?.revision ?? 0));
+      await this.#catchUp();
     }
     this.onChange();
   }
