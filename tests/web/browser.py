@@ -144,6 +144,18 @@ class Tab:
         await item.get_by_role("button").click()
         await self.page.get_by_role("menuitem", name=action).click()
 
+    async def all_messages(self) -> None:
+        """Scroll up until the first message is there."""
+        await expect(self.page.locator(".step").first).to_be_visible()
+        await self.evaluate(
+            """async () => {
+              while (document.querySelector(".earlier")) {
+                document.querySelector(".scroller").scrollTop = 0;
+                await new Promise(requestAnimationFrame);
+              }
+            }"""
+        )
+
     async def evaluate(self, script: str, argument: object = None) -> Any:
         return await self.page.evaluate(script, argument)
 
