@@ -5,24 +5,11 @@
 
 import * as api from "../transport/api";
 import { asProblem, Problem } from "../transport/problem";
-import type { Conversation, Final, OpenReply, Settings, Tree, Turn } from "../transport/wire";
+import type { Conversation, OpenReply, Settings, Tree, Turn } from "../transport/wire";
 import { keepTurn, turnKept } from "./kept";
 import { LiveReply } from "./reply.svelte";
+import { stepsOf } from "./steps";
 import { childrenOf, leafBelow, pathTo } from "./tree";
-
-/** One message as it is shown. siblings: the ids at its place; place: its own there. */
-export interface Step {
-  key: string;
-  role: "user" | "assistant";
-  id: string | null;
-  parent: string | null;
-  text: string;
-  final: Final | null;
-  live: LiveReply | null;
-  problem: string | null;
-  siblings: string[];
-  place: number;
-}
 
 interface Sending {
   content?: string;
@@ -43,7 +30,9 @@ export class Chat {
   #broken = $state.raw<ReadonlyMap<string, OpenReply>>(new Map()); // by the turn they should answer
   readonly #children = $derived(childrenOf(this.#turns));
   readonly path = $derived(pathTo(this.#turns, this.leaf));
-  readonly steps = $derived(this.#steps());
+  readonly steps = $derived(
+    stepsOf(this.path, this.#children, { said: this.#optimistic, live: this.live, broken: this.#broken }),
+  );
   /** How many turns from the first on the model did not see any more, at its last reply. */
   readonly leftOut = $derived(
     this.path.findLast((turn) => turn.final?.receipt)?.final?.receipt?.leftOut ?? 0,
@@ -252,56 +241,5 @@ export class Chat {
 
   #add(turn: Turn): void {
     this.#turns = new Map(this.#turns).set(turn.id, turn);
-  }
-
-  // -- what is shown
-
-  #steps(): Step[] {
-    const steps = this.path.map((turn): Step => this.#step(turn));
-    const { live } = this;
-    const said = this.#optimistic;
-    if (said !== null) {
-      const siblings = [...(this.#children.get(said.parent ?? "") ?? []), said.id];
-      steps.push({ ...this.#step(said), siblings, place: siblings.length - 1 });
-    }
-    const last = this.path.at(-1);
-    if (live !== null && (live.turn === null || live.turn === last?.id)) {
-      const siblings = live.turn === null ? [] : [...(this.#children.get(live.turn) ?? [])];
-      steps.push({
-        // Its text is read where it is drawn, so that a word more does not draw all steps anew.
-        ...this.#blank(live.id ?? "sending", live.turn),
-        live,
-        siblings: [...siblings, "live"],
-        place: siblings.length,
-      });
-    } else if (last?.role === "user" && said === null) {
-      const broken = this.#broken.get(last.id);
-      const siblings = this.#children.get(last.id) ?? [];
-      steps.push({
-        ...this.#blank(broken?.id ?? `${last.id}.missing`, last.id),
-        text: broken?.content ?? "",
-        problem: broken?.message ?? "This message has no answer.",
-        siblings: [...siblings, "missing"],
-        place: siblings.length,
-      });
-    }
-    return steps;
-  }
-
-  #step(turn: Turn): Step {
-    const siblings = this.#children.get(turn.parent ?? "") ?? [];
-    return {
-      ...this.#blank(turn.id, turn.parent),
-      role: turn.role,
-      text: turn.content,
-      final: turn.final,
-      siblings,
-      place: siblings.indexOf(turn.id),
-    };
-  }
-
-  #blank(key: string, parent: string | null): Step {
-    const nothing = { final: null, live: null, problem: null, siblings: [], place: 0 };
-    return { key, id: key, role: "assistant", parent, text: "", ...nothing };
   }
 }
