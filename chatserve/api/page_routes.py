@@ -1,8 +1,8 @@
 """The chat page: static files, read once, without any data in them; built from `web/`.
 
 Theory of operation: names under `assets/` hold a hash of what is in them, so a browser may keep
-those for ever and asks for nothing but `/` again, with its ETag. Each text is compressed once, here,
-since what a page weighs is what a new user waits for.
+those for ever and asks for nothing but `/` again, with its ETag. Each text is compressed once,
+here, since what a page weighs is what a new user waits for.
 """
 
 import gzip

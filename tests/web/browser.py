@@ -161,9 +161,7 @@ class Tab:
 
 
 @asynccontextmanager
-async def tabs(
-    browser: Browser, url: str, **options: Any
-) -> AsyncGenerator["TabMaker"]:
+async def tabs(browser: Browser, url: str, **options: Any) -> AsyncGenerator["TabMaker"]:
     """A context whose tabs are checked at the end."""
     context = await browser.new_context(**{"viewport": WIDE, **options})
     maker = TabMaker(context, url)

@@ -197,9 +197,7 @@ async def test_a_refused_setting_says_why(user: TabMaker) -> None:
     await expect(dialog.get_by_role("alert")).to_contain_text("min_tokens is greater")
 
 
-async def test_export_and_import_give_the_same_conversation(
-    user: TabMaker, tmp_path: Path
-) -> None:
+async def test_export_and_import_give_the_same_conversation(user: TabMaker, tmp_path: Path) -> None:
     tab = await user.open()
     await tab.ask("Say the word umbrella.")
     await tab.button("Regenerate").click()

@@ -123,8 +123,8 @@ async def test_keys_alone(user: TabMaker) -> None:
     await expect(gear).to_be_focused()
 
 
-async def test_every_control_is_reached_and_seen_with_tab(user: TabMaker) -> None:
-    tab = await user.open(await imported(user.url, file_of("a", MARKDOWN, final=FINAL)))
+async def test_every_control_is_reached_and_seen_with_tab(reader: TabMaker) -> None:
+    tab = await reader.open(await imported(reader.url, file_of("a", MARKDOWN, final=FINAL)))
     await expect(tab.receipts).to_have_count(1)
     seen: set[str] = set()
     for _ in range(40):
@@ -252,7 +252,10 @@ async def test_what_streams_is_not_what_is_announced(user: TabMaker) -> None:
     )
     answer = await tab.ask("Spell the word marble")
     await expect(tab.page.get_by_role("status")).to_have_text(f"Reply: {answer}")
-    assert await tab.evaluate("() => window.said") == ["The reply is under way.", f"Reply: {answer}"]
+    assert await tab.evaluate("() => window.said") == [
+        "The reply is under way.",
+        f"Reply: {answer}",
+    ]
     assert await tab.page.locator("[aria-live] .prose, .prose [aria-live]").count() == 0
 
 

@@ -183,7 +183,9 @@ async def test_after_a_message_without_an_answer_one_can_go_on(
     tab = await reader.open()
     await tab.say("too long")
     await expect(tab.button("Stop")).to_be_visible()
-    replies[0].finish("failed", {"code": "too_long", "message": "It does not fit.", "retry_after": 0})
+    replies[0].finish(
+        "failed", {"code": "too_long", "message": "It does not fit.", "retry_after": 0}
+    )
     await expect(tab.page.get_by_role("alert")).to_contain_text("It does not fit.")
     await tab.say("shorter")
     await expect(tab.button("Stop")).to_be_visible()
@@ -223,12 +225,12 @@ async def test_reasoning_is_folded(
     replies[0].say("<thi")
     replies[0].say("nk>Let me see.")
     await expect(tab.page.locator("summary")).to_have_text("Reasoning…")
-    await expect(tab.page.get_by_text("Let me see.")).to_be_hidden()
+    await expect(tab.page.get_by_text("Let me see.", exact=True)).to_be_hidden()
     replies[0].say("</think>\n\nYes.")
     finished(scripted, replies[0], FINAL)
     await expect(tab.replies).to_have_text("Yes.")
     await tab.page.locator("summary").click()
-    await expect(tab.page.get_by_text("Let me see.")).to_be_visible()
+    await expect(tab.page.get_by_text("Let me see.", exact=True)).to_be_visible()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -271,9 +273,7 @@ async def test_signing_in_exchanges_the_key_for_a_cookie(browser: Browser, locke
         await expect(tab.rows).to_have_count(0)
 
 
-async def test_what_is_typed_goes_ahead_only_if_one_likes(
-    reader: TabMaker, scripted: Site
-) -> None:
+async def test_what_is_typed_goes_ahead_only_if_one_likes(reader: TabMaker, scripted: Site) -> None:
     frames: list[dict[str, Any]] = []
 
     def listen(socket: WebSocket) -> None:

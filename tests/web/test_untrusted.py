@@ -1,4 +1,4 @@
-"""Model text and titles are untrusted: nothing in them runs, loads, or looks like the page's own."""
+"""Model text and titles are untrusted: nothing in them runs or loads anything."""
 
 import asyncio
 from typing import Any
@@ -15,10 +15,11 @@ from tests.web.payloads import PAYLOADS
 pytestmark = needs_chromium
 
 # What markdown makes, and what the page itself puts around it.
-ALLOWED = (
-    "a p br hr em strong del code pre blockquote span sup h1 h2 h3 h4 h5 h6 ul ol li "
-    "table thead tbody tr th td div button svg path"
-).split()
+ALLOWED = {
+    *("a", "p", "br", "hr", "em", "strong", "del", "code", "pre", "blockquote", "span", "sup"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li"),
+    *("table", "thead", "tbody", "tr", "th", "td", "div", "button", "svg", "path"),
+}
 LOOK = """() => {
   const found = [];
   for (const prose of document.querySelectorAll(".prose, .user .text, nav li a, header h1")) {
@@ -88,7 +89,9 @@ async def test_there_are_enough_of_them() -> None:
 async def test_the_arms_are_live(user: TabMaker) -> None:
     """What counts as a hit is counted: a payload put into a page without a policy hits."""
     page = await user.context.new_page()
-    await page.set_content("<script>window.hits = 0; window.hit = () => { window.hits += 1; }</script>")
+    await page.set_content(
+        "<script>window.hits = 0; window.hit = () => { window.hits += 1; }</script>"
+    )
     await page.evaluate("(text) => { document.body.innerHTML = text; }", PAYLOADS[3])
     await page.wait_for_function("() => window.hits === 1")
 
