@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, CDPSession, Page, async_playwright
 
 from benchmarks.report import run
 from benchmarks.server_process import ServerProcess, server_process, wait_until_ready
@@ -175,8 +175,7 @@ async def long_conversation(browser: Browser, server: ServerProcess) -> Mapping[
         print(f"long:   {TURNS} turns, the last one is there after {opened_ms:.0f} ms")
         frames = await streamed(page)
         print(f"long:   {TOKENS_MORE} tokens more: {frames}")
-        await page.evaluate(WATCH)
-        began, before = time.monotonic(), await busy_seconds(page)
+        watch = await Watch.begun(page)
         await page.evaluate(
             """async () => {
               const scroller = document.querySelector(".scroller");
@@ -186,7 +185,7 @@ async def long_conversation(browser: Browser, server: ServerProcess) -> Mapping[
               }
             }"""
         )
-        scrolled = await watched(page, time.monotonic() - began, before)
+        scrolled = await watch.ended()
         drawn = await page.locator(".step").count()
         print(f"long:   scrolled up through {drawn} messages: {scrolled}")
     return {
@@ -200,39 +199,55 @@ async def long_conversation(browser: Browser, server: ServerProcess) -> Mapping[
 async def streamed(page: Page) -> Frames:
     """Ask, and watch until the reply is over."""
     before = await page.locator(".step.assistant .summary").count()
-    await page.evaluate(WATCH)
-    began, busy = time.monotonic(), await busy_seconds(page)
+    watch = await Watch.begun(page)
     await page.get_by_label("Message", exact=True).fill("Go on.")
     await page.get_by_label("Message", exact=True).press("Enter")
     await page.get_by_role("button", name="Stop", exact=True).wait_for()
     await page.get_by_role("button", name="Stop", exact=True).wait_for(state="hidden")
-    frames = await watched(page, time.monotonic() - began, busy)
+    frames = await watch.ended()
     assert await page.locator(".step.assistant .summary").count() > before, "no reply came"
     return frames
 
 
-async def watched(page: Page, seconds: float, busy: float) -> Frames:
-    """What the watch has seen."""
-    seen: dict[str, list[float]] = await page.evaluate(STOP_WATCH)
-    frames = sorted(seen["frames"])
-    return Frames(
-        seconds=seconds,
-        count=len(frames),
-        p50=statistics.median(frames),
-        p99=frames[int(0.99 * (len(frames) - 1))],
-        most=frames[-1],
-        late=sum(each > LATE_MS for each in frames),
-        long_tasks=len(seen["tasks"]),
-        core=(await busy_seconds(page) - busy) / seconds,
-    )
+class Watch:
+    """A look at a page's frames and tasks for a while."""
+
+    def __init__(self, page: Page, session: CDPSession, busy: float) -> None:
+        self._page = page
+        self._session = session
+        self._busy = busy
+        self._began = time.monotonic()
+
+    @classmethod
+    async def begun(cls, page: Page) -> "Watch":
+        """From now on."""
+        session = await page.context.new_cdp_session(page)
+        await session.send("Performance.enable")
+        await page.evaluate(WATCH)
+        return cls(page, session, await busy_seconds(session))
+
+    async def ended(self) -> Frames:
+        """What was seen until now."""
+        seconds = time.monotonic() - self._began
+        busy = await busy_seconds(self._session) - self._busy
+        seen: dict[str, list[float]] = await self._page.evaluate(STOP_WATCH)
+        await self._session.detach()
+        frames = sorted(seen["frames"])
+        return Frames(
+            seconds=seconds,
+            count=len(frames),
+            p50=statistics.median(frames),
+            p99=frames[int(0.99 * (len(frames) - 1))],
+            most=frames[-1],
+            late=sum(each > LATE_MS for each in frames),
+            long_tasks=len(seen["tasks"]),
+            core=busy / seconds,
+        )
 
 
-async def busy_seconds(page: Page) -> float:
+async def busy_seconds(session: CDPSession) -> float:
     """What the page's main thread has worked."""
-    session = await page.context.new_cdp_session(page)
-    await session.send("Performance.enable")
     told = await session.send("Performance.getMetrics")
-    await session.detach()
     return next(each["value"] for each in told["metrics"] if each["name"] == "TaskDuration")
 
 

@@ -110,6 +110,58 @@ async def test_a_receipt_in_numbers(
         await expect(details).to_contain_text(text)
 
 
+async def test_a_receipt_is_seen_whole(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    """Messages that are far away are not painted, nor what hangs out of them: not so this one."""
+    tab = await reader.open()
+    for number in range(8):
+        await tab.say("go")
+        await expect(tab.button("Stop")).to_be_visible()
+        replies[number].say("short")
+        finished(scripted, replies[number], FINAL)
+        await expect(tab.receipts).to_have_count(number + 1)
+    await tab.receipts.nth(2).hover()
+    details = tab.page.get_by_role("tooltip")
+    await expect(details).to_be_visible()
+    top = await details.evaluate(
+        """(node) => {
+          const box = node.getBoundingClientRect();
+          const shown = document.elementFromPoint(box.x + box.width / 2, box.y + 6);
+          return node.contains(shown);
+        }"""
+    )
+    assert top, "its upper edge is cut off"
+
+
+async def test_only_the_last_block_is_drawn_anew(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    tab = await reader.open()
+    await tab.say("go")
+    await expect(tab.button("Stop")).to_be_visible()
+    (reply,) = replies
+    reply.say("# One\n\nTwo **bold\n\n```py\nx = 1\n```\n\n- a\n- b\n\nlast")
+    await expect(tab.replies).to_contain_text("last")
+    count = await tab.evaluate(
+        """() => {
+          const blocks = [...document.querySelectorAll(".step.assistant .prose > *")];
+          blocks.forEach((each, place) => { each.firstElementChild.place = place; });
+          return blocks.length;
+        }"""
+    )
+    assert count == 4, "a list may go on, so it is drawn with what comes after it"
+    reply.say(" words, and `more")
+    await expect(tab.replies.locator("code").last).to_have_text("more")
+    marked = await tab.evaluate(
+        """() => [...document.querySelectorAll(".step.assistant .prose > *")]
+          .map((each) => each.firstElementChild.place ?? null)"""
+    )
+    assert marked == [0, 1, 2, None]
+    finished(scripted, reply, FINAL)
+    await expect(tab.receipts).to_have_count(1)
+
+
 async def test_where_the_context_was_cut(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:
@@ -240,7 +292,12 @@ async def locked() -> AsyncGenerator[Site]:
 
 
 async def test_signing_in_exchanges_the_key_for_a_cookie(browser: Browser, locked: Site) -> None:
-    locked.conversations.on_send = lambda reply: (reply.say("hello"), reply.finish(data=DONE))[0]
+
+    def answer(reply: FakeChatReply) -> None:
+        reply.say("hello")
+        finished(locked, reply, DONE)
+
+    locked.conversations.on_send = answer
     async with tabs(browser, locked.url) as user:
         tab = await user.blank()
         page = tab.page
