@@ -2,6 +2,7 @@
 
     weight     the built page's files, gzip -9 as the server sends them
     paint      first contentful paint of the empty page, median of a few loads without a cache
+    idle       frames while nothing happens: what the machine, and others on it, do to them
     stream     a reply of 10,000 tokens of markdown at 100 tokens/s, from a simulated model: the
                time between two frames, tasks of more than 50 ms, and the page's share of a core
     long       a conversation of 500 turns: until its last message is drawn, while 1,000 tokens
@@ -10,6 +11,7 @@
 Needs Chromium and playwright. The server, the browser and this process share the machine's cores.
 """
 
+import asyncio
 import gzip
 import json
 import re
@@ -35,6 +37,7 @@ DEMONSTRATION = ROOT / "chatserve" / "demonstration" / "model"
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
 PAINTS = 5
 STEP_SECONDS = 0.01
+IDLE_SECONDS = 15.0
 TOKENS, TOKENS_MORE = 10_000, 1_000
 TURNS = 500
 CONTEXT_TOKENS = 16_384
@@ -116,6 +119,7 @@ async def measure() -> Mapping[str, object]:
     with speaking_server() as server:
         async with chromium() as browser:
             figures["paint"] = await paint(browser, server)
+            figures["idle"] = await idle(browser, server)
             figures["stream"] = await stream(browser, server)
             figures["long"] = await long_conversation(browser, server)
     return figures
@@ -149,6 +153,16 @@ async def paint(browser: Browser, server: ServerProcess) -> float:
     median = statistics.median(took)
     print(f"paint:  {median:.0f} ms, median of {PAINTS} (at most {max(took):.0f} ms)")
     return median
+
+
+async def idle(browser: Browser, server: ServerProcess) -> Mapping[str, object]:
+    """The empty page, left alone."""
+    async with opened(browser, server) as page:
+        watch = await Watch.begun(page)
+        await asyncio.sleep(IDLE_SECONDS)
+        frames = await watch.ended()
+    print(f"idle:   {frames}")
+    return asdict(frames)
 
 
 async def stream(browser: Browser, server: ServerProcess) -> Mapping[str, object]:

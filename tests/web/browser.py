@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 from playwright.async_api import (
     Browser,
@@ -61,6 +62,19 @@ async def chromium() -> AsyncGenerator[Browser]:
             yield browser
         finally:
             await browser.close()
+
+
+LONG = "Count from 1 to 80."
+
+
+async def long_conversation(url: str, tokens: int) -> str:
+    """A new conversation whose replies have so many tokens, whatever the model means; its id. To
+    `LONG` they begin with `1, 2, 3`."""
+    settings = {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True}
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        made = await client.post("/api/conversations", json={"settings": settings})
+        made.raise_for_status()
+        return made.json()["id"]
 
 
 class Tab:

@@ -7,11 +7,9 @@ from pathlib import Path
 import httpx
 from playwright.async_api import expect
 
-from tests.web.browser import TabMaker, needs_chromium
+from tests.web.browser import LONG, TabMaker, long_conversation, needs_chromium
 
 pytestmark = needs_chromium
-
-LONG = "Count from 1 to 80."
 
 
 async def test_the_first_minute(user: TabMaker) -> None:
@@ -53,7 +51,7 @@ async def test_the_second_turn_reuses_the_first_and_says_so(user: TabMaker) -> N
 
 
 async def test_a_reply_streams_word_by_word(user: TabMaker) -> None:
-    tab = await user.open()
+    tab = await user.open(await long_conversation(user.url, 200))
     await tab.evaluate(
         """() => {
           window.lengths = new Set();
@@ -71,7 +69,7 @@ async def test_a_reply_streams_word_by_word(user: TabMaker) -> None:
 
 async def test_stop_keeps_what_was_said(user: TabMaker) -> None:
     for how in ("button", "key"):
-        tab = await user.open()
+        tab = await user.open(await long_conversation(user.url, 2_000))
         await tab.say(LONG)
         await expect(tab.replies).to_contain_text("1, 2")
         await expect(tab.button("Send")).to_be_hidden()
@@ -84,8 +82,11 @@ async def test_stop_keeps_what_was_said(user: TabMaker) -> None:
         kept = (await tree(tab.url, tab.conversation))["turns"][-1]
         assert kept["content"].strip() == shown.strip()
         assert kept["final"]["finish_reason"] == "abort"
-        await tab.ask("What is 6 + 7?")
+        # Nothing is left running, so the next one can follow.
+        await tab.say("What is 6 + 7?")
         await expect(tab.replies).to_have_count(2)
+        await tab.button("Stop").click()
+        await expect(tab.receipts).to_have_count(2)
 
 
 async def test_an_edit_makes_a_branch_and_both_stay(user: TabMaker) -> None:

@@ -9,15 +9,12 @@ import httpx
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from tests.web.browser import Tab, TabMaker, needs_chromium, tabs
+from tests.web.browser import LONG, Tab, TabMaker, long_conversation, needs_chromium, tabs
 from tests.wiring.server import Revived, Server, reviving
 
 pytestmark = needs_chromium
 
-QUESTION = "Count from 1 to 80."
-# Long, whatever the model means; and of one length, so that nothing can be missing.
-TOKENS = 160
-SETTINGS = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
+TOKENS = 240  # of each reply, so that nothing of one can be missing
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -29,10 +26,8 @@ async def revived(tmp_path: Path) -> AsyncGenerator[Revived]:
 
 async def begun(tab: Tab) -> None:
     """Ask the question in a new conversation, and see the answer begin."""
-    async with httpx.AsyncClient(base_url=tab.url) as client:
-        made = await client.post("/api/conversations", json={"settings": SETTINGS})
-        await tab.open(made.json()["id"])
-    await tab.say(QUESTION)
+    await tab.open(await long_conversation(tab.url, TOKENS))
+    await tab.say(LONG)
     await expect(tab.replies).to_contain_text("1, 2")
 
 
@@ -66,11 +61,9 @@ async def test_a_reload_in_the_middle(user: TabMaker) -> None:
 
 async def test_a_reload_before_the_turn_was_acknowledged_loses_nothing(user: TabMaker) -> None:
     tab = await user.blank()
-    async with httpx.AsyncClient(base_url=tab.url) as client:
-        made = await client.post("/api/conversations", json={"settings": SETTINGS})
-    await tab.open(made.json()["id"])
+    await tab.open(await long_conversation(tab.url, TOKENS))
     await tab.page.route("**/turns", lambda route: route.abort())
-    await tab.say(QUESTION)
+    await tab.say(LONG)
     await expect(tab.page.get_by_text("Trying again…")).to_be_visible()
     await tab.page.unroute("**/turns")
     await tab.page.reload()
@@ -184,7 +177,7 @@ async def test_a_reply_goes_on_while_one_is_elsewhere(user: TabMaker) -> None:
     await expect(tab.page.get_by_text("What shall we talk about?")).to_be_visible()
     await expect(tab.page.locator("nav .running")).to_have_count(1)
     await tab.page.go_back()
-    await expect(tab.own).to_have_text(QUESTION)
+    await expect(tab.own).to_have_text(LONG)
     assert tab.conversation == name
     await whole(tab)
     await expect(tab.page.locator("nav .running")).to_have_count(0)

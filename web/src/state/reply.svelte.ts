@@ -1,5 +1,6 @@
 // LiveReply: one answer as it comes. It may not know how it is drawn, but text arrives in the view
-// at most once a frame, whatever the network does.
+// some thirty times a second at the most, whatever the network does: nobody reads faster, and what
+// is drawn between costs as much again.
 
 import * as api from "../transport/api";
 import { follow, type Errand, type Outcome, type Progress } from "../transport/follow";
@@ -7,7 +8,8 @@ import { asProblem, Problem } from "../transport/problem";
 import type { Final } from "../transport/wire";
 import { session } from "./session.svelte";
 
-const HIDDEN_MILLISECONDS = 250; // between updates where no frames are drawn
+const DRAW_MILLISECONDS = 30; // between two updates, at the least
+const HIDDEN_MILLISECONDS = 250; // where no frames are drawn
 
 export type Phase = "sending" | "reading" | "speaking" | "over";
 
@@ -24,6 +26,7 @@ export class LiveReply {
   readonly began = performance.now();
   #said = "";
   #drawing = false;
+  #drawn = 0; // when, by performance.now()
   readonly #leaving = new AbortController();
   readonly #errand: Errand;
 
@@ -114,10 +117,15 @@ export class LiveReply {
     this.#drawing = true;
     const draw = (): void => {
       this.#drawing = false;
+      this.#drawn = performance.now();
       this.text = this.#said;
       if (this.#said && !this.over) this.phase = "speaking";
     };
     if (document.hidden) setTimeout(draw, HIDDEN_MILLISECONDS);
-    else requestAnimationFrame(draw);
+    else {
+      const wait = this.#drawn + DRAW_MILLISECONDS - performance.now();
+      if (wait > 0) setTimeout(() => requestAnimationFrame(draw), wait);
+      else requestAnimationFrame(draw);
+    }
   }
 }
