@@ -227,6 +227,9 @@ async def test_axe_finds_nothing_serious(user: TabMaker, scheme: Any) -> None:
     await tab.page.locator("nav li.current").get_by_role("button").click()
     await expect(tab.page.get_by_role("menuitem", name="Delete")).to_be_visible()
     await serious(tab, "a menu")
+    await tab.page.get_by_role("menuitem", name="Delete").click()
+    await expect(tab.page.get_by_role("dialog")).to_be_visible()
+    await serious(tab, "a question")
 
 
 async def serious(tab: Tab, where: str) -> None:

@@ -133,7 +133,7 @@ class App {
   }
 
   #go(): void {
-    const id = decodeURIComponent(location.hash.slice(1)) || null;
+    const id = named(location.hash.slice(1));
     if (id !== null && id === this.chat.name) return;
     const left = this.chat;
     const away = new Map([...this.#away].filter(([, chat]) => chat.running));
@@ -169,6 +169,14 @@ class App {
   #poll(): void {
     if (document.hidden || this.live || session.wantsKey) return;
     this.#refresh();
+  }
+}
+
+function named(hash: string): string | null {
+  try {
+    return decodeURIComponent(hash) || null;
+  } catch {
+    return hash; // no name of ours; the server says that it is not there
   }
 }
 
