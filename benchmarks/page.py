@@ -5,6 +5,8 @@
     idle       frames while nothing happens: what the machine, and others on it, do to them
     stream     a reply of 10,000 tokens of markdown at 100 tokens/s, from a simulated model: the
                time between two frames, tasks of more than 50 ms, and the page's share of a core
+    tasks      3,000 tokens of it once more, traced: the page's longest task in CPU time, which
+               other processes on the same cores do not lengthen as they do frames
     long       a conversation of 500 turns: until its last message is drawn, while 1,000 tokens
                are streamed into it, and while one scrolls up through all of it
 
@@ -24,6 +26,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from playwright.async_api import Browser, CDPSession, Page, async_playwright
@@ -38,7 +41,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 PAINTS = 5
 STEP_SECONDS = 0.01
 IDLE_SECONDS = 15.0
-TOKENS, TOKENS_MORE = 10_000, 1_000
+TOKENS, TOKENS_TRACED, TOKENS_MORE = 10_000, 3_000, 1_000
 TURNS = 500
 CONTEXT_TOKENS = 16_384
 LATE_MS = 50.0
@@ -121,6 +124,7 @@ async def measure() -> Mapping[str, object]:
             figures["paint"] = await paint(browser, server)
             figures["idle"] = await idle(browser, server)
             figures["stream"] = await stream(browser, server)
+            figures["tasks"] = await tasks(browser, server)
             figures["long"] = await long_conversation(browser, server)
     return figures
 
@@ -175,6 +179,35 @@ async def stream(browser: Browser, server: ServerProcess) -> Mapping[str, object
     told = re.search(r"([\d.]+) tokens/s", rate)
     print(f"stream: {TOKENS} tokens, {length} characters drawn, {told and told[0]}: {frames}")
     return asdict(frames) | {"tokens": TOKENS, "characters": length}
+
+
+async def tasks(browser: Browser, server: ServerProcess) -> Mapping[str, object]:
+    """What the page's main thread does in one go, in milliseconds of CPU time."""
+    name = await made(server, [], TOKENS_TRACED)
+    async with opened(browser, server, name) as page:
+        await browser.start_tracing(
+            page=page, categories=["toplevel", "disabled-by-default-devtools.timeline"]
+        )
+        await streamed(page)
+        events: list[dict[str, Any]] = json.loads(await browser.stop_tracing())["traceEvents"]
+    mains = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
+    }
+    spent = sorted(
+        event["tdur"] / 1_000
+        for event in events
+        if (event["pid"], event["tid"]) in mains
+        and event["name"].endswith("RunTask")
+        and "tdur" in event
+    )
+    p999 = spent[int(0.999 * (len(spent) - 1))]
+    print(
+        f"tasks:  {TOKENS_TRACED} tokens: {len(spent)} tasks, p99.9 {p999:.1f} ms, "
+        f"at most {spent[-1]:.1f} ms of CPU time"
+    )
+    return {"tokens": TOKENS_TRACED, "count": len(spent), "p999": p999, "most": spent[-1]}
 
 
 async def long_conversation(browser: Browser, server: ServerProcess) -> Mapping[str, object]:
