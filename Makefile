@@ -1,5 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both set up .venv first.
-# A machine needs Python >= 3.11 with venv, make and a package index; no compiler, no Node.
+# A machine needs Python >= 3.11 with venv, make and a package index; no compiler, no Node (but for
+# `make page`, which rebuilds the page after a change of its sources).
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/
 # OpenMP's threads do not spin while they wait (docs/log.md).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: serve test check bench soak clean
+.PHONY: serve test check bench soak page clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/chatserve serve $(ARGS)
@@ -32,7 +33,12 @@ soak: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# Only after a change in web/: the built page is committed, so nobody else needs Node.
+page:
+	cd web && npm ci --no-audit --no-fund && npm run check && npm run build
+
 clean:
+	rm -rf web/node_modules
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

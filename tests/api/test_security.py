@@ -8,6 +8,7 @@ import pytest
 
 from chatserve.api.gate import RateLimit
 from chatserve.api.keys import KeyRing, key_ring
+from chatserve.api.page_routes import STATIC_PATHS
 from chatserve.api.session import COOKIE_NAME, Sessions
 from chatserve.errors import Busy, SettingsError
 from tests.api.harness import CHAT, COOKIE_KEY, MODEL, Site, site
@@ -73,8 +74,7 @@ async def test_a_request_needs_a_key_and_is_its_tenants(keyed: Site) -> None:
         ("/health", 200, 200, 200),
         ("/ready", 200, 200, 200),
         ("/", 200, 200, 200),
-        ("/style.css", 200, 200, 200),
-        ("/chat.js", 200, 200, 200),
+        *((path, 200, 200, 200) for path in sorted(STATIC_PATHS)),
         ("/metrics", 401, 403, 200),
         ("/v1/models", 401, 200, 200),
         (f"/v1/models/{MODEL.name}", 401, 200, 200),
@@ -271,7 +271,7 @@ async def test_a_preflight_is_answered_for_friends_on_v1_only(keyed: Site) -> No
 
 async def test_every_answer_carries_the_security_headers(keyed: Site) -> None:
     async with keyed.client() as client:
-        answers = [await client.get(path) for path in ("/", "/chat.js", "/v1/models", "/nowhere")]
+        answers = [await client.get(path) for path in (*STATIC_PATHS, "/v1/models", "/nowhere")]
         for answer in answers:
             policy = answer.headers["content-security-policy"]
             assert "default-src 'none'" in policy

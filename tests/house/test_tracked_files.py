@@ -15,6 +15,8 @@ FORBIDDEN = {
     "a path of the machine": r"(?<![\w.])/(work|root|home/\w+)/",
     "an unfinished place": r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b",
 }
+# Built from libraries, one of which colours such marks in other people's code.
+BUILT = ROOT / "chatserve/api/page/assets"
 CODE_IN_DATA = r"\bimport pick" r"le\b|torch\.(lo" r"ad|sa" r"ve)\("
 
 
@@ -38,6 +40,8 @@ def test_no_tracked_file_names_an_index_or_this_machine() -> None:
         except UnicodeDecodeError:
             continue
         for what, pattern in FORBIDDEN.items():
+            if what == "an unfinished place" and path.is_relative_to(BUILT):
+                continue
             found += [f"{path.relative_to(ROOT)}: {what}" for _ in re.finditer(pattern, text)]
     assert not found
 

@@ -1,0 +1,73 @@
+// Markdown to markup that is safe to show. Model text is untrusted.
+//
+// Theory of operation: HTML in the text is text, images are links, code blocks are left to their own
+// component (blocks.ts). What marked makes is sanitised after rendering, by a list of what markdown
+// needs: no attribute that could carry style, a name or an event, links to http, https and mailto
+// alone, which open elsewhere and do not tell where from.
+
+import DOMPurify from "dompurify";
+import { Marked, type Tokens } from "marked";
+
+const SAFE_URL = /^(https?:\/\/|mailto:)/i;
+const TAGS = [
+  ...["a", "p", "br", "hr", "em", "strong", "del", "code", "pre", "blockquote", "span", "sup"],
+  ...["h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li"],
+  ...["table", "thead", "tbody", "tr", "th", "td"],
+];
+const ATTRIBUTES = ["href", "title", "start", "align", "class", "target", "rel", "dir"];
+const CLASSES = /^(task|hljs-[a-z_-]+)$/;
+
+const escapes: Record<string, string> = {
+  "&": "&amp;",
+  "<": "&lt;",
+  ">": "&gt;",
+  '"': "&quot;",
+  "'": "&#39;",
+};
+
+export function escaped(text: string): string {
+  return text.replace(/[&<>"']/g, (character) => escapes[character] ?? "");
+}
+
+const marked = new Marked({
+  gfm: true,
+  breaks: true,
+  renderer: {
+    html: ({ text }: Tokens.HTML | Tokens.Tag) => escaped(text),
+    // A picture would tell its server who reads this. Its address can be followed, as any other.
+    image: ({ href, text }: Tokens.Image) =>
+      `<a href="${escaped(href)}">${escaped(text || href)}</a>`,
+    checkbox: ({ checked }: Tokens.Checkbox) => `<span class="task">${checked ? "☑" : "☐"}</span> `,
+  },
+});
+
+DOMPurify.addHook("afterSanitizeAttributes", (node) => {
+  if (node.hasAttribute("class") && !CLASSES.test(node.getAttribute("class") ?? "")) {
+    node.removeAttribute("class");
+  }
+  if (node.tagName !== "A") return;
+  if (!SAFE_URL.test(node.getAttribute("href") ?? "")) {
+    node.removeAttribute("href");
+    return;
+  }
+  node.setAttribute("target", "_blank");
+  node.setAttribute("rel", "noopener noreferrer nofollow");
+});
+
+/** Markup of our own making, or of marked's or highlight.js's, without what could do anything. */
+export function sanitised(html: string): string {
+  return DOMPurify.sanitize(html, {
+    ALLOWED_TAGS: TAGS,
+    ALLOWED_ATTR: ATTRIBUTES,
+    ALLOW_DATA_ATTR: false,
+    ALLOW_ARIA_ATTR: false,
+    ALLOWED_URI_REGEXP: SAFE_URL,
+  });
+}
+
+/** Safe markup of one or more blocks of markdown. */
+export function rendered(markdown: string): string {
+  return sanitised(marked.parse(markdown, { async: false }));
+}
+
+export const lexed = (markdown: string) => marked.lexer(markdown);

@@ -1,0 +1,183 @@
+// App: which conversation is open, and what passes between the socket, the list and the open chat.
+//
+// The address is `#<conversation>`, so that back, forward and reload do what they should. A chat
+// that is left while its reply runs is followed in the background, a few at a time: a reply that
+// nobody looks at is stopped by the server after a while.
+
+import { Socket, type Place } from "../transport/socket";
+import type { Conversation } from "../transport/wire";
+import { Chat } from "./chat.svelte";
+import { library } from "./library.svelte";
+import { preferences } from "./preferences.svelte";
+import { session } from "./session.svelte";
+
+const AWAY_MAX = 3; // a browser has six connections to a server
+const POLL_SECONDS = 20; // while there is no socket to tell of changes
+const NARROW = "(max-width: 52rem)";
+
+export type Dialog = "none" | "chat" | "preferences";
+
+class App {
+  chat = $state.raw(this.#chat(null));
+  dialog = $state<Dialog>("none");
+  drawer = $state(false); // the list over the chat, in a narrow window
+  narrow = $state(false);
+  live = $state(false); // the socket is open
+  notice = $state.raw("");
+  announcement = $state.raw("");
+  searching = $state(0); // grows each time the search is asked for
+  #away = $state.raw<ReadonlyMap<string, Chat>>(new Map());
+  #noticeTimer: ReturnType<typeof setTimeout> | undefined;
+  readonly #socket = new Socket({
+    opened: () => {
+      this.live = true;
+      this.#refresh();
+    },
+    closed: () => {
+      this.live = false;
+    },
+    changed: (conversation, revision) => this.#changed(conversation, revision),
+    signedOut: () => {
+      session.wantsKey = true;
+    },
+  });
+
+  begin(): void {
+    const narrow = matchMedia(NARROW);
+    this.narrow = narrow.matches;
+    narrow.addEventListener("change", () => {
+      this.narrow = narrow.matches;
+      this.drawer = false;
+    });
+    addEventListener("hashchange", () => this.#go());
+    addEventListener("online", () => this.#socket.open());
+    document.addEventListener("visibilitychange", () => this.#poll());
+    setInterval(() => this.#poll(), POLL_SECONDS * 1000);
+    void session.begin(() => {
+      this.#socket.open();
+      this.#refresh();
+    });
+    void library.refresh();
+    this.#go();
+    this.#socket.open();
+  }
+
+  /** null: a new conversation. */
+  open(id: string | null): void {
+    this.drawer = false;
+    const hash = id === null ? "" : `#${encodeURIComponent(id)}`;
+    if (location.hash === hash) this.#go();
+    else if (hash) location.hash = hash;
+    else {
+      history.pushState(null, "", location.pathname);
+      this.#go();
+    }
+  }
+
+  /** Its reply is running, here or in the background. */
+  isRunning(id: string): boolean {
+    if (this.chat.name === id) return this.chat.running;
+    return this.#away.get(id)?.running ?? false;
+  }
+
+  /** The conversation is gone. */
+  forget(id: string): void {
+    this.#away.get(id)?.close();
+    if (this.chat.name === id) this.open(null);
+  }
+
+  typed(text: string, parent?: string | null): void {
+    if (!preferences.drafts) return;
+    const { name, system } = this.chat;
+    const place: Place = { conversation: name, system };
+    if (parent !== undefined && name !== null) place.parent = parent;
+    this.#socket.draft(place, text);
+  }
+
+  sent(): void {
+    this.#socket.dropDraft();
+  }
+
+  tell(notice: string): void {
+    this.notice = notice;
+    this.announcement = notice;
+    clearTimeout(this.#noticeTimer);
+    this.#noticeTimer = setTimeout(() => (this.notice = ""), 6000);
+  }
+
+  toggleList(): void {
+    if (this.narrow) this.drawer = !this.drawer;
+    else preferences.set({ sidebar: !preferences.sidebar });
+  }
+
+  showSearch(): void {
+    if (this.narrow) this.drawer = true;
+    else preferences.set({ sidebar: true });
+    this.searching += 1;
+  }
+
+  // -- inside
+
+  #chat(id: string | null): Chat {
+    return new Chat(
+      id,
+      (made) => this.#made(made),
+      () => library.refreshSoon(),
+    );
+  }
+
+  #made(made: Conversation): void {
+    library.add(made);
+    history.replaceState(null, "", `#${encodeURIComponent(made.id)}`);
+    this.#tellFocus();
+  }
+
+  #go(): void {
+    const id = named(location.hash.slice(1));
+    if (id !== null && id === this.chat.name) return;
+    const left = this.chat;
+    const away = new Map([...this.#away].filter(([, chat]) => chat.running));
+    if (left.running && left.name !== null) away.set(left.name, left);
+    else left.close();
+    const known = id === null ? undefined : away.get(id);
+    if (known) away.delete(known.name ?? "");
+    for (const [name, chat] of [...away].slice(0, Math.max(0, away.size - AWAY_MAX))) {
+      chat.close();
+      away.delete(name);
+    }
+    this.#away = away;
+    this.chat = known ?? this.#chat(id);
+    if (!known) void this.chat.load();
+    this.#tellFocus();
+  }
+
+  #tellFocus(): void {
+    this.#socket.focus({ conversation: this.chat.name, system: this.chat.system });
+  }
+
+  #changed(conversation: string | null, revision: number | null): void {
+    library.refreshSoon();
+    if (conversation === null) void this.chat.load();
+    else if (conversation === this.chat.name) void this.chat.refresh(revision);
+  }
+
+  #refresh(): void {
+    void library.refresh();
+    if (!this.chat.running) void this.chat.load();
+  }
+
+  #poll(): void {
+    if (document.hidden || this.live || session.wantsKey) return;
+    this.#refresh();
+  }
+}
+
+function named(hash: string): string | null {
+  try {
+    return decodeURIComponent(hash) || null;
+  } catch {
+    return hash; // no name of ours; the server says that it is not there
+  }
+}
+
+export const app = new App();

@@ -1,0 +1,77 @@
+// Library: the list of the user's conversations, latest first, as far as it was asked for.
+
+import * as api from "../transport/api";
+import { asProblem, type Problem } from "../transport/problem";
+import type { Conversation } from "../transport/wire";
+
+const PAGE = 40;
+const SETTLE_MILLISECONDS = 150; // of typing, and of news that come in a crowd
+
+class Library {
+  conversations = $state.raw<Conversation[]>([]);
+  next = $state.raw<string | null>(null);
+  search = $state("");
+  loaded = $state(false);
+  problem = $state.raw<Problem | null>(null);
+  #asked = 0;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  /** Ask for the first page, and for what of the list was shown behind it. */
+  async refresh(): Promise<void> {
+    clearTimeout(this.#timer);
+    const asked = ++this.#asked;
+    try {
+      const limit = Math.min(100, Math.max(PAGE, this.conversations.length));
+      const page = await api.list(this.search.trim(), null, limit);
+      if (asked !== this.#asked) return; // a later question is under way
+      this.conversations = page.conversations;
+      this.next = page.next;
+      this.loaded = true;
+      this.problem = null;
+    } catch (error) {
+      if (asked === this.#asked) this.problem = asProblem(error);
+    }
+  }
+
+  refreshSoon(): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => void this.refresh(), SETTLE_MILLISECONDS);
+  }
+
+  searchFor(text: string): void {
+    this.search = text;
+    this.refreshSoon();
+  }
+
+  async more(): Promise<void> {
+    const after = this.next;
+    if (after === null) return;
+    this.next = null; // one question at a time
+    try {
+      const page = await api.list(this.search.trim(), after, PAGE);
+      const known = new Set(this.conversations.map((each) => each.id));
+      const fresh = page.conversations.filter((each) => !known.has(each.id));
+      this.conversations = [...this.conversations, ...fresh];
+      this.next = page.next;
+    } catch (error) {
+      this.next = after;
+      this.problem = asProblem(error);
+    }
+  }
+
+  async rename(id: string, title: string): Promise<void> {
+    const renamed = await api.change(id, { title });
+    this.conversations = this.conversations.map((each) => (each.id === id ? renamed : each));
+  }
+
+  async remove(id: string): Promise<void> {
+    await api.remove(id);
+    this.conversations = this.conversations.filter((each) => each.id !== id);
+  }
+
+  add(made: Conversation): void {
+    this.conversations = [made, ...this.conversations.filter((each) => each.id !== made.id)];
+  }
+}
+
+export const library = new Library();

@@ -1,0 +1,131 @@
+// LiveReply: one answer as it comes. It may not know how it is drawn, but text arrives in the view
+// some thirty times a second at the most, whatever the network does: nobody reads faster, and what
+// is drawn between costs as much again.
+
+import * as api from "../transport/api";
+import { follow, type Errand, type Outcome, type Progress } from "../transport/follow";
+import { asProblem, Problem } from "../transport/problem";
+import type { Final } from "../transport/wire";
+import { session } from "./session.svelte";
+
+const DRAW_MILLISECONDS = 30; // between two updates, at the least
+const HIDDEN_MILLISECONDS = 250; // where no frames are drawn
+
+export type Phase = "sending" | "reading" | "speaking" | "over";
+
+export class LiveReply {
+  phase = $state<Phase>("sending");
+  text = $state.raw("");
+  progress = $state.raw<Progress | null>(null);
+  waiting = $state.raw<string | null>(null);
+  problem = $state.raw<Problem | null>(null);
+  final = $state.raw<Final | null>(null);
+  id = $state.raw<string | null>(null); // the server's, once accepted
+  turn = $state.raw<string | null>(null); // the user's turn that it answers
+  stopping = $state(false);
+  readonly began = performance.now();
+  #said = "";
+  #drawing = false;
+  #drawn = 0; // when, by performance.now()
+  readonly #leaving = new AbortController();
+  readonly #errand: Errand;
+
+  /** text: what is known to have been said, until the stream tells. */
+  constructor(errand: Errand, turn: string | null, text = "") {
+    this.#errand = errand;
+    this.turn = turn;
+    this.id = errand.reply;
+    if (text) this.#say(text);
+    if (errand.reply !== null) this.phase = text ? "speaking" : "reading";
+  }
+
+  get conversation(): string {
+    return this.#errand.conversation;
+  }
+
+  get over(): boolean {
+    return this.phase === "over";
+  }
+
+  /** The body of the turn, while the server may not have it. */
+  get unsent(): Record<string, unknown> | null {
+    return this.id === null ? this.#errand.turn : null;
+  }
+
+  /** Follow it to its end. onAccepted: the server keeps the turn. */
+  async run(onAccepted: (turn: string, reply: string) => void): Promise<Outcome> {
+    const outcome = await follow(
+      this.#errand,
+      {
+        accepted: (turn, reply) => {
+          const first = this.id === null;
+          this.turn = turn;
+          this.id = reply;
+          if (this.phase === "sending") this.phase = "reading";
+          if (first) onAccepted(turn, reply);
+          if (this.stopping) void this.#stopAtServer();
+        },
+        progress: (progress) => {
+          this.progress = progress;
+        },
+        text: (text, whole) => this.#say(whole ? text : this.#said + text),
+        waiting: (reason) => {
+          this.waiting = reason;
+        },
+        signedIn: () => session.signedIn(),
+      },
+      this.#leaving.signal,
+    );
+    if (outcome.kind === "done") this.final = outcome.final;
+    if (outcome.kind === "failed") {
+      this.problem = outcome.problem;
+      this.final = outcome.final;
+    }
+    if (outcome.kind === "left" && this.stopping) this.problem = new Problem("Not sent.");
+    this.text = this.#said;
+    this.waiting = null;
+    this.phase = "over";
+    return outcome;
+  }
+
+  /** End it with what it has said. What the server does not have yet is not sent any more. */
+  async stop(): Promise<void> {
+    if (this.over || this.stopping) return;
+    this.stopping = true;
+    if (this.id === null && this.waiting !== null) this.#leaving.abort();
+    else if (this.id !== null) await this.#stopAtServer();
+  }
+
+  /** Look away; the reply goes on at the server. */
+  leave(): void {
+    this.#leaving.abort();
+  }
+
+  async #stopAtServer(): Promise<void> {
+    if (this.id === null) return;
+    try {
+      await api.stop(this.id);
+    } catch (error) {
+      // 404: it has ended meanwhile, and its last event says how.
+      if (asProblem(error).status !== 404) this.stopping = false;
+    }
+  }
+
+  #say(text: string): void {
+    this.#said = text;
+    if (this.#drawing) return;
+    this.#drawing = true;
+    const draw = (): void => {
+      this.#drawing = false;
+      this.#drawn = performance.now();
+      this.text = this.#said;
+      if (this.#said && !this.over) this.phase = "speaking";
+    };
+    if (document.hidden) setTimeout(draw, HIDDEN_MILLISECONDS);
+    else {
+      const wait = this.#drawn + DRAW_MILLISECONDS - performance.now();
+      if (wait > 0) setTimeout(() => requestAnimationFrame(draw), wait);
+      else requestAnimationFrame(draw);
+    }
+  }
+}

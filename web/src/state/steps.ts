@@ -1,0 +1,75 @@
+// The messages of a branch as they are shown, one step each: turns of the tree, then what is not a
+// turn yet (said and not acknowledged, a reply that runs) or never became one (a reply that failed).
+
+import type { Final, OpenReply, Turn } from "../transport/wire";
+import type { LiveReply } from "./reply.svelte";
+
+/** One message as it is shown. siblings: the ids at its place; place: its own there. */
+export interface Step {
+  key: string;
+  role: "user" | "assistant";
+  id: string | null;
+  parent: string | null;
+  text: string;
+  final: Final | null;
+  live: LiveReply | null;
+  problem: string | null;
+  siblings: readonly string[];
+  place: number;
+}
+
+export interface Beside {
+  said: Turn | null;
+  live: LiveReply | null;
+  broken: ReadonlyMap<string, OpenReply>; // by the turn that they should answer
+}
+
+type Children = ReadonlyMap<string, readonly string[]>;
+
+export function stepsOf(path: readonly Turn[], children: Children, beside: Beside): Step[] {
+  const { said, live, broken } = beside;
+  const steps = path.map((turn) => stepOf(turn, children));
+  const last = path.at(-1);
+  if (said !== null) {
+    const siblings = [...(children.get(said.parent ?? "") ?? []), said.id];
+    steps.push({ ...stepOf(said, children), siblings, place: siblings.length - 1 });
+  }
+  if (live !== null && (live.turn === null || live.turn === last?.id)) {
+    const siblings = live.turn === null ? [] : (children.get(live.turn) ?? []);
+    steps.push({
+      // Its text is read where it is drawn, so that a word more does not draw all steps anew.
+      ...blank(live.id ?? "sending", live.turn),
+      live,
+      siblings: [...siblings, "live"],
+      place: siblings.length,
+    });
+  } else if (last?.role === "user" && said === null) {
+    const failed = broken.get(last.id);
+    const siblings = children.get(last.id) ?? [];
+    steps.push({
+      ...blank(failed?.id ?? `${last.id}.missing`, last.id),
+      text: failed?.content ?? "",
+      problem: failed?.message ?? "This message has no answer.",
+      siblings: [...siblings, "missing"],
+      place: siblings.length,
+    });
+  }
+  return steps;
+}
+
+function stepOf(turn: Turn, children: Children): Step {
+  const siblings = children.get(turn.parent ?? "") ?? [];
+  return {
+    ...blank(turn.id, turn.parent),
+    role: turn.role,
+    text: turn.content,
+    final: turn.final,
+    siblings,
+    place: siblings.indexOf(turn.id),
+  };
+}
+
+function blank(key: string, parent: string | null): Step {
+  const nothing = { final: null, live: null, problem: null, siblings: [], place: 0 };
+  return { key, id: key, role: "assistant", parent, text: "", ...nothing };
+}
