@@ -332,6 +332,17 @@ def test_a_percentile_lies_in_the_bucket_of_the_true_one(seed: int) -> None:
     assert low <= found <= bounds[min(place, len(bounds) - 1)], (true, found)
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(1.0, 1.0), (2.5, 2.5), (10.0, None), (90.0, None)])
+async def test_after_a_pause_there_is_no_growth(seconds: float, told: float | None) -> None:
+    stage = Stage()
+    place = COLUMNS.index("seconds")
+    for expected in (None, told):
+        await stage.sampler.wait(stage.sampler.taken)
+        (taken,) = stage.sampler.since(stage.sampler.taken - 1)
+        assert taken[place] == expected
+        stage.time.move(seconds)
+
+
 def test_no_step_has_no_percentile_and_a_row_has_every_column() -> None:
     one = Histogram((1.0,), (3, 0), 1.0)
     assert percentile(one, one, 0.99) is None
