@@ -1,6 +1,6 @@
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig } from "vite";
-import { writesDigest } from "./build/digest.ts";
+import { writesDigest } from "./building/digest.ts";
 
 export default defineConfig({
   plugins: [svelte(), writesDigest()],

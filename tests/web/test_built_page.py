@@ -21,7 +21,7 @@ REBUILD = "the built page is older than its sources: run `make page`, which need
 
 
 def sources() -> list[str]:
-    """As web/build/digest.ts lists them."""
+    """As web/building/digest.ts lists them."""
     top = [
         path.name
         for path in WEB.iterdir()
@@ -29,7 +29,7 @@ def sources() -> list[str]:
     ]
     below = [
         str(path.relative_to(WEB))
-        for folder in ("src", "build")
+        for folder in ("src", "building")
         for path in (WEB / folder).rglob("*")
         if path.is_file()
     ]
