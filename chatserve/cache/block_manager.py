@@ -275,7 +275,7 @@ class BlockManager:
         return self.departures.flush()
 
     def retire(self, seconds: float, most: int) -> int:
-        """Evict up to so many pages that nobody used for so long, if a tier below has them."""
+        """Evict what nobody used for so long, after up to so many looks (`Departures.retire`)."""
         return self.departures.retire(seconds, most)
 
     def lease(self, names: Collection[PageName], seconds: float) -> int:

@@ -2,7 +2,7 @@
 
     evict_one   the next by the order of eviction, for somebody who needs its room
     flush       all of them
-    retire      those that nobody has used for long, where a tier below has them
+    retire      those that nobody has used for long and has leased, where a tier below has them
     evict       those of some names, where a copy is not still being waited for
 
 Only pages that nobody owns leave, children before parents, so what stays can be found.
@@ -58,16 +58,21 @@ class Departures:
         return count
 
     def retire(self, seconds: float, most: int) -> int:
-        """Evict up to so many pages that nobody used for so long, if a tier below has them."""
-        count = 0
-        while count < most and (name := self._index.stale(seconds)) is not None:
-            page = self._index.page(name)
-            if page is None or self._below is None or not self._below.contains(name):
+        """Look at up to so many pages that nobody used for so long, those first that are idle for
+        longest, and evict what a tier below has. Leased pages stay. How many were looked at."""
+        looked = 0
+        while self._below is not None and looked < most:
+            page = self._index.stale(seconds)
+            name = None if page is None else self._index.name(page)
+            if page is None or name is None:
                 break
-            self._free(page)
-            count += 1
-        self.counts.retired += count
-        return count
+            looked += 1
+            if self._below.contains(name):
+                self._free(page)
+                self.counts.retired += 1
+            else:
+                self._index.pass_over(page, seconds)
+        return looked
 
     def evict(self, names: Collection[PageName]) -> Evicted:
         """The idle pages of these names leave, whatever leases they have. O(names)."""

@@ -13,6 +13,10 @@ a wish and no pin: there is always a first page while any is offered. It ends by
 A tenant's share is a number of pages that others' pressure does not take while somebody is above
 his own; without one it is 0. A tenant's count is of all its resident pages, owned or not.
 
+`oldest` is another question: which offered page without a lease was used longest ago, whatever its
+place. A policy may put a page far back that nobody comes for any more, so the one order says
+nothing about the other; it has a heap of its own (`ages`).
+
 Everything is O(log n) amortised. Nothing is searched: heaps keep stale entries, which are skipped
 when they come up, told by the serial number of their offer, and swept when they outnumber the
 rest. `above` and `within` hold tenants by a lower bound of their first place: it is put right when
@@ -23,6 +27,7 @@ It knows numbers for pages, places and tenants; what a place means is the policy
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
@@ -39,6 +44,7 @@ class _Offer:
     tick: int
     tenant: Tenant
     early: bool
+    used_at: float
     serial: int = 0
 
 
@@ -74,6 +80,7 @@ class EvictionOrder:
         self._ends: list[tuple[float, int]] = []  # of leases, those that are over or replaced too
         self._holdings: dict[Tenant, _Holding] = {}
         self._early: list[Entry] = []
+        self._ages: list[Entry] = []  # by the last use, in the place's place
         self._leased: list[tuple[float, Entry]] = []
         self._above: list[tuple[Entry, Tenant]] = []
         self._within: list[tuple[Entry, Tenant]] = []
@@ -88,7 +95,7 @@ class EvictionOrder:
     @property
     def entries(self) -> int:
         """Entries of all heaps, the stale ones included: what the order costs in memory."""
-        heaps = (self._early, self._leased, self._above, self._within, self._ends)
+        heaps = (self._early, self._ages, self._leased, self._above, self._within, self._ends)
         return sum(map(len, heaps)) + sum(len(item.leaves) for item in self._holdings.values())
 
     @property
@@ -132,14 +139,21 @@ class EvictionOrder:
             self._rank(tenant, holding)
 
     def offer(
-        self, page: int, place: float, *, tick: int, tenant: Tenant, early: bool = False
+        self,
+        page: int,
+        place: float,
+        *,
+        tick: int,
+        tenant: Tenant,
+        early: bool = False,
+        used_at: float = 0.0,
     ) -> None:
         """The page may go now, or has another place from now on. tick: breaks ties, smaller first.
 
-        early: computed ahead, and no request has had it.
+        early: computed ahead, and no request has had it. used_at: last, seconds, for `oldest`.
         """
         assert tenant in self._holdings, "a page of somebody who has none"
-        offer = self._offers[page] = _Offer(place, tick, tenant, early)
+        offer = self._offers[page] = _Offer(place, tick, tenant, early, used_at)
         self._put(page, offer)
 
     def withdraw(self, page: int) -> None:
@@ -173,9 +187,25 @@ class EvictionOrder:
             heappop(self._leased)
         return None
 
+    def oldest(self, before: float) -> int | None:
+        """Of the offered pages without a lease the one used longest ago, if that was no later than
+        `before` (seconds)."""
+        self._end_leases()
+        head = self._head(self._ages)
+        return None if head is None or head[0] > before else head[3]
+
+    def pass_over(self, page: int, used_at: float) -> None:
+        """What `oldest` said is to count there, until it is offered anew, as used at this time."""
+        head = self._ages[0]
+        assert head[3] == page, "not the oldest"
+        assert self._valid(head), "not the oldest any more"
+        heapreplace(self._ages, (used_at, *head[1:]))
+
     def check(self) -> None:
         """Every invariant, in O(n). For tests."""
         early, leased = set(self._early), set(self._leased)
+        ages = Counter(entry[3] for entry in self._ages if self._valid(entry))
+        assert ages == Counter(self._offers.keys() - self._leases.keys()), "an age that nobody sees"
         ends = {(until, page) for page, until in self._leases.items()}
         assert ends <= set(self._ends), "a lease that never ends"
         for page, offer in self._offers.items():
@@ -212,7 +242,10 @@ class EvictionOrder:
             if len(self._leased) > 2 * len(self._offers) + SLACK:
                 self._leased = [item for item in self._leased if self._valid(item[1])]
                 heapify(self._leased)
-        elif offer.early:
+            return
+        age = (offer.used_at, offer.tick, offer.serial, page)
+        self._push(self._ages, age, len(self._offers))
+        if offer.early:
             self._push(self._early, entry, len(self._offers))
         else:
             holding = self._holdings[offer.tenant]

@@ -250,8 +250,7 @@ class HostPages:
         left = stayed = 0
         for slot in self._index.resident(names):
             if self.pool.state(slot) is PageState.CACHED and not self._index.has_children(slot):
-                self._unname(slot)
-                self.pool.evict(slot)
+                self._free(slot)
                 left += 1
             else:
                 stayed += 1
@@ -259,13 +258,21 @@ class HostPages:
         return Evicted(left, stayed)
 
     def retire(self, seconds: float, most: int) -> int:
-        """Evict up to so many pages that nobody used for so long, if what is below has them."""
-        count = 0
-        while count < most and (name := self._index.stale(seconds)) is not None:
-            if self._below is None or not self._below.contains(name):
+        """Look at up to so many pages that nobody used for so long, those first that are idle for
+        longest, and evict what is below as well. Leased ones stay. How many were looked at."""
+        looked = 0
+        while self._below is not None and looked < most:
+            slot = self._index.stale(seconds)
+            name = None if slot is None else self._index.name(slot)
+            if slot is None or name is None:
                 break
-            count += self._evict_one()
-        return count
+            looked += 1
+            if self._below.contains(name):
+                self._free(slot)
+                self._evicted += 1
+            else:
+                self._index.pass_over(slot, seconds)
+        return looked
 
     def restart(self) -> None:
         """Begin anew with nothing: no step and no thread has a slot."""
@@ -350,12 +357,15 @@ class HostPages:
         self._checksums.pop(slot, None)
         self._index.remove(slot)
 
+    def _free(self, slot: Slot) -> None:
+        self._unname(slot)
+        self.pool.evict(slot)
+
     def _evict_one(self) -> bool:
         slot = self._index.next_victim()
         if slot is None:
             return False
-        self._unname(slot)
-        self.pool.evict(slot)
+        self._free(slot)
         self._evicted += 1
         return True
 

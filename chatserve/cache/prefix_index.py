@@ -30,6 +30,7 @@ from prefix_store.names import PageName
 
 REMEMBERED_SLOTS = 65_536  # uses of pages that are gone: 256 KiB
 TOKEN_BYTES = 4  # token ids are int32
+AGAIN = 0.25  # of an age: until a page so old that could not go is looked at again
 LIKE_MOST = 32  # pages that are compared to say where a prompt first differs
 
 
@@ -315,13 +316,15 @@ class PrefixIndex:
         nothing."""
         return self._order.first()
 
-    def stale(self, seconds: float) -> PageName | None:
-        """The name of the page to evict next, if it was last used so long ago."""
-        page = self._order.first()
-        if page is None:
-            return None
-        entry = self._by_page[page]
-        return entry.name if self._clock() - entry.seconds >= seconds else None
+    def stale(self, seconds: float) -> PageId | None:
+        """The idle leaf without a lease that was used longest ago, if that is so long ago; the
+        order of eviction has no say. None where there is none."""
+        return self._order.oldest(self._clock() - seconds)
+
+    def pass_over(self, page: PageId, seconds: float) -> None:
+        """What `stale` has just said must stay: it says so again in `seconds` * AGAIN, so that it
+        is in nobody's way until then."""
+        self._order.pass_over(page, self._clock() - seconds * (1 - AGAIN))
 
     def check(self) -> None:
         """Every invariant, in O(pages). For tests."""
@@ -398,6 +401,7 @@ class PrefixIndex:
             tick=leaf.used,
             tenant=leaf.tenant,
             early=leaf.drafted,
+            used_at=leaf.seconds,
         )
 
 

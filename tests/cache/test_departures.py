@@ -2,9 +2,15 @@
 
 from functools import partial
 
+import pytest
+
 from chatserve.cache.block_manager import BlockManager
 from chatserve.cache.departures import Evicted
-from chatserve.cache.prefix_index import Namespace, PrefixIndex
+from chatserve.cache.eviction import POLICIES
+from chatserve.cache.host_pages import HostPages
+from chatserve.cache.prefix_index import AGAIN, Namespace, PrefixIndex
+from chatserve.cache.transit import Keep
+from prefix_store.names import token_bytes
 from tests.cache.test_block_manager import SIZE, filled, names_of, pages
 
 OLD, NEW, LAST = list(range(12)), list(range(20, 32)), list(range(40, 52))  # three pages each
@@ -34,9 +40,11 @@ class Below:
         pass
 
 
-def house(count: int, below: Below | None = None) -> tuple[BlockManager, Clock]:
+def house(
+    count: int, below: Below | None = None, policy: str = "patience"
+) -> tuple[BlockManager, Clock]:
     clock = Clock()
-    order = partial(PrefixIndex, clock=clock)
+    order = partial(PrefixIndex, clock=clock, eviction=POLICIES[policy])
     return BlockManager(pages=count, page_size=SIZE, order=order, below=below), clock
 
 
@@ -200,3 +208,99 @@ def test_leases_of_several_tenants_are_one_order() -> None:
     assert index.next_victim() == 0, "within its share, but the others are leased"
     assert index.leased == 2
     index.check()
+
+
+def host_with(below: Below, clock: Clock, policy: str) -> HostPages:
+    order = partial(PrefixIndex, clock=clock, eviction=POLICIES[policy])
+    return HostPages(slots=40, below=below, order=order)
+
+
+def saved(host: HostPages, tokens: list[int]) -> None:
+    """What is used comes up from there; what is not there is saved there."""
+    names, above = names_of(tokens), None
+    for index, name in enumerate(names):
+        page = token_bytes(tokens[index * SIZE : (index + 1) * SIZE])
+        slot = host.take(name, page)
+        if slot is None:
+            slot = host.begin(name)
+            assert slot is not None
+            assert host.end(slot, Keep(0, name, above, index, page), arrived=True, checksum=index)
+        host.release(slot)
+        above = name
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_chat_that_was_used_often_leaves_after_the_limit_while_others_come(policy: str) -> None:
+    below = Below()
+    blocks, clock = house(40, below, policy)
+    host = host_with(below, clock, policy)
+    below.names.update(names_of(OLD))
+    for _ in range(5):
+        told(blocks, OLD)
+        saved(host, OLD)
+        clock.now += 1
+    last_use = clock.now - 1
+    stayed: list[int] = []
+    for number in range(10):
+        clock.now += 9
+        other = [1000 + 100 * number + token for token in range(12)]
+        below.names.update(names_of(other))
+        told(blocks, other)
+        saved(host, other)
+        blocks.retire(60.0, 256)
+        host.retire(60.0, 256)
+        is_due = clock.now - last_use >= 60.0
+        assert (pages(blocks, OLD) == 0) == is_due, (policy, clock.now - last_use)
+        assert any(map(host.holds, names_of(OLD))) != is_due, (policy, clock.now - last_use)
+        stayed.append(pages(blocks, other))
+        blocks.check()
+        host.check()
+    assert stayed == [3] * 10
+    assert blocks.statistics().evicted_for_space_total == 0
+
+
+def test_a_lease_holds_against_the_limit_of_idle_time_until_it_ends() -> None:
+    below = Below()
+    blocks, clock = house(20, below)
+    host = host_with(below, clock, "patience")
+    for tokens in (OLD, NEW):
+        below.names.update(names_of(tokens))
+        told(blocks, tokens)
+        saved(host, tokens)
+    assert blocks.lease(names_of(OLD), 600.0) == host.lease(names_of(OLD), 600.0) == 3
+    clock.now += 599.0
+    assert (blocks.retire(60.0, 100), host.retire(60.0, 100)) == (3, 3)
+    assert (pages(blocks, OLD), pages(blocks, NEW)) == (3, 0)
+    assert (host.holds(names_of(OLD)[2]), host.holds(names_of(NEW)[0])) == (True, False)
+    clock.now += 1.0
+    assert (blocks.retire(60.0, 100), host.retire(60.0, 100)) == (3, 3)
+    assert pages(blocks, OLD) == 0
+    assert not any(map(host.holds, names_of(OLD)))
+    blocks.check()
+    host.check()
+
+
+def test_what_has_no_copy_is_in_nobodys_way_and_is_looked_at_again() -> None:
+    below = Below()
+    blocks, clock = house(20, below)
+    host = host_with(below, clock, "patience")
+    below.names.update(names_of(OLD))
+    saved(host, OLD)  # has a copy, so that it does not wait for one here
+    below.names.clear()
+    told(blocks, OLD)
+    clock.now += 1.0
+    below.names.update(names_of(NEW))
+    told(blocks, NEW)
+    saved(host, NEW)
+    clock.now += 60.0
+    assert blocks.retire(60.0, 100) == 4, "the last page of one chat, and all of the other's"
+    assert host.retire(60.0, 100) == 4
+    assert (pages(blocks, OLD), pages(blocks, NEW)) == (3, 0)
+    assert blocks.retire(60.0, 100) == host.retire(60.0, 100) == 0, "not at every look"
+    below.names.update(names_of(OLD))
+    clock.now += 60.0 * AGAIN
+    assert blocks.retire(60.0, 2) == host.retire(60.0, 2) == 2
+    assert pages(blocks, OLD) == 1, "no more than it was told"
+    assert blocks.retire(60.0, 2) == host.retire(60.0, 2) == 1
+    blocks.check()
+    host.check()

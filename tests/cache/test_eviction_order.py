@@ -166,10 +166,30 @@ class IndexMachine(RuleBasedStateMachine):
             (path,) = (path for path, number in self.numbers.items() if number == victim)
             self.gone[path] = self.pages.pop(path).uses
 
+    def oldest(self, seconds: float) -> int | None:
+        """Whoever is idle for longest and for so long, whatever its place; leased pages stay."""
+        idle = [
+            page
+            for page in self.leaves()
+            if page.lease <= self.now and self.now - page.seconds >= seconds
+        ]
+        ordered = sorted(idle, key=lambda page: (page.seconds, page.used))
+        return self.number(ordered[0].path) if ordered else None
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 4.0]))
+    def retire(self, seconds: float) -> None:
+        page = self.index.stale(seconds)
+        assert page == self.oldest(seconds)
+        if page is not None:
+            self.index.remove(page)
+            (path,) = (path for path, number in self.numbers.items() if number == page)
+            self.gone[path] = self.pages.pop(path).uses
+
     @invariant()
     def the_first_is_the_models_first(self) -> None:
         if not hasattr(self, "index"):
             return
+        assert self.index.stale(2.0) == self.oldest(2.0)
         self.index.check()
         assert self.index.next_victim() == self.expected()
         assert self.index.next_victim() == self.expected(), "asking changed something"
