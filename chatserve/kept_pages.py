@@ -6,6 +6,7 @@ log, and is tried again every few seconds until it works.
 
 import asyncio
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Collection, Sequence
@@ -38,15 +39,19 @@ OPENING_SECONDS = 2.0  # that a start waits: what is found then need not be comp
 UPKEEP_SECONDS = 60.0  # between two looks for pages that are too old
 PROBE_SECONDS = 2.0  # between two tries of a disk that failed
 _DAY_SECONDS = 86_400.0
+_UNBOUNDED = 1 << 62
 _KEEP_BYTES = 8 << 20  # copied down by one job: some milliseconds of one thread
 
 
 class LateSlab:
     """A slab that may still be opening (`traffic.Depot`): so long it has nothing, and a page that
-    is brought to it waits in its thread. slab: None too where it could not be opened."""
+    is brought to it waits in its thread. slab: None too where it could not be opened, and where
+    pages are only dropped, from the store's other slabs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, drops_only: bool = False) -> None:
         self.slab: Slab | None = None
+        self.store: PageStore | None = None
+        self._drops_only = drops_only
         self.opened = threading.Event()
 
     def find(self, names: Sequence[PageName]) -> int:
@@ -84,19 +89,31 @@ class LateSlab:
         return [False] * len(writes) if self.slab is None else self.slab.put(writes)
 
     def drop(self, names: Collection[PageName]) -> int:
-        """As `Slab.drop`, when it is open. Raises StoreError too where it could not be opened: what
-        is to be forgotten may be in there."""
+        """As `PageStore.drop`, when it is open: in the slabs of other models, types and page sizes
+        too. Raises StoreError too where it could not be opened: what is to be forgotten may be in
+        there."""
         self.opened.wait()
-        if self.slab is None:
+        if self.store is None or (self.slab is None and not self._drops_only):
             raise StoreError("the page store could not be opened, so nothing in it can be dropped")
-        return self.slab.drop(names)
+        return self.store.drop(names)
 
 
 class KeptPages:
-    """A store with one slab open. `run` looks after it; `close` ends it. Blocking where it says."""
+    """A store with one slab open. `run` looks after it; `close` ends it. Blocking where it says.
 
-    def __init__(self, settings: Settings, secret: MasterSecret, shape: PageShape) -> None:
-        self.depot = LateSlab()
+    drops_only: no page is kept or found, but what an earlier server has kept can be forgotten.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        secret: MasterSecret,
+        shape: PageShape,
+        *,
+        drops_only: bool = False,
+    ) -> None:
+        self.drops_only = drops_only
+        self.depot = LateSlab(drops_only=drops_only)
         self._settings = settings
         self._secret = secret
         self._shape = shape
@@ -108,14 +125,16 @@ class KeptPages:
 
     @classmethod
     def open(cls, settings: Settings, secret: MasterSecret, shape: PageShape) -> "KeptPages | None":
-        """Open it; None where none is wanted. One that cannot be opened now is tried again.
+        """Open it; None where none is wanted and none is there. One that is there is opened for
+        drops whatever is wanted. One that cannot be opened now is tried again.
 
         Blocks for a few seconds at the most: what takes longer goes on in a thread, and until then
         nothing is found.
         """
-        if settings.disk_capacity == 0 or not settings.prefix_cache:
+        wanted = settings.disk_capacity != 0 and settings.prefix_cache
+        if not wanted and not os.path.lexists(settings.data_dir / FOLDER_NAME):
             return None
-        kept = cls(settings, secret, shape)
+        kept = cls(settings, secret, shape, drops_only=not wanted)
         threading.Thread(target=kept._open, name="chatserve-slab", daemon=True).start()
         kept.depot.opened.wait(OPENING_SECONDS)
         return kept
@@ -135,13 +154,18 @@ class KeptPages:
                     self._store = PageStore.open(
                         self._folder,
                         self._secret,
-                        capacity_bytes=_capacity(settings, self._folder),
+                        capacity_bytes=self._capacity(),
                         max_age_seconds=settings.max_page_age,
                     )
-                self.depot.slab = self._store.slab(self._shape)
+                    self.depot.store = self._store
+                if not self.drops_only:
+                    self.depot.slab = self._store.slab(self._shape)
             except (StoreError, OSError, ImportError) as error:
                 if str(error) != self._trouble:
-                    _log.warning("pages are not kept over restarts: %s", error)
+                    lost = (
+                        "cannot be forgotten" if self.drops_only else "are not kept over restarts"
+                    )
+                    _log.warning("pages %s: %s", lost, error)
                 self._trouble = str(error)
             else:
                 if self._trouble is not None:
@@ -154,6 +178,8 @@ class KeptPages:
 
     def limits(self, settings: Settings) -> TierLimits:
         """What the engine may do with it."""
+        if self.drops_only:
+            return TierLimits(keep_pages=0)
         budget, page_bytes = settings.disk_write_budget, self._shape.page_bytes
         return TierLimits(
             keep_pages=max(1, _KEEP_BYTES // page_bytes),
@@ -166,18 +192,17 @@ class KeptPages:
         due = loop.time() + UPKEEP_SECONDS
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            statistics = self.statistics()
-            if statistics is None:
+            if not self.depot.opened.is_set():
                 continue
-            if statistics.degraded is not None:
+            if self._trouble is not None or (self._store and self._store.statistics().degraded):
                 await asyncio.to_thread(self._probe)
             elif loop.time() >= due and self._store is not None:
                 due = loop.time() + UPKEEP_SECONDS
                 await asyncio.to_thread(self._store.gc)
 
     def statistics(self) -> StoreStatistics | None:
-        """A frozen picture; None while it opens."""
-        if not self.depot.opened.is_set():
+        """A frozen picture; None while it opens, and where no pages are kept."""
+        if self.drops_only or not self.depot.opened.is_set():
             return None
         trouble, store = self._trouble, self._store
         if store is not None:
@@ -206,11 +231,13 @@ class KeptPages:
         elif self.depot.slab.probe():
             _log.info("the page store writes again")
 
-
-def _capacity(settings: Settings, folder: Path) -> int:
-    """Bytes. What the folder holds already counts as free."""
-    if settings.disk_capacity is not None:
-        return settings.disk_capacity
-    there = sum(entry.stat().st_size for entry in folder.iterdir()) if folder.is_dir() else 0
-    free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free + there
-    return min(CAPACITY_MOST, int(free * CAPACITY_SHARE))
+    def _capacity(self) -> int:
+        """Bytes. What the folder holds already counts as free."""
+        settings, folder = self._settings, self._folder
+        if self.drops_only:
+            return _UNBOUNDED  # nothing is written, and nothing has to go but what is dropped
+        if settings.disk_capacity is not None:
+            return settings.disk_capacity
+        there = sum(entry.stat().st_size for entry in folder.iterdir()) if folder.is_dir() else 0
+        free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free + there
+        return min(CAPACITY_MOST, int(free * CAPACITY_SHARE))

@@ -8,7 +8,7 @@ once in 2^64 / names. As the slab's last checkpoint had them: hints, and never p
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from prefix_store.files import read_bytes
 from prefix_store.layout import (
@@ -40,10 +40,17 @@ class OtherPages:
         self._is_there = is_there
         self._hints = array("Q", sorted(map(_hint, names)))
 
+    def forget(self, names: Collection[PageName]) -> None:
+        """These are not there any more: they were dropped."""
+        gone = {_hint(name) for name in names if name in self}
+        if gone:
+            # Another array in its place, and at once: somebody may be looking into this one.
+            self._hints = array("Q", [hint for hint in self._hints if hint not in gone])
+
     def __contains__(self, name: PageName) -> bool:
-        hint = _hint(name)
-        place = bisect_left(self._hints, hint)
-        return place < len(self._hints) and self._hints[place] == hint and self._is_there()
+        hint, hints = _hint(name), self._hints
+        place = bisect_left(hints, hint)
+        return place < len(hints) and hints[place] == hint and self._is_there()
 
 
 def read_others(place: Place) -> tuple[OtherPages, ...]:
@@ -55,20 +62,33 @@ def read_others(place: Place) -> tuple[OtherPages, ...]:
     return tuple(pages for pages in found if pages is not None)
 
 
-def _read(place: Place, stem: str) -> OtherPages | None:
+def identity(place: Place, stem: str) -> tuple[PageShape, bytes, int] | None:
+    """Shape, slab id and length in bytes of a slab that is not opened; None where its header is
+    damaged, or was written under another secret. Raises OSError."""
     files = place.files
+    descriptor = files.open(place.path(stem, ".slab"), create=False, writable=False)
     try:
-        descriptor = files.open(place.path(stem, ".slab"), create=False, writable=False)
-        try:
-            raw, length = read_bytes(files, descriptor, UNIT, 0), files.size(descriptor)
-        finally:
-            files.close(descriptor)
+        raw, length = read_bytes(files, descriptor, UNIT, 0), files.size(descriptor)
+    finally:
+        files.close(descriptor)
+    try:
         if file_header_version(raw)[0] != SLAB_MAGIC:
             return None
         shape, slab_id = shape_of(raw), slab_id_of(raw)
-        if raw != slab_header(place.keys, shape, slab_id) or slab_stem(shape) != stem:
+    except (ValueError, struct.error):
+        return None
+    if raw != slab_header(place.keys, shape, slab_id) or slab_stem(shape) != stem:
+        return None
+    return shape, slab_id, length
+
+
+def _read(place: Place, stem: str) -> OtherPages | None:
+    try:
+        found = identity(place, stem)
+        if found is None:
             return None
-        table = Table(files, place.path(stem, ".table"), place.keys, shape, slab_id)
+        shape, slab_id, length = found
+        table = Table(place.files, place.path(stem, ".table"), place.keys, shape, slab_id)
         try:
             _, records, _ = table.load(SlotLayout(shape).slots_in(length), repair=False)
         finally:

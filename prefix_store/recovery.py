@@ -15,6 +15,7 @@ import gc
 import logging
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +171,12 @@ def remove_slab(place: Place, stem: str) -> None:
         place.files.unlink(place.path(stem, ending))
     if gone:
         place.files.sync_folder(place.folder)
+
+
+def remove_rest(place: Place, stem: str) -> None:
+    """Remove what is left of a slab that somebody else has taken away, be it nothing."""
+    with suppress(FileNotFoundError):
+        remove_slab(place, stem)
 
 
 def saved_at(place: Place, stem: str) -> float | None:

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ from prefix_store.errors import StoreError, StoreLocked
 from prefix_store.files import FOLDER_MODE, Files, LocalFiles
 from prefix_store.keys import MasterSecret
 from prefix_store.layout import slab_stem
-from prefix_store.others import OtherPages, read_others
+from prefix_store.names import PageName
+from prefix_store.others import OtherPages, identity, read_others
 from prefix_store.recovery import (
     ENDINGS,
     MINIMUM_BYTES,
     Place,
     open_slots,
+    remove_rest,
     remove_slab,
     saved_at,
 )
@@ -42,7 +44,10 @@ class PageStore:
         self._lock_descriptor: int | None = lock_descriptor
         self._max_age_seconds = max_age_seconds
         self._slabs: dict[str, Slab] = {}
+        self._others: tuple[OtherPages, ...] = ()
+        self._idle_names: dict[str, OtherPages] = {}  # of slabs that `drop` has looked into
         self._lock = threading.RLock()
+        self._turn = threading.Lock()  # of who opens a slab, or closes one; before `_lock`
 
     @classmethod
     def open(
@@ -93,7 +98,7 @@ class PageStore:
         the log. Raises StoreError where the disk refuses or the capacity is too small.
         """
         stem = slab_stem(shape)
-        with self._lock:
+        with self._turn, self._lock:
             if self._lock_descriptor is None:
                 raise StoreError("the page store is closed")
             if stem not in self._slabs:
@@ -124,7 +129,69 @@ class PageStore:
 
     def others(self) -> tuple[OtherPages, ...]:
         """The names of pages in slabs that are not opened, by those used last. Reads files."""
-        return read_others(self._place)
+        self._others = read_others(self._place)
+        return self._others
+
+    def drop(self, names: Collection[PageName]) -> int:
+        """Forget pages in every slab of the folder, as `Slab.drop` does in one; how many there
+        were. Slabs that nobody has opened are opened for it, one by one, and given back: each once,
+        and later only if it may have one of the names. Left alone is a slab whose header is damaged
+        or was written under another secret: nobody can read its pages.
+
+        Raises StoreError where the disk refuses: call it again with the same names.
+        """
+        wanted = frozenset(names)
+        with self._turn:
+            if self._lock_descriptor is None:
+                raise StoreError("the page store is closed")
+            slabs = tuple(self._slabs.values())
+            count = sum(slab.drop(wanted) for slab in slabs)
+            for stem in self._place.room.idle:
+                known = self._idle_names.get(stem)
+                if known is None or any(name in known for name in wanted):
+                    count += self._drop_idle(stem, wanted)
+            for pages in self._others:
+                pages.forget(wanted)
+        return count
+
+    def _drop_idle(self, stem: str, names: frozenset[PageName]) -> int:
+        """Of a slab that nobody has opened."""
+        room = self._place.room
+        self._idle_names.pop(stem, None)
+        room.adopt(stem)
+        try:
+            return self._drop_adopted(stem, names)
+        except FileNotFoundError:
+            # Without its slab the table is of no use, and it says names.
+            room.leave(stem, 0, partial(remove_rest, self._place, stem))
+            try:
+                room.remove(stem)
+            except OSError as error:
+                raise StoreError(f"what is left of a slab cannot be removed: {error}") from error
+            return 0
+        except OSError as error:
+            raise StoreError(f"a slab of another model cannot be opened: {error}") from error
+        finally:
+            with suppress(OSError):
+                self._survey(stem)
+
+    def _drop_adopted(self, stem: str, names: frozenset[PageName]) -> int:
+        place = self._place
+        found = identity(place, stem)
+        if found is None:
+            log.warning("%s.slab is damaged, or of another secret: left alone", stem)
+            return 0
+        slots, sealer = open_slots(place, found[0])
+        slab = Slab(slots, sealer, place.keys, place.clock)
+        try:
+            count = slab.drop(names)
+            # Its files are young from now on, so what is too old in it goes page by page.
+            slab.gc(self._max_age_seconds)
+            left, room = tuple(slots.index.entries), place.room
+        finally:
+            slab.close()
+        self._idle_names[stem] = OtherPages(found[0], left, lambda: stem in room.idle)
+        return count
 
     def gc(self) -> int:
         """Remove pages, and slabs that are not opened, unused for longer than `max_age_seconds`;
@@ -162,7 +229,7 @@ class PageStore:
 
     def close(self) -> None:
         """Close all slabs and give the folder back. Idempotent."""
-        with self._lock:
+        with self._turn, self._lock:
             for slab in self._slabs.values():
                 slab.close()
             descriptor, self._lock_descriptor = self._lock_descriptor, None

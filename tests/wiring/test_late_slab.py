@@ -126,6 +126,29 @@ def test_it_can_be_turned_off(tmp_path: Path, off: tuple[str, str]) -> None:
     assert not (tmp_path / "pages").exists()
 
 
+@pytest.mark.parametrize("off", [("--disk-capacity", "0"), ("--prefix-cache", "off")])
+def test_turned_off_it_still_forgets(tmp_path: Path, off: tuple[str, str]) -> None:
+    kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
+    assert kept.depot.put([_write()]) == [True]
+    kept.close()
+    kept = KeptPages.open(_settings(tmp_path, *off), SECRET, SHAPE)
+    assert kept is not None
+    assert kept.statistics() is None
+    assert kept.others == ()
+    assert kept.limits(_settings(tmp_path, *off)).keep_pages == 0
+    assert kept.depot.find([NAME]) == 0
+    assert kept.depot.put([_write()]) == [False]
+    assert kept.depot.drop([NAME]) == 1
+    kept.close()
+    with pytest.raises(StoreError, match="closed"):
+        kept.depot.drop([NAME])
+    again = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert again is not None
+    assert not again.depot.contains(NAME)
+    again.close()
+
+
 def test_a_folder_that_others_can_read_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
