@@ -200,3 +200,38 @@ async def test_a_copy_that_is_just_being_made_is_dropped_with_the_rest() -> None
         await forgetting
         await quiet(house)
         assert not depot.kept.keys() & set(names)
+
+
+class SlowDropDepot(FakeDepot):
+    """A depot that takes its time to forget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.may_go_on = threading.Event(), threading.Event()
+
+    def drop(self, names):
+        self.began.set()
+        assert self.may_go_on.wait(60)
+        return super().drop(names)
+
+
+async def test_what_the_disk_has_not_yet_dropped_is_not_looked_for_there() -> None:
+    depot = SlowDropDepot()
+    house = build(Setup(depot=depot))
+    names = house.prepare(ask(PROMPT)).names
+    async with running(house) as engine:
+        first = await said(engine, house)
+        await kept_below(house, names)
+        try:
+            forgetting = asyncio.create_task(engine.forget(names))
+            assert await asyncio.to_thread(depot.began.wait, 60)
+            assert depot.kept.keys() >= set(names), "it is all there still"
+            assert house.blocks.below(names, 0) == 0
+            reads, hits = depot.reads, house.blocks.statistics().hit_tokens
+            assert await said(engine, house) == first
+            assert (depot.reads, house.blocks.statistics().hit_tokens) == (reads, hits)
+        finally:
+            depot.may_go_on.set()
+        await forgetting
+        assert not house.blocks.forgetting._below
+        await quiet(house)
