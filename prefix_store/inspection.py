@@ -10,9 +10,10 @@ free (nothing but zeros, and the table knows that), or wrong, in one of these wa
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from prefix_store.files import Files, read_bytes
 from prefix_store.gone import Gone
@@ -27,6 +28,8 @@ from prefix_store.layout import (
     slab_stem,
     unpack_slot_header,
 )
+from prefix_store.names import PageName
+from prefix_store.proof import slots_with
 from prefix_store.recovery import slab_header
 from prefix_store.sealing import Sealer, StoreKeys
 from prefix_store.slab_file import SlabFile
@@ -72,6 +75,33 @@ def inspect(folder: Path, secret: MasterSecret, files: Files, *, verify: bool) -
     keys = StoreKeys(secret)
     stems = {name.partition(".")[0] for name in files.list_folder(folder) if name.endswith(".slab")}
     return [_Inspection(folder, stem, keys, files).run(verify=verify) for stem in sorted(stems)]
+
+
+class KeptTokens(NamedTuple):
+    """What a page on the disk continues its chain with. position: its index in the chain; tokens:
+    its ids, int32 bytes."""
+
+    name: PageName
+    shape: PageShape
+    position: int
+    tokens: bytes
+
+
+def kept_tokens(
+    folder: Path, secret: MasterSecret, names: Collection[PageName]
+) -> list[KeptTokens]:
+    """The token ids of these pages, as far as they lie in a folder, ordered by their positions. It
+    is read and not locked, so that a store that runs may be looked at: a page that is just being
+    written is left out. Raises OSError, ValueError for a slab that is none."""
+    keys, found = StoreKeys(secret), list[KeptTokens]()
+    for path in sorted(folder.glob("*.slab")):
+        shape, slab_id, slots = slots_with(path, names)
+        sealer = Sealer(keys, shape, slab_id)
+        for header, slot in slots:
+            tokens = sealer.tokens(header, sealer.layout.parts(slot))
+            if tokens is not None:
+                found.append(KeptTokens(header.name, shape, header.position, tokens))
+    return sorted(found, key=lambda page: page.position)
 
 
 class _Inspection:

@@ -15,11 +15,13 @@ from pathlib import Path
 from prefix_store.layout import (
     SLOT_HEADER_BYTES,
     UNIT,
+    SlotHeader,
     SlotLayout,
     shape_of,
     slab_id_of,
     unpack_slot_header,
 )
+from prefix_store.values import PageShape
 
 PIECE_BYTES = 32  # so many random bytes are nowhere by chance
 PIECES = 16
@@ -62,23 +64,32 @@ def noted(folder: Path, names: Collection[bytes]) -> list[Witness]:
     """The pages of these names as they lie in a folder now, wherever they do: it is read and not
     locked, so that a store that runs may be looked at. Raises OSError, and ValueError for a slab
     that is none."""
-    wanted, found = frozenset(names), list[Witness]()
+    found: list[Witness] = []
     for path in sorted(folder.glob("*.slab")):
-        with path.open("rb") as file:
-            head = file.read(UNIT)
-            shape, slab_id = shape_of(head), slab_id_of(head)
-            layout, slot = SlotLayout(shape), 0
-            while True:
-                file.seek(layout.offset(slot))
-                raw = file.read(layout.sealed_bytes)
-                if len(raw) < layout.sealed_bytes:
-                    break
-                header = unpack_slot_header(shape, slab_id, memoryview(raw))
-                if header is not None and header.name in wanted:
-                    sealed = memoryview(raw)[SLOT_HEADER_BYTES:]
-                    found.append(Witness.of_slot(header.name, sealed))
-                slot += 1
+        for header, slot in slots_with(path, names)[2]:
+            found.append(Witness.of_slot(header.name, slot[SLOT_HEADER_BYTES:]))
     return found
+
+
+def slots_with(
+    path: Path, names: Collection[bytes]
+) -> tuple[PageShape, bytes, list[tuple[SlotHeader, memoryview]]]:
+    """A slab's shape and id, and its slots of pages of these names: each header, and all that was
+    sealed. Raises OSError, and ValueError for a slab that is none."""
+    wanted, found = frozenset(names), list[tuple[SlotHeader, memoryview]]()
+    with path.open("rb") as file:
+        head = file.read(UNIT)
+        shape, slab_id = shape_of(head), slab_id_of(head)
+        layout, slot = SlotLayout(shape), 0
+        while True:
+            file.seek(layout.offset(slot))
+            raw = file.read(layout.sealed_bytes)
+            if len(raw) < layout.sealed_bytes:
+                return shape, slab_id, found
+            header = unpack_slot_header(shape, slab_id, memoryview(raw))
+            if header is not None and header.name in wanted:
+                found.append((header, memoryview(raw)))
+            slot += 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ What is looked for is noted before: by the commands that docs/conversations.md g
 """
 
 import asyncio
+import inspect
 import random
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from chatserve import assembly, conversation_pages
 from tests.wiring.server import Revived, reviving
 from tests.wiring.test_kept_pages import _all_kept
 
@@ -192,3 +194,32 @@ async def test_kill_9_at_any_point_of_a_deletion(tmp_path: Path, seed: int) -> N
                 assert answer.status_code == 204
             await no_deletion_under_way(client)
         await asyncio.to_thread(proof.assert_nothing_is_left)
+
+
+async def test_pages_of_a_public_prompt_are_no_part_of_the_proof(tmp_path: Path) -> None:
+    """They stay, as others use them; the proof of all that goes still succeeds."""
+    text = "You answer questions about our shop of pages. " + "Be kind to every page of it. " * 8
+    with reviving(tmp_path) as revived:
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            made = await client.post("/admin/prompts", json={"name": "shop", "text": text})
+            assert made.is_success, made.text
+            body = {"system": text, "settings": SETTINGS}
+            deleted = (await client.post("/api/conversations", json=body)).json()["id"]
+            await told(client, deleted, {"id": "a", "content": f"Is it true? {SECRET}"})
+            await _all_kept(client)
+            listed = run("chatserve.conversation_pages", str(revived.data), deleted)
+            assert "pages of public prompts are left out" in listed.stderr
+            left_out = int(listed.stderr.split()[1])
+            assert left_out >= 3, listed.stderr
+            proof = await asyncio.to_thread(Proof, revived, deleted)
+            assert proof.pages == len(proof.names), "each once, all that are its own"
+            assert (await client.delete(f"/api/conversations/{deleted}")).status_code == 204
+            await asyncio.to_thread(proof.assert_nothing_is_left)
+            disk = (await client.get("/admin/cache")).json()["disk"]
+            assert sum(slab["pages"] for slab in disk["slabs"]) == left_out
+
+
+def test_the_command_names_pages_as_the_server_does() -> None:
+    assert conversation_pages.LAYOUT.format(16) == assembly._layout(16)
+    assert f'secret.derive("{conversation_pages.NAMES_LABEL}")' in inspect.getsource(assembly.load)
