@@ -10,7 +10,9 @@ python -m prefix_store forgotten DIR   search for what was noted; exit status 1 
 
 import argparse
 import json
+import math
 import os
+import re
 import stat
 import sys
 from collections.abc import Sequence
@@ -58,8 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser("stats", parents=[folder, secret, report], help="what is there")
     stats.set_defaults(act=_stats)
     gc = commands.add_parser("gc", parents=[folder, secret], help="remove old pages")
-    gc.add_argument("--max-age", type=float, metavar="SECONDS", help="unused for longer: removed")
-    gc.add_argument("--capacity", type=int, metavar="BYTES", help="all files together, at most")
+    gc.add_argument("--max-age", type=_age, metavar="SECONDS", help="unused for longer: removed")
+    gc.add_argument(
+        "--capacity", type=_capacity, metavar="BYTES", help="all files together, at most"
+    )
     gc.set_defaults(act=_gc)
     witness = commands.add_parser("witness", parents=[folder], help="note pages for a proof")
     witness.add_argument("names", nargs="+", metavar="NAME", help="64 hexadecimal digits")
@@ -70,9 +74,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _age(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more; got {text!r}")
+    return seconds
+
+
+def _capacity(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < MINIMUM_BYTES:
+        raise argparse.ArgumentTypeError(f"expected bytes, {MINIMUM_BYTES} or more; got {text!r}")
+    return int(text)
+
+
 def _secret(given: argparse.Namespace) -> MasterSecret:
     path: Path = given.secret or given.folder.absolute().parent / "secret"
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise StoreError(
+            f"there is no secret {path}: DIR is the folder 'pages' of a data folder, "
+            "and --secret names a secret that lies elsewhere"
+        ) from None
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
@@ -128,7 +154,8 @@ def _gc(given: argparse.Namespace) -> int:
         figures = store.statistics()
     finally:
         store.close()
-    print(f"{removed} pages removed; {figures.bytes / 2**20:.1f} MiB are left")
+    whole = f" and {figures.reclaimed} whole slabs" if figures.reclaimed else ""
+    print(f"{removed} pages{whole} removed; {figures.bytes / 2**20:.1f} MiB are left")
     return 1 if figures.degraded else 0
 
 
@@ -161,12 +188,19 @@ def _open_slabs(given: argparse.Namespace, store: PageStore) -> list[Slab]:
     """The slabs that can be opened as they are: a command with another secret than the server's
     must not begin any anew."""
     slabs: list[Slab] = []
-    for report in inspect(given.folder, _secret(given), LocalFiles(), verify=False):
+    reports = inspect(given.folder, _secret(given), LocalFiles(), verify=False)
+    # Where they do not fit together, the first to be opened stays: the one used last.
+    for report in sorted(reports, key=lambda report: report.saved_at, reverse=True):
         if report.trouble is not None:
             print(f"prefix_store: {report.slab} is left alone: {report.trouble}", file=sys.stderr)
             continue
-        with (given.folder / f"{report.slab}.slab").open("rb") as file:
-            slabs.append(store.slab(shape_of(file.read(UNIT))))
+        try:
+            with (given.folder / f"{report.slab}.slab").open("rb") as file:
+                shape = shape_of(file.read(UNIT))
+        except FileNotFoundError:
+            print(f"prefix_store: {report.slab} went whole, to make room", file=sys.stderr)
+            continue
+        slabs.append(store.slab(shape))
     return slabs
 
 

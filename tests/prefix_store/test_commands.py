@@ -1,13 +1,15 @@
 """`python -m prefix_store`: what it prints, and the exit status that says whether all is well."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from prefix_store import PageStore
 from prefix_store.__main__ import main
 from prefix_store.layout import SlotLayout, slab_stem
-from tests.prefix_store.pages import SHAPE, get, name, open_store, write
+from tests.prefix_store.pages import SECRET, SHAPE, get, name, open_store, write
 
 
 @pytest.fixture(name="folder")
@@ -100,6 +102,59 @@ def test_gc_removes_old_pages_and_keeps_the_others(
     store = open_store(folder=folder)
     assert not get(store.slab(SHAPE), 0)
     store.close()
+
+
+def test_gc_with_room_for_one_of_many_slabs_keeps_the_one_used_last(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = [replace(SHAPE, fingerprint=bytes([65 + n]) * 32) for n in range(3)]
+    sizes: list[int] = []
+    for when, shape in enumerate(shapes):
+        store = PageStore.open(
+            folder, SECRET, capacity_bytes=8 << 20, clock=lambda when=when: 1e10 + when
+        )
+        assert all(store.slab(shape).put([write(number, shape) for number in range(64)]))
+        sizes.append(store.statistics().slabs[0].bytes)
+        store.close()
+    assert main(["gc", str(folder), "--capacity", str(sizes[-1] + 4096)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("0 pages and 3 whole slabs removed")
+    assert err.count("went whole, to make room") == 3
+    assert [path.name for path in folder.glob("*.slab")] == [f"{slab_stem(shapes[-1])}.slab"]
+    assert main(["check", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-age", "-5"),
+        ("--max-age", "nan"),
+        ("--max-age", "inf"),
+        ("--max-age", "a day"),
+        ("--capacity", "-1"),
+        ("--capacity", "4096"),
+        ("--capacity", "1e9"),
+    ],
+)
+def test_gc_refuses_what_is_no_age_and_no_capacity(
+    folder: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(SystemExit) as ended:
+        main(["gc", str(folder), option, value])
+    assert ended.value.code == 2
+    assert f"or more; got '{value}'" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_folder_without_its_secret_is_told_where_it_is_looked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "secret").unlink()
+    assert main(["stats", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert f"there is no secret {tmp_path / 'secret'}" in err
+    assert "--secret" in err
 
 
 def test_a_command_with_another_secret_destroys_nothing(folder: Path, tmp_path: Path) -> None:
