@@ -69,12 +69,13 @@ class Verifier:
         self._forget = forget
         self._random = Random()
         self._busy = self._closed = False
-        self._reading: asyncio.Future[list[_Outcome]] | None = None
+        # More than one where a caller left and another check began: its thread still reads.
+        self._reading: set[asyncio.Future[list[_Outcome]]] = set()
 
     @property
     def under_way(self) -> bool:
         """Whether a thread reads pages."""
-        return self._reading is not None
+        return bool(self._reading)
 
     async def verify(self, pages: int) -> Verified:
         """Check so many pages (no more than VERIFY_PAGES_MAX), drawn from all below; fewer where
@@ -101,10 +102,10 @@ class Verifier:
             self._busy = False
 
     async def close(self) -> None:
-        """Check no more, and wait for the thread."""
+        """Check no more, and wait for the threads."""
         self._closed = True
-        if self._reading is not None:
-            await asyncio.wait({self._reading})
+        if self._reading:
+            await asyncio.wait(tuple(self._reading))
 
     async def _check(self, traffic: Traffic, names: Sequence[PageName]) -> list[_Outcome]:
         if self._closed:
@@ -114,11 +115,12 @@ class Verifier:
         check = blocks.begin_check(names) if compares else None
         pages = (None,) * len(names) if check is None else check.pages
         work = partial(_read, traffic.depot, traffic.memory, traffic.page_bytes, names, pages)
-        reading = self._reading = asyncio.get_running_loop().run_in_executor(None, work)
+        reading = asyncio.get_running_loop().run_in_executor(None, work)
+        self._reading.add(reading)
 
         def over(done: "asyncio.Future[list[_Outcome]]") -> None:
             # Whether or not its caller is still there: nobody else gives the pages back.
-            self._reading = None
+            self._reading.discard(done)
             if not done.cancelled():
                 done.exception()
             if check is not None:

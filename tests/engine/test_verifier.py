@@ -125,6 +125,40 @@ async def test_a_caller_who_leaves_holds_no_page() -> None:
         assert (await engine.verifier.verify(100)).checked == 10
 
 
+async def test_a_thread_whose_caller_left_counts_while_another_check_comes_and_goes() -> None:
+    first, second = threading.Event(), threading.Event()
+
+    class TwoSpeeds(SlowDepot):
+        """Its first check waits for one event, and all others for another."""
+
+        def verify(self, names, into):
+            mine = second if self.entered.is_set() else first
+            self.entered.set()
+            assert mine.wait(30)
+            return FakeDepot.verify(self, names, into)
+
+    depot = TwoSpeeds()
+    house = _house(depot)
+    async with running(house) as engine:
+        await _told(house)
+        checking = asyncio.create_task(engine.verifier.verify(100))
+        await asyncio.to_thread(depot.entered.wait)
+        checking.cancel()
+        await asyncio.wait({checking})
+        second.set()
+        assert (await engine.verifier.verify(100)).checked == 10
+        assert engine.verifier.under_way, "the first one's thread still reads"
+        checking = asyncio.create_task(engine.verifier.close())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not checking.done(), "who closes waits for it"
+        first.set()
+        await checking
+        while engine.verifier.under_way:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        house.assert_baseline()
+
+
 async def test_a_cache_that_begins_anew_waits_for_the_check() -> None:
     depot = SlowDepot()
     house = _house(depot)
