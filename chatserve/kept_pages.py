@@ -1,7 +1,7 @@
 """Wiring: the page store of a data folder, opened for one model, and its upkeep.
 
 Chatting goes on without it: a store that cannot be opened, or whose disk fails, is one line in the
-log, and is tried again every few seconds until it works.
+log, and is tried again every few seconds until it works. One that somebody removes is begun anew.
 """
 
 import asyncio
@@ -9,7 +9,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -29,6 +30,8 @@ from prefix_store import (
     StoreStatistics,
     Verdict,
 )
+from prefix_store.layout import slab_stem
+from prefix_store.store import LOCK_NAME
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +122,7 @@ class KeptPages:
         self._shape = shape
         self.others: tuple[OtherPages, ...] = ()  # of models that are not served
         self._store: PageStore | None = None
+        self._opened_files: Mapping[Path, tuple[int, int]] = {}
         self._trouble: str | None = None
         self._turn = threading.Lock()  # of who opens it, or closes it
         self._closed = False
@@ -160,6 +164,7 @@ class KeptPages:
                     self.depot.store = self._store
                 if not self.drops_only:
                     self.depot.slab = self._store.slab(self._shape)
+                    self._opened_files = self._files_there()
             except (StoreError, OSError, ImportError) as error:
                 if str(error) != self._trouble:
                     lost = (
@@ -194,6 +199,7 @@ class KeptPages:
             await asyncio.sleep(PROBE_SECONDS)
             if not self.depot.opened.is_set():
                 continue
+            await asyncio.to_thread(self._mind_removal)
             if self._trouble is not None or (self._store and self._store.statistics().degraded):
                 await asyncio.to_thread(self._probe)
             elif loop.time() >= due and self._store is not None:
@@ -224,6 +230,31 @@ class KeptPages:
             self._closed = True
             if self._store is not None:
                 self._store.close()
+
+    def _files_there(self) -> Mapping[Path, tuple[int, int]]:
+        """Device and inode of the files that are never replaced while they are open."""
+        found: dict[Path, tuple[int, int]] = {}
+        for path in (self._folder / LOCK_NAME, self._folder / f"{slab_stem(self._shape)}.slab"):
+            with suppress(OSError):
+                status = path.stat()
+                found[path] = (status.st_dev, status.st_ino)
+        return found
+
+    def _mind_removal(self) -> None:
+        """Begin anew where somebody has taken the folder or the slab away: what is written to files
+        that have no name any more is lost with the process."""
+        if not self._opened_files or self._files_there() == self._opened_files:
+            return
+        with self._turn:
+            if self._closed or self._store is None:
+                return
+            _log.warning("%s was removed or replaced: it is begun anew", self._folder)
+            self._trouble = "the page store was removed while it was open"
+            self._opened_files = {}
+            self.depot.slab = self.depot.store = None
+            self._store.close()
+            self._store = None
+        self._open()
 
     def _probe(self) -> None:
         if self.depot.slab is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,62 @@ async def test_a_store_that_cannot_be_opened_is_told_and_tried_again(
     statistics = kept.statistics()
     assert statistics is not None
     assert statistics.degraded is None
+    assert kept.depot.put([_write()]) == [True]
+    upkeep.cancel()
+    await asyncio.gather(upkeep, return_exceptions=True)
+    kept.close()
+
+
+@pytest.mark.parametrize("what", ["the folder", "the slab", "another slab", "the lock"])
+async def test_a_store_that_is_removed_while_it_is_open_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    monkeypatch.setattr(kept_pages, "PROBE_SECONDS", 0.0)
+    kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
+    assert kept.depot.put([_write()]) == [True]
+    pages, before = tmp_path / "pages", kept.depot.slab
+    (slab,) = pages.glob("*.slab")
+    if what == "the folder":
+        shutil.rmtree(pages)
+    elif what == "the lock":
+        (pages / "lock").unlink()
+    else:
+        slab.unlink()
+        if what == "another slab":
+            slab.touch(mode=0o600)
+    upkeep = asyncio.create_task(kept.run())
+    await _until(lambda: kept.depot.slab not in (before, None))
+    statistics = kept.statistics()
+    assert statistics is not None
+    await _until(lambda: kept._trouble is None)
+    assert caplog.text.count("begun anew") >= 1
+    assert kept.depot.put([_write()]) == [True]
+    upkeep.cancel()
+    await asyncio.gather(upkeep, return_exceptions=True)
+    kept.close()
+    again = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert again is not None
+    assert again.depot.get([PageRead(NAME, TOKENS, bytearray(4096))]) == [True]
+    again.close()
+
+
+async def test_a_store_that_is_removed_and_cannot_be_made_again_is_degraded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_pages, "PROBE_SECONDS", 0.0)
+    kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
+    shutil.rmtree(tmp_path / "pages")
+    (tmp_path / "pages").touch()
+    upkeep = asyncio.create_task(kept.run())
+    await _until(lambda: "is not a folder" in (kept._trouble or ""))
+    statistics = kept.statistics()
+    assert statistics is not None
+    assert "is not a folder" in (statistics.degraded or "")
+    assert kept.depot.put([_write()]) == [False]
+    (tmp_path / "pages").unlink()
+    await _until(lambda: kept.depot.slab is not None)
     assert kept.depot.put([_write()]) == [True]
     upkeep.cancel()
     await asyncio.gather(upkeep, return_exceptions=True)
