@@ -23,6 +23,7 @@ EVICTIONS = ("patience", "lru", "fifo")  # the keys of the cache floor's POLICIE
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.IGNORECASE)
 _DURATIONS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_SIZE_MOST = 1 << 50  # no disk takes more in a day, and no machine has it: a slip of the hand
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
@@ -74,6 +75,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_batch_tokens is not None and self.max_batch_tokens < self.page_size:
             raise SettingsError("--max-batch-tokens must hold at least one page (--page-size).")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if self.host_memory is not None and self.host_memory > machine:
+            raise SettingsError(
+                f"--host-memory: {self.host_memory} bytes are more than this machine's memory, "
+                f"{machine} bytes."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +143,10 @@ def _size(text: str) -> int:
     if match is None:
         raise ValueError("expected bytes, such as 512MiB or 4GiB")
     unit = (match[2] or "b").lower()[0]
-    value = int(float(match[1]) * _UNITS[unit])
-    if value < 1024**2:
-        raise ValueError("expected at least 1MiB")
-    return value
+    value = float(match[1]) * _UNITS[unit]
+    if not 1024**2 <= value <= _SIZE_MOST:
+        raise ValueError("expected from 1MiB to 1024TiB")
+    return int(value)
 
 
 def _size_or_none(text: str) -> int:

@@ -86,6 +86,9 @@ def test_sizes(text: str, value: int) -> None:
         ["--page-size", "4"],
         ["--kv-memory", "lots"],
         ["--kv-memory", "10"],
+        ["--host-memory", "1000TiB"],
+        ["--disk-write-budget", "1025TiB"],
+        ["--disk-capacity", "9" * 400],
         ["--step-target", "nan"],
         ["--shutdown-timeout", "-1"],
         ["--dtype", "int3"],
@@ -99,6 +102,13 @@ def test_a_wrong_value_is_one_line(arguments: list[str]) -> None:
     with pytest.raises(SettingsError) as caught:
         read(arguments)
     assert "\n" not in caught.value.message
+
+
+def test_more_host_memory_than_the_machine_has_is_refused() -> None:
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert read(["--host-memory", str(machine)]).host_memory == machine
+    with pytest.raises(SettingsError, match=rf"--host-memory.* {machine} bytes"):
+        read(["--host-memory", str(machine + 1)])
 
 
 @pytest.mark.parametrize(
