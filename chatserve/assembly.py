@@ -138,15 +138,15 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
 def _kept_pages(
     settings: Settings, secret: MasterSecret, model: LoadedModel, fingerprint: bytes, *, slots: int
 ) -> KeptPages | None:
-    if model.device.type != "cpu" and not slots:
+    passage = model.device.type == "cpu" or slots > 0
+    if not passage:
         _log.warning("no pages are kept on disk: they would pass through --host-memory, which is 0")
-        return None
     shape = PageShape(
         fingerprint=fingerprint,
         page_bytes=model.layout.page_bytes,
         page_tokens=model.layout.page_size,
     )
-    return KeptPages.open(settings, secret, shape)
+    return KeptPages.open(settings, secret, shape, passage=passage)
 
 
 def _traffic(loaded: Loaded) -> Traffic | None:
@@ -233,7 +233,7 @@ def assemble(
             shares={tenant: int(share * pages) for tenant, share in cache_shares.items()},
         )
 
-    depot = None if kept is None else kept.depot
+    depot = None if kept is None or kept.drops_only else kept.depot
     host = None
     if loaded.slots:
         host = HostPages(slots=loaded.slots, below=depot, order=order(loaded.slots))

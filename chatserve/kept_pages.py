@@ -128,14 +128,17 @@ class KeptPages:
         self._closed = False
 
     @classmethod
-    def open(cls, settings: Settings, secret: MasterSecret, shape: PageShape) -> "KeptPages | None":
+    def open(
+        cls, settings: Settings, secret: MasterSecret, shape: PageShape, *, passage: bool = True
+    ) -> "KeptPages | None":
         """Open it; None where none is wanted and none is there. One that is there is opened for
-        drops whatever is wanted. One that cannot be opened now is tried again.
+        drops whatever is wanted. One that cannot be opened now is tried again. passage: whether
+        pages have a way down to it.
 
         Blocks for a few seconds at the most: what takes longer goes on in a thread, and until then
         nothing is found.
         """
-        wanted = settings.disk_capacity != 0 and settings.prefix_cache
+        wanted = passage and settings.disk_capacity != 0 and settings.prefix_cache
         if not wanted and not os.path.lexists(settings.data_dir / FOLDER_NAME):
             return None
         kept = cls(settings, secret, shape, drops_only=not wanted)

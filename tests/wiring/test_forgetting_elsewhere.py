@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.wiring.server import reviving
+from tests.wiring.server import MODEL, reviving
 from tests.wiring.test_forgetting import Proof, gone, no_deletion_under_way, talked
 
 PAGES_MIN = 15
@@ -35,6 +35,11 @@ async def test_a_server_with_other_options_forgets_what_an_earlier_one_kept(
         revived.spawn(*options)
         await revived.ready()
         async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            if "--page-size" not in options:
+                ask = {"model": MODEL, "prompt": "One, two, three. " * 20, "max_tokens": 4}
+                assert (await client.post("/v1/completions", json=ask)).status_code == 200
+                transit = revived.server.cache()["cache"]["transit"]
+                assert transit["unkept"] == 0, "waits for a disk that takes nothing"
             assert (await client.delete(f"/api/conversations/{deleted}")).status_code == 204
             await asyncio.to_thread(proof.assert_nothing_is_left)
         revived.kill()

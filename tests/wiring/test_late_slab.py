@@ -206,6 +206,19 @@ def test_turned_off_it_still_forgets(tmp_path: Path, off: tuple[str, str]) -> No
     again.close()
 
 
+def test_where_pages_have_no_way_down_it_only_forgets(tmp_path: Path) -> None:
+    assert KeptPages.open(_settings(tmp_path), SECRET, SHAPE, passage=False) is None
+    kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert kept is not None
+    assert kept.depot.put([_write()]) == [True]
+    kept.close()
+    kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE, passage=False)
+    assert kept is not None
+    assert kept.drops_only
+    assert kept.depot.drop([NAME]) == 1
+    kept.close()
+
+
 def test_a_folder_that_others_can_read_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,8 +103,8 @@ class ConversationStatistics:
 
 
 def draw_id() -> str:
-    """An id that nobody guesses, without a dot."""
-    return secrets.token_urlsafe(ID_BYTES)
+    """An id that nobody guesses: no dot, and no dash that a command would take for an option."""
+    return secrets.token_hex(ID_BYTES)
 
 
 _Ask = tuple[str, str, str]  # owner, conversation, the client's id

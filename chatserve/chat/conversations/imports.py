@@ -5,7 +5,6 @@ what the file says, so that an import that is asked for again, because its answe
 same conversation. Times are not part of that: where a file has none they are its reader's.
 """
 
-import base64
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from chatserve.chat.store.conversation import Conversation, Turn
 from chatserve.chat.store.session_store import TURNS_MAX
 from chatserve.errors import TooLarge
 
-ID_BYTES = 18  # of an id: 144 bits, 24 characters
+ID_BYTES = 18  # of an id: 144 bits, 36 hexadecimal digits
 
 
 def taken_in(
@@ -46,4 +45,4 @@ def import_id(owner: str, ask: str, conversation: Conversation, turns: Sequence[
     for turn in turns:
         final = None if turn.final is None else turn.final.decode("utf-8")
         add(turn.id, turn.parent, turn.role.value, turn.text, final)
-    return base64.urlsafe_b64encode(said.digest()).decode("ascii")
+    return said.hexdigest()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 from dataclasses import replace
 
@@ -328,7 +329,7 @@ async def test_an_import_that_is_asked_for_again_is_the_same_conversation(
     ids = {each.id for each in others}
     assert len(ids) == len(others)
     assert added.id not in ids
-    assert all(len(each) == len(added.id) == 24 for each in ids)
+    assert all(re.fullmatch("[0-9a-f]{36}", each) for each in ids | {added.id})
 
 
 async def test_deleting_ends_the_running_replies(life: Process, store: MemoryStore):
