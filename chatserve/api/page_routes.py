@@ -1,4 +1,4 @@
-"""The chat page: static files, read once, without any data in them; built from `web/`.
+"""The chat page and the admin page: static files, read once, without any data in them; built from `web/`.
 
 Theory of operation: names under `assets/` hold a hash of what is in them, so a browser may keep
 those for ever and asks for nothing but `/` again, with its ETag. Each text is compressed once,
@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 _FOLDER = files("chatserve.api").joinpath("page")
-_ENTRIES = {"index.html": "/"}
+_ENTRIES = {"index.html": "/", "admin.html": "/admin"}
 _ASSETS = "assets"
 _MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
