@@ -1,4 +1,6 @@
-"""The chat page and the admin page: static files, read once, without any data in them; built from `web/`.
+"""The chat page and the admin page: static files, read once, without any data in them.
+
+They are built from `web/`.
 
 Theory of operation: names under `assets/` hold a hash of what is in them, so a browser may keep
 those for ever and asks for nothing but `/` again, with its ETag. Each text is compressed once,
@@ -61,7 +63,7 @@ STATIC_PATHS = frozenset(each.path for each in _FILES)
 
 
 def page_routes() -> list[BaseRoute]:
-    """The page and what it loads."""
+    """The pages and what they load."""
     return [Route(each.path, _static(each), methods=["GET"]) for each in _FILES]
 
 

@@ -39,9 +39,10 @@ export function hitRate(samples: readonly Sample[], seconds: number): number | n
   return asked > 0 ? found / asked : null;
 }
 
-/** A round number that is not below: 1, 2 or 5 times a power of ten. */
-export function roundUp(value: number): number {
+/** A round number that is not below: 1, 2 or 5 times a power of ten; with `binary`, a power of 2. */
+export function roundUp(value: number, binary = false): number {
   if (!(value > 0)) return 1;
+  if (binary) return 2 ** Math.ceil(Math.log2(value));
   const power = 10 ** Math.floor(Math.log10(value));
   return ([1, 2, 5].find((each) => each * power >= value) ?? 10) * power;
 }

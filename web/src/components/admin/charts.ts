@@ -16,6 +16,7 @@ export interface ChartKind {
   lines: Line[];
   stacked?: boolean;
   top?: (last: Sample | undefined) => number | null; // where the scale ends; else at what there is
+  binary?: boolean; // the scale ends at a power of two
   show: (value: number) => string;
 }
 
@@ -50,6 +51,7 @@ export const charts: ChartKind[] = [
     note: "what the pages on the disk take",
     lines: [line("used", "disk", "disk_bytes")],
     stacked: true,
+    binary: true,
     show: bytes,
   },
   {
@@ -61,6 +63,7 @@ export const charts: ChartKind[] = [
       line("to disk", "disk", "disk_written_bytes_a_second"),
       line("from disk", "open", "disk_read_bytes_a_second"),
     ],
+    binary: true,
     show: (value) => `${bytes(value)}/s`,
   },
   {
