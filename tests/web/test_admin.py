@@ -63,7 +63,7 @@ async def chatted(url: str, tokens: int = 60) -> str:
         turn = {"id": f"turn-{number}", "content": "Count from 1 to 80."}
         answer = await client.post(f"/api/conversations/{made}/turns", json=turn)
         assert answer.status_code == 200, answer.text
-        assert "final" in answer.text
+        assert "finish_reason" in answer.text
         return made
 
 
@@ -105,23 +105,33 @@ async def test_what_is_shown_moves_while_chats_run(admin: TabMaker, cached: Serv
     tab = await opened(admin)
     page = tab.page
     await expect(tile(page, "Device").locator(".value")).not_to_have_text("– pages")
-    before = cached.cache()["cache"]["pages"]["cached"]
+    before: Any = cached.cache()
     name = await chatted(admin.url)
-    after = cached.wait_for("idle")["cache"]["pages"]
-    assert after["cached"] > before  # pyright: ignore
-    await expect(count(page, "cached")).to_have_text(str(after["cached"]))  # pyright: ignore
-    await expect(tile(page, "Device").locator(".value")).to_have_text(
-        f"{after['cached']} pages"  # pyright: ignore
-    )
+    after: Any = cached.wait_for("idle")
+    pages = after["cache"]["pages"]["cached"]
+    assert pages > before["cache"]["pages"]["cached"]
+    await expect(count(page, "cached")).to_have_text(str(pages))
+    await expect(tile(page, "Device").locator(".value")).to_have_text(f"{pages} pages")
     row = page.locator(f'li[data-id="{name}"]')
     await expect(row).to_contain_text("device")
     async with asking(admin.url, "/admin/cache/conversations") as told:
-        (pages,) = [one["pages"] for one in told["conversations"] if one["id"] == name]
-    await expect(row.locator(".pages small")).to_contain_text(f"{pages['device']} device")
-    figure = page.get_by_role("figure", name="Tokens", exact=True)
-    drawn = await figure.locator("path.line").last.get_attribute("d")
+        (found,) = [one["pages"] for one in told["conversations"] if one["id"] == name]
+    await expect(row.locator(".pages small")).to_contain_text(f"{found['device']} device")
+    found_then, asked_then = (after["cache"][each] for each in ("hit_tokens", "query_tokens"))
+    note = tile(page, "Tokens found").locator(".note")
+    await expect(note).to_contain_text(f"{found_then:,} of {asked_then:,} since the start")
     await chatted(admin.url)
-    await expect(figure.locator("path.line").last).not_to_have_attribute("d", drawn or "")
+    asked_now: Any = cached.cache()["cache"]["query_tokens"]
+    assert asked_now > asked_then
+    await expect(note).to_contain_text(f"of {asked_now:,} since the start")
+    # A chart's legend tells what was generated in the second that one points at.
+    plot = page.get_by_role("slider", name="Tokens", exact=True)
+    await plot.focus()
+    told: list[str] = []
+    for _ in range(30):
+        told.append(await plot.get_attribute("aria-valuetext") or "")
+        await page.keyboard.press("ArrowLeft")
+    assert any(not each.endswith("generated 0") and "ago" in each for each in told), told
 
 
 async def test_cells_tell_what_they_are_under_the_pointer_and_by_keys(admin: TabMaker) -> None:
