@@ -127,11 +127,11 @@ async def test_what_is_shown_moves_while_chats_run(admin: TabMaker, cached: Serv
     # A chart's legend tells what was generated in the second that one points at.
     plot = page.get_by_role("slider", name="Tokens", exact=True)
     await plot.focus()
-    told: list[str] = []
+    spoken: list[str] = []
     for _ in range(30):
-        told.append(await plot.get_attribute("aria-valuetext") or "")
+        spoken.append(await plot.get_attribute("aria-valuetext") or "")
         await page.keyboard.press("ArrowLeft")
-    assert any(not each.endswith("generated 0") and "ago" in each for each in told), told
+    assert any(not each.endswith("generated 0") and "ago" in each for each in spoken), spoken
 
 
 async def test_cells_tell_what_they_are_under_the_pointer_and_by_keys(admin: TabMaker) -> None:
