@@ -11,9 +11,9 @@ export default defineConfig({
     // The content policy allows no inline script, and every browser of this target preloads.
     modulePreload: { polyfill: false },
     assetsInlineLimit: 0,
-    rollupOptions: { input: { index: "index.html" } },
+    rollupOptions: { input: { index: "index.html", admin: "admin.html" } },
   },
   server: {
-    proxy: { "/api": { target: "http://127.0.0.1:8000", ws: true }, "/v1": "http://127.0.0.1:8000" },
+    proxy: { "/api": { target: "http://127.0.0.1:8000", ws: true }, "/v1": "http://127.0.0.1:8000", "/admin/": "http://127.0.0.1:8000" },
   },
 });

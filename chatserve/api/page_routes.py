@@ -1,4 +1,6 @@
-"""The chat page: static files, read once, without any data in them; built from `web/`.
+"""The chat page and the admin page: static files, read once, without any data in them.
+
+They are built from `web/`.
 
 Theory of operation: names under `assets/` hold a hash of what is in them, so a browser may keep
 those for ever and asks for nothing but `/` again, with its ETag. Each text is compressed once,
@@ -17,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 _FOLDER = files("chatserve.api").joinpath("page")
-_ENTRIES = {"index.html": "/"}
+_ENTRIES = {"index.html": "/", "admin.html": "/admin"}
 _ASSETS = "assets"
 _MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -61,7 +63,7 @@ STATIC_PATHS = frozenset(each.path for each in _FILES)
 
 
 def page_routes() -> list[BaseRoute]:
-    """The page and what it loads."""
+    """The pages and what they load."""
     return [Route(each.path, _static(each), methods=["GET"]) for each in _FILES]
 
 

@@ -81,7 +81,7 @@ async def test_a_request_needs_a_key_and_is_its_tenants(keyed: Site) -> None:
         ("/v1/models/other", 401, 404, 404),
         ("/admin/cache", 401, 403, 200),
         ("/admin/other", 401, 403, 404),
-        ("/admin", 401, 403, 404),
+        ("/admin/", 401, 403, 404),
         ("/admin/cache/", 401, 403, 404),
         ("/%61dmin/cache", 401, 403, 200),
         ("//admin/cache", 401, 404, 404),

@@ -21,3 +21,33 @@ export function age(then: number, now: Date): string {
   if (then >= midnight - 29 * 86_400) return "Last 30 days";
   return "Older";
 }
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+/** 1536 → "1.5 KiB". */
+export function bytes(value: number): string {
+  let place = 0;
+  for (; value >= 1024 && place < UNITS.length - 1; place += 1) value /= 1024;
+  return `${value.toFixed(place === 0 || value >= 100 ? 0 : 1)} ${UNITS[place]}`;
+}
+
+/** 0.123 → "12.3 %". */
+export function share(value: number): string {
+  return `${(100 * value).toFixed(value > 0 && value < 0.9995 ? 1 : 0)} %`;
+}
+
+/** "5 s ago", "3 min ago", … */
+export function ago(then: number, now: number): string {
+  const passed = Math.max(0, now - then);
+  if (passed < 60) return `${Math.round(passed)} s ago`;
+  if (passed < 3_600) return `${Math.floor(passed / 60)} min ago`;
+  if (passed < 86_400) return `${Math.floor(passed / 3_600)} h ago`;
+  const days = Math.floor(passed / 86_400);
+  return days === 1 ? "yesterday" : `${whole(days)} days ago`;
+}
+
+/** 0, 0.25, 12.3, 1,234. */
+export function rate(value: number): string {
+  if (value === 0 || value >= 100) return whole(value);
+  return value.toFixed(value < 1 ? 2 : 1);
+}

@@ -51,7 +51,8 @@ export async function request(
   throw problem;
 }
 
-async function call(method: string, path: string, body?: unknown): Promise<unknown> {
+/** What the server answers, as JSON; null: nothing. */
+export async function call(method: string, path: string, body?: unknown): Promise<unknown> {
   const signal = AbortSignal.timeout(CALL_SECONDS_MAX * 1000);
   const response = await request(method, path, body, { signal });
   if (response.status === 204) return null;
