@@ -9,10 +9,10 @@ import pytest
 
 from chatserve.client import ChatClient, ClientLimits, Reply, Tree
 from tests.terminal.pseudo_terminal import terminal
-from tests.wiring.server import Revived, reviving
+from tests.wiring.server import ENDLESS, Revived, reviving
 
 TURN = "Tell me about pages."
-SAMPLING = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.0}
+SAMPLING = ENDLESS | {"max_tokens": 200, "temperature": 0.0}
 LIMITS = ClientLimits(reconnect_seconds_first=0.05, reconnect_seconds_max=0.5)
 RESTART_SECONDS_MAX = 180.0
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.wiring.chat_client import ReplyView
+from tests.wiring.server import ENDLESS
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Line:
     ignore_eos: bool = False
 
     def turn(self, parent: str | None) -> dict[str, object]:
-        body: dict[str, object] = {"max_tokens": self.max_tokens, "ignore_eos": self.ignore_eos}
+        body: dict[str, object] = {"max_tokens": self.max_tokens} | (
+            ENDLESS if self.ignore_eos else {}
+        )
         if self.content is None:
             return body | {"parent": parent}
         return body | {"content": self.content}

@@ -30,6 +30,9 @@ from tests.fork_server import ForkedProcess, can_fork, fork_server
 
 START_SECONDS_MAX = 120.0
 MODEL = "chatserve-demonstration"
+# Sampling of a reply that goes on with text past its own end: the special tokens are out of the
+# question, for a model that says one of them again and again says nothing.
+ENDLESS = {"ignore_eos": True, "logit_bias": {"0": -100, "1": -100, "2": -100}}
 
 Process = subprocess.Popen[str] | ForkedProcess
 

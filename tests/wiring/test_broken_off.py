@@ -9,7 +9,7 @@ import httpx
 
 from chatserve.client import ChatClient, ClientLimits
 from tests.wiring.chat_client import ReplyView, resume_by_sse, send_by_sse
-from tests.wiring.server import reviving
+from tests.wiring.server import ENDLESS, reviving
 
 OPTIONS = ["--dtype", "float32", "--kv-memory", "64MiB", "--shutdown-timeout", "0.2"]
 WAIT_SECONDS_MAX = 180.0
@@ -17,8 +17,7 @@ SAMPLING = {
     "temperature": 0,
     "repetition_penalty": 1.2,
     "max_tokens": 400,
-    "ignore_eos": True,
-}
+} | ENDLESS
 TEXT = "Tell me of the sea."
 TURN = {"content": TEXT} | SAMPLING
 LIMITS = ClientLimits(reconnect_seconds_first=0.05, reconnect_seconds_max=0.5)

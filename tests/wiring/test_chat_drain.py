@@ -22,13 +22,13 @@ from tests.wiring.chat_client import (
     resume_by_sse,
     send_by_sse,
 )
-from tests.wiring.server import Revived, completed, free_port, reviving
+from tests.wiring.server import ENDLESS, Revived, completed, free_port, reviving
 
 OPTIONS = ["--dtype", "float32", "--kv-memory", "64MiB", "--log-level", "info"]
 TIMES = ("--shutdown-timeout", "120"), ("--shutdown-timeout", "0.5")
 GOING_AWAY = 1001
 END_SECONDS_MAX = 180.0
-LINE = {"content": "Tell me of the sea.", "temperature": 0, "ignore_eos": True}
+LINE = ENDLESS | {"content": "Tell me of the sea.", "temperature": 0}
 SHORT = LINE | {"max_tokens": 240}  # some seconds: longer than it takes to look at a drain
 LONG = LINE | {"max_tokens": 3_000}
 _asks = itertools.count()

@@ -16,9 +16,10 @@ from chatserve.api.chat_collaborators import Conversations
 from chatserve.api.chat_routes import chat_routes
 from tests.wiring.chat_streams import ChatClient, Json, Watched
 from tests.wiring.given_redis import GivenSite
+from tests.wiring.server import ENDLESS
 
 STRANGERS = ("bob", "operator")
-LONG = {"max_tokens": 3_500, "ignore_eos": True}
+LONG = ENDLESS | {"max_tokens": 3_500}
 
 
 @dataclass

@@ -17,19 +17,19 @@ import pytest
 
 from tests.wiring.chat_streams import WAIT_SECONDS_MAX, ChatClient, Json, Refusal, Watched
 from tests.wiring.given_redis import GivenSite
+from tests.wiring.server import ENDLESS
 
 REFUSAL_SECONDS_MAX = 1.0  # asked for, and the calls' own deadline; a busy machine gets three
 BACK_SECONDS_MAX = 2.0  # asked for, and what the pauses between tries add up to; likewise
 SLACK = 3.0
 SLOW_SECONDS = 0.5
 LIVE = 3
-LONG = {"max_tokens": 3_500, "ignore_eos": True}
+LONG = ENDLESS | {"max_tokens": 3_500}
 FLUSHED = {
     "content": "Tell me of the sea.",
     "temperature": 0,
     "max_tokens": 300,
-    "ignore_eos": True,
-}
+} | ENDLESS
 CHARACTERS = 40  # that each live reply says in a phase
 SEEN_LAG_SECONDS = 0.05
 HELD_SECONDS = 0.5  # waiting for Redis on the loop would hold it for so long, and longer

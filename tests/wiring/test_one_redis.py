@@ -14,7 +14,7 @@ from chatserve.chat.store.redis_lease import LEASE_SECONDS
 from chatserve.chat.store.redis_values import LEASE_KEY
 from tests.wiring.chat_client import ReplyView, resume_by_sse, send_by_sse
 from tests.wiring.given_redis import DATABASE, PASSWORD, USER, GivenRedis
-from tests.wiring.server import Revived, reviving
+from tests.wiring.server import ENDLESS, Revived, reviving
 
 OPTIONS = ["--dtype", "float32", "--kv-memory", "64MiB", "--threads", "1"]
 OPTIONS += ["--shutdown-timeout", "0.5"]
@@ -25,8 +25,7 @@ TURN = {
     "temperature": 0,
     "repetition_penalty": 1.2,
     "max_tokens": 400,
-    "ignore_eos": True,
-}
+} | ENDLESS
 
 
 @dataclass

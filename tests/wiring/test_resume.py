@@ -21,7 +21,7 @@ from tests.wiring.chat_client import (
     resume_by_sse,
     send_by_sse,
 )
-from tests.wiring.server import Revived, reviving
+from tests.wiring.server import ENDLESS, Revived, reviving
 
 OPTIONS = ["--dtype", "float32", "--kv-memory", "64MiB", "--log-level", "warning"]
 RESUMPTIONS_MIN = 100
@@ -31,8 +31,7 @@ TURN = {
     "temperature": 0,
     "repetition_penalty": 1.2,
     "max_tokens": 240,
-    "ignore_eos": True,
-}
+} | ENDLESS
 SHORT = TURN | {"max_tokens": 120}
 # The head of an answer and `accepted` are some 500 bytes, an event about 70.
 BYTES_MAX = 900
