@@ -165,8 +165,9 @@ class KeptPages:
                         max_age_seconds=settings.max_page_age,
                     )
                     self.depot.store = self._store
+                slab = None
                 if not self.drops_only:
-                    self.depot.slab = self._store.slab(self._shape)
+                    slab = self._store.slab(self._shape)
                     self._opened_files = self._files_there()
             except (StoreError, OSError, ImportError) as error:
                 if str(error) != self._trouble:
@@ -179,6 +180,7 @@ class KeptPages:
                 if self._trouble is not None:
                     _log.info("the page store is open")
                 self._trouble = None
+                self.depot.slab = slab  # last: whoever finds it open finds no trouble
             finally:
                 self.depot.opened.set()
             if self._store is not None and self.depot.slab is not None:
