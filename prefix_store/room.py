@@ -78,6 +78,11 @@ class Room:
                 return True
             return False
 
+    def claimed(self, owner: str) -> int:
+        """How many bytes `owner` has, used or not."""
+        with self._lock:
+            return self._claims.get(owner, 0)
+
     def left(self, owner: str) -> int:
         """How many bytes `owner` could claim now."""
         with self._lock:

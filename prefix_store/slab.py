@@ -253,9 +253,14 @@ class Slab:
         if slots.order.acquire(blocking=False):
             try:
                 if not self._slots.closed and slots.degraded is None:
-                    slots.guard("shrinking", lambda: shrink(slots, slots.slots_for(bytes_)))
+                    slots.guard("shrinking", lambda: self._give_back(bytes_))
             finally:
                 slots.order.release()
+
+    def _give_back(self, bytes_: int) -> bool:
+        """First what was claimed for slots that are not there yet, then slots. Raises OSError."""
+        missing = bytes_ - self._slots.release()
+        return missing <= 0 or shrink(self._slots, self._slots.slots_for(missing))
 
     def statistics(self) -> SlabStatistics:
         """What was counted, and what is there now."""

@@ -331,6 +331,14 @@ class Slots:
         self.save_state([])
         self._room.claim(self.stem, self.bytes_for(target))
 
+    def release(self) -> int:
+        """Give back the room of slots that were to be written next and are not there yet; how many
+        bytes it was. Raises OSError. Call with `order` held."""
+        before = self._room.claimed(self.stem)
+        self.settle_all()
+        self._room.claim(self.stem, self.bytes_for(self.high))
+        return before - self._room.claimed(self.stem)
+
     def claim_tombstones(self) -> bool:
         """Claim the room for the tombstones that are remembered; False if there is none."""
         return self._room.claim(self.stem, self.bytes_for(self.high))

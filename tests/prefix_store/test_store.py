@@ -193,6 +193,22 @@ def test_two_open_slabs_share_the_cap(tmp_path: Path) -> None:
     assert again.statistics().pages == sum(get(again, number) for number in range(200)) > 0
 
 
+def test_a_second_slab_costs_the_first_no_page_where_both_fit(tmp_path: Path) -> None:
+    # The first has claimed the whole cap for what it would write next, and uses a part of it.
+    store = open_store(folder=tmp_path / "pages", capacity_bytes=2_000_000)
+    first = store.slab(SHAPE)
+    assert all(first.put([write(number) for number in range(40)]))
+    other = replace(SHAPE, fingerprint=b"o" * 32)
+    second = store.slab(other)
+    assert all(second.put([write(number, other) for number in range(40)]))
+    assert sum(get(first, number) for number in range(40)) == 40
+    assert all(first.put([write(number) for number in range(40, 60)]))
+    assert first.statistics().pages == 60
+    assert second.statistics().pages == 40
+    assert folder_bytes(tmp_path / "pages") <= 2_000_000
+    store.close()
+
+
 def test_a_smaller_cap_shrinks_the_slab_and_loses_no_page_needlessly(tmp_path: Path) -> None:
     folder = tmp_path / "pages"
     stored(folder, 64)
