@@ -5,6 +5,7 @@ import random
 import pytest
 
 from prefix_store import PageRead, PageWrite
+from prefix_store.layout import GONE_OFFSET
 from tests.prefix_store.fake_disk import Crash, FakeDisk, crash_at
 from tests.prefix_store.pages import SHAPE, get, name, open_store, page, tokens, write
 
@@ -101,3 +102,22 @@ def test_a_slot_with_an_older_write_of_the_same_page_is_a_miss() -> None:
     assert read() == ([True], newer)
     disk.restore(after | {slab_path: before[slab_path]})
     assert read()[0] == [False], "an older write, which the table does not know"
+
+
+def test_a_damaged_tombstone_is_no_tombstone_and_the_others_stay() -> None:
+    before = settled(range(PAGES))
+    disk = FakeDisk()
+    disk.restore(before.contents())
+    store = open_store(disk)
+    store.slab(SHAPE).drop([name(1)])
+    store.slab(SHAPE).drop([name(2)])
+    store.close()
+    (path,) = (path for path in before.contents() if path.suffix == ".gone")
+    raw = bytearray(disk.contents()[path])
+    raw[GONE_OFFSET] ^= 1  # of the first tombstone
+    disk.restore(disk.contents() | {path: bytes(raw)})
+    put_back(disk, before)
+    slab = open_store(disk).slab(SHAPE)
+    assert slab.statistics().tombstones == 1
+    # Whoever can put old files back can put back the tombstones of that day as well (README).
+    assert [get(slab, number) for number in range(PAGES)] == [True, True, False, True]
