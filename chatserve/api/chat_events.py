@@ -4,7 +4,7 @@ It may not know connections. Theory of operation: an event becomes its name, its
 cursor, and the object of its data. SSE puts name and id into lines of their own; a socket's frame
 is the same object with `event`, `id`, `conversation` and `reply` beside its fields. Long texts
 are cut into several events (`pieces`), each with the cursor of its own end, so that no frame is
-large and a viewer can come back at any of them.
+large and a viewer can come back at any of them. `tokens` is there where they are counted.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def pieces(event: ChatEvent, text_max: int) -> Iterator[ChatEvent]:
         cursor = ReplyCursor(epoch, begin + place + len(text))
         # What follows the first part of a snapshot is an ordinary delta.
         kind = ReplyDelta if place else type(event)
-        yield kind(cursor=cursor, text=text)
+        yield kind(cursor=cursor, text=text, tokens=event.tokens)
 
 
 def shape(event: ChatEvent) -> tuple[str, ReplyCursor | None, JsonObject]:
@@ -64,12 +64,17 @@ def shape(event: ChatEvent) -> tuple[str, ReplyCursor | None, JsonObject]:
                 },
             )
         case ReplyDelta():
-            return "delta", event.cursor, {"seq": event.cursor.seq, "text": event.text}
+            return "delta", event.cursor, _said(event)
         case ReplySnapshot():
-            return "snapshot", event.cursor, {"seq": event.cursor.seq, "text": event.text}
+            return "snapshot", event.cursor, _said(event)
         case ReplyFinal():
             assert event.kind in ("done", "failed"), event.kind
             return event.kind, event.cursor, dict(event.data)
+
+
+def _said(event: ReplyDelta | ReplySnapshot) -> JsonObject:
+    data: JsonObject = {"seq": event.cursor.seq, "text": event.text}
+    return data if event.tokens is None else data | {"tokens": event.tokens}
 
 
 def sse_frame(event: ChatEvent) -> bytes:

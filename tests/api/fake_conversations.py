@@ -48,6 +48,7 @@ class FakeChatReply:
     def __init__(self, conversation: str, turn: str, reply: str) -> None:
         self.conversation, self.turn, self.id = conversation, turn, reply
         self.text = ""
+        self.tokens: int | None = None
         self.epoch = 1
         self.logged: dict[int, int] = {}  # of epochs that are over: what was kept of the text
         self.progress: list[ReplyProgress] = []
@@ -64,8 +65,10 @@ class FakeChatReply:
     def end(self) -> ReplyCursor | None:
         return None if self.final is None else self.final.cursor
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, tokens: int | None = None) -> None:
+        """tokens: of all that was said, as the server would count them."""
         self.text += text
+        self.tokens = tokens
         self._tell()
 
     def finish(self, kind: str = "done", data: Mapping[str, object] = DONE) -> None:
@@ -116,7 +119,7 @@ class FakeChatReply:
             known = self.logged.get(after.epoch, len(self.text))
             if after.epoch > self.epoch or after.seq > known:
                 place = len(self.text)
-                yield ReplySnapshot(cursor=self._at(place), text=self.text)
+                yield ReplySnapshot(cursor=self._at(place), text=self.text, tokens=self.tokens)
             else:
                 place = after.seq
         while True:
@@ -126,7 +129,7 @@ class FakeChatReply:
                 return
             if place < len(self.text):
                 text, place = self.text[place:], len(self.text)
-                yield ReplyDelta(cursor=self._at(place), text=text)
+                yield ReplyDelta(cursor=self._at(place), text=text, tokens=self.tokens)
             elif self.final is not None:
                 yield self.final
                 return

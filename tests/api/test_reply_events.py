@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from chatserve.api.chat_events import pieces
+from chatserve.api.chat_events import pieces, shape
 from chatserve.chat.conversations.reply_events import ReplyDelta, ReplyProgress, ReplySnapshot
 from chatserve.chat.store.conversation import ReplyCursor
 from chatserve.errors import Unavailable
@@ -115,6 +115,15 @@ async def test_a_turns_stream_has_its_events_in_order(served: Site) -> None:
     assert accepted.data == {"conversation": "c1", "turn": "t1", "reply": reply.id}
     assert delta.data == {"seq": 7, "text": "one two"}
     assert done.data == DONE
+
+
+@pytest.mark.parametrize("cut", [None, 3])
+async def test_tokens_are_told_where_they_are_counted(cut: int | None) -> None:
+    delta = ReplyDelta(cursor=ReplyCursor(1, 7), text="one two", tokens=2)
+    told = [shape(each)[2] for each in pieces(delta, cut or 100)]
+    assert [each["tokens"] for each in told] == [2] * (3 if cut else 1)
+    uncounted = shape(ReplyDelta(cursor=ReplyCursor(1, 7), text="one two"))[2]
+    assert uncounted == {"seq": 7, "text": "one two"}
 
 
 async def test_a_failed_reply_ends_with_its_reason(served: Site) -> None:

@@ -70,6 +70,11 @@ class Viewed(Protocol):
         """Code points of the text so far."""
         ...
 
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the reply so far; None where nobody counts them any more."""
+        ...
+
     def attach(self, viewing: "ChatViewing") -> None:
         """Called by a viewing as its block begins."""
         ...
@@ -155,9 +160,9 @@ class ChatViewing:
         cursor = ReplyCursor(reply.epoch, reply.length)
         if self._replaces:
             self._replaces = False
-            return ReplySnapshot(cursor=cursor, text=text)
+            return ReplySnapshot(cursor=cursor, text=text, tokens=reply.tokens)
         text, self._skip = text[self._skip :], max(0, self._skip - len(text))
-        return ReplyDelta(cursor=cursor, text=text) if text else None
+        return ReplyDelta(cursor=cursor, text=text, tokens=reply.tokens) if text else None
 
 
 def _place(reply: Viewed, cursor: ReplyCursor) -> int | None:
@@ -219,6 +224,11 @@ class ChatReply:
     def length(self) -> int:
         """Code points of the text so far."""
         return self.sample.length
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the reply so far; None once it is over, where its usage tells."""
+        return self.sample.received if self.sample.end is None else None
 
     @property
     def over(self) -> bool:
@@ -355,6 +365,7 @@ class KeptReply:
         self.broken_off = False
         self.texts = [record.text] if record.text else []
         self.length = len(record.text)
+        self.tokens: int | None = None
         kind = "done" if record.state is ReplyState.DONE else "failed"
         self.end = ReplyCursor(record.epoch, self.length + 1)
         data: dict[str, object] = json.loads(record.final)

@@ -32,18 +32,21 @@ class ReplyProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyDelta:
-    """Text that follows what the viewer has. cursor: at its end."""
+    """Text that follows what the viewer has. cursor: at its end. tokens: of the whole reply so far,
+    those too whose text is held back; None where nobody counts them any more."""
 
     cursor: ReplyCursor
     text: str
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplySnapshot:
-    """The whole text so far, in the place of what the viewer has. cursor: at its end."""
+    """The whole text so far, in the place of what the viewer has. cursor, tokens: as a delta's."""
 
     cursor: ReplyCursor
     text: str
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

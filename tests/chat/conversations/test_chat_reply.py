@@ -241,10 +241,15 @@ async def test_a_cursor_beyond_the_text_of_a_running_reply_gets_a_snapshot():
         with reply.view(ReplyCursor(1, 7)) as known, reply.view(ReplyCursor(1, 8)) as unknown:
             for viewing in (known, unknown):
                 assert isinstance(await anext(viewing), ReplyAccepted)
-            assert await anext(unknown) == ReplySnapshot(cursor=ReplyCursor(1, 7), text="the dog")
-            life.engine.runs[0].give(life.ids(" barks"))
+            first, more = life.ids("the dog"), life.ids(" barks")
+            assert await anext(unknown) == ReplySnapshot(
+                cursor=ReplyCursor(1, 7), text="the dog", tokens=len(first)
+            )
+            life.engine.runs[0].give(more)
             for viewing in (known, unknown):
-                assert await anext(viewing) == ReplyDelta(cursor=ReplyCursor(1, 13), text=" barks")
+                assert await anext(viewing) == ReplyDelta(
+                    cursor=ReplyCursor(1, 13), text=" barks", tokens=len(first) + len(more)
+                )
 
 
 def test_a_kept_reply_is_served_from_its_record_alone():
