@@ -18,6 +18,7 @@ MODULES = (
     "benchmarks.drafts",
     "benchmarks.write_through",
     "benchmarks.returning",
+    "benchmarks.store_start",
 )
 TRACED = "benchmarks.eviction"
 
