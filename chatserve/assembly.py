@@ -315,6 +315,9 @@ def assemble(
         kept=kept,
         conversations=conversations,
         cache=CacheActions(
-            engine, conversations.residence, CacheViews(engine, conversations.residence)
+            engine,
+            conversations.residence,
+            CacheViews(engine, conversations.residence),
+            forget=conversations.forget,
         ),
     )

@@ -1,6 +1,6 @@
 """Wiring: an admin's actions on the cache, as the API floor names their outcomes."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from chatserve.cache_views import CacheViews
 from chatserve.chat.conversations.residence import Residence
@@ -12,9 +12,16 @@ class CacheActions:
     """`api.cache_routes.CacheActions` of one engine and its conversations."""
 
     def __init__(
-        self, engine: Engine, residence: Residence[PreparedRequest], views: CacheViews
+        self,
+        engine: Engine,
+        residence: Residence[PreparedRequest],
+        views: CacheViews,
+        *,
+        forget: Callable[[str], Awaitable[None]],
     ) -> None:
+        """forget: deletes a conversation, whoever owns it."""
         self.views = views
+        self._delete = forget
         self._engine = engine
         self._residence = residence
 
@@ -41,6 +48,11 @@ class CacheActions:
             "pages_stayed": gone.device_stayed,
             "host_pages_stayed": gone.host_stayed,
         }
+
+    async def forget(self, conversation: str) -> Mapping[str, int]:
+        """Conversations that are deleted: one. Returns when nothing of it is left."""
+        await self._delete(conversation)
+        return {"conversations": 1}
 
     async def verify(self, pages: int) -> Mapping[str, int]:
         """Pages of the disk that were checked, and what came of them (`verifier.Verified`)."""

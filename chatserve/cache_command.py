@@ -10,6 +10,7 @@ Of one conversation, by its id:
 lease   for --seconds others' pages leave memory before its own; 0 ends that
 warm    bring what is kept of it to the device
 evict   forget its idle pages in memory, once they have a copy on disk
+forget  delete it with all that was kept of it, in every tier and in the store, whoever owns it
 """
 
 import argparse
@@ -23,11 +24,13 @@ from chatserve.terminal.options import KEY_VARIABLE, URL_DEFAULT, URL_VARIABLE
 
 DESCRIPTION = f"The cache of a running chatserve. An admin's key is read from {KEY_VARIABLE}."
 _TIMEOUT_SECONDS = 30.0
-_VERIFY_SECONDS = 600.0  # thousands of large pages from a slow disk
+# Thousands of large pages from a slow disk; a store's large file, written anew after a deletion.
+_LONG_SECONDS = 600.0
+_LONG = ("forget", "verify")
 
 
-ACTIONS = ("stats", "flush", "lease", "warm", "evict", "verify")
-_OF_A_CONVERSATION = ("lease", "warm", "evict")
+ACTIONS = ("stats", "flush", "lease", "warm", "evict", "forget", "verify")
+_OF_A_CONVERSATION = ("lease", "warm", "evict", "forget")
 
 
 def add_cache_options(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +53,7 @@ def run_cache_command(given: argparse.Namespace) -> int:
     url = given.url or os.environ.get(URL_VARIABLE) or URL_DEFAULT
     key = os.environ.get(KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    timeout = _VERIFY_SECONDS if given.action == "verify" else _TIMEOUT_SECONDS
+    timeout = _LONG_SECONDS if given.action in _LONG else _TIMEOUT_SECONDS
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=timeout) as client:
             if asked is None:
@@ -151,6 +154,10 @@ def _evicted(body: Mapping[str, Any]) -> str:
     return f"{body['pages']:,} pages left the device, {_host(body)}; {stayed:,} stayed"
 
 
+def _forgotten(body: Mapping[str, Any]) -> str:
+    return f"{body['conversations']} conversation forgotten: nothing of it is kept"
+
+
 def _verified(body: Mapping[str, Any]) -> str:
     bad = f"{body['wrong']:,} wrong, {body['unreadable']:,} unreadable"
     compared = f"{body['compared']:,} compared with the device's, {body['different']:,} different"
@@ -167,5 +174,6 @@ _SAID: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "lease": _leased,
     "warm": _warmed,
     "evict": _evicted,
+    "forget": _forgotten,
     "verify": _verified,
 }

@@ -4,10 +4,12 @@
     POST lease    {"conversation", "seconds"} others' pages leave before this one's; 0 ends it
     POST warm     {"conversation"}            its pages are brought to the device
     POST evict    {"conversation"}            its idle pages leave memory; the disk keeps its own
+    POST forget   {"conversation"}            it is deleted, as by its owner: kept nowhere
     POST verify   {"pages"}                   so many pages of the disk are read and checked
 
-Each answers with numbers of pages. Actions pass through the engine's loop, as everything does that
-changes pages. It may not know what a page is, nor who owns a conversation: an admin may name any.
+Each answers with numbers of pages, `forget` with that of conversations. Actions pass through the
+engine's loop, as everything does that changes pages. It may not know what a page is, nor who owns a
+conversation: an admin may name any.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,13 +60,17 @@ class CacheActions(Protocol):
         """Its idle pages leave memory."""
         ...
 
+    async def forget(self, conversation: str) -> Counts:
+        """Delete it, with all that was kept of it."""
+        ...
+
     async def verify(self, pages: int) -> Counts:
         """Check so many pages of the disk, drawn at random. Raises Busy while others are."""
         ...
 
 
 class ConversationFields(Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /admin/cache/warm` and `evict`."""
+    """`POST /admin/cache/warm`, `evict` and `forget`."""
 
     conversation: ConversationId
 
@@ -111,12 +117,24 @@ def cache_routes(desk: Desk, find: Callable[[], CacheActions]) -> list[BaseRoute
         fields = await asked(request, ConversationFields)
         return _json(await actions.evict(fields.conversation))
 
+    async def forget(request: Request) -> Response:
+        actions = find()
+        fields = await asked(request, ConversationFields)
+        return _json(await actions.forget(fields.conversation))
+
     async def verify(request: Request) -> Response:
         actions = find()
         fields = await asked(request, VerifyFields)
         return _json(await actions.verify(fields.pages))
 
-    actions = {"flush": flush, "lease": lease, "warm": warm, "evict": evict, "verify": verify}
+    actions = {
+        "flush": flush,
+        "lease": lease,
+        "warm": warm,
+        "evict": evict,
+        "forget": forget,
+        "verify": verify,
+    }
     return [Route(f"{_PATH}/{name}", action, methods=["POST"]) for name, action in actions.items()]
 
 

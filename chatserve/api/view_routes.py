@@ -3,6 +3,7 @@
     GET pages            what every page of memory is now, a byte a page
     GET conversations    whose they are: the latest first, and where the pages of each are;
                          ?limit and ?after as of the list of one's own
+    GET prefixes         what more than one request uses, as a tree, and what that saves; ?limit
 
 What is said in a conversation, its title too, is its owner's alone and not told here.
 It may not know what a page is: the answers are made by whoever has them.
@@ -37,6 +38,10 @@ class CacheViews(Protocol):
         Unavailable."""
         ...
 
+    async def prefixes(self, *, limit: int) -> Mapping[str, object]:
+        """The shared prefixes that save most, no more than so many."""
+        ...
+
 
 def view_routes(limits: Limits, keys: KeyRing, find: Callable[[], CacheViews]) -> list[BaseRoute]:
     """keys: whose conversations are shown. find: raises Unavailable while the model is loading."""
@@ -48,7 +53,12 @@ def view_routes(limits: Limits, keys: KeyRing, find: Callable[[], CacheViews]) -
         after, limit, _ = page_query(request.query_params, limits)
         return _json(await find().conversations(keys.tenants, limit=limit, after=after))
 
+    async def prefixes(request: Request) -> Response:
+        _, limit, _ = page_query(request.query_params, limits)
+        return _json(await find().prefixes(limit=limit))
+
     return [
+        Route(f"{_PATH}/prefixes", prefixes, methods=["GET"]),
         Route(f"{_PATH}/pages", pages, methods=["GET"]),
         Route(f"{_PATH}/conversations", conversations, methods=["GET"]),
     ]

@@ -144,6 +144,7 @@ class BlockManager:
         """Book one request's look-up, which found these pages: their copies are as good as used."""
         self._counts.query_tokens += prompt_tokens
         self._counts.hit_tokens += hit_tokens
+        self._index.found(names)
         if self._below is not None and names:
             self._below.touch(names)
 
@@ -418,7 +419,7 @@ class BlockManager:
 
     def overview(self) -> Overview:
         """The pages as an admin looks at them, now."""
-        return Overview(self.pool, self._index)
+        return Overview(self.pool, self._index, self.transit)
 
     def statistics(self) -> CacheStatistics:
         """A frozen picture."""

@@ -287,7 +287,7 @@ class HostPages:
 
     def overview(self) -> Overview:
         """The slots as an admin looks at them, now."""
-        return Overview(self.pool, self._index)
+        return Overview(self.pool, self._index, self.transit)
 
     def owners(self) -> "Counter[Slot]":
         """How many copies to be made own each slot. For tests."""

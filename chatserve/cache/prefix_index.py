@@ -19,13 +19,14 @@ children only, and the leaves that go first are never in the way of others.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from chatserve.cache.eviction import DEFAULT_POLICY, EvictionPolicy, PageUse, UseMemory
 from chatserve.cache.eviction_order import EvictionOrder, Tenant
 from chatserve.cache.page_pool import PageId
+from chatserve.cache.sharing import Sharing
 from prefix_store.names import PageName
 
 REMEMBERED_SLOTS = 65_536  # uses of pages that are gone: 256 KiB
@@ -91,6 +92,7 @@ class PrefixIndex:
         self._clock = clock
         self._gone = UseMemory(remembered)
         self._firsts: dict[bytes, _Entry] = {}  # by root, the last named
+        self.sharing = Sharing()
         self._tick = 0
         self._drafted = 0
 
@@ -148,6 +150,7 @@ class PrefixIndex:
         assert name not in self._by_name, "two pages of one name"
         assert page not in self._by_page, "two names for one page"
         run = len(tokens) // TOKEN_BYTES
+        above = None
         if parent is not None:
             above = self._by_name[parent]
             if above.evictable:
@@ -173,6 +176,7 @@ class PrefixIndex:
         self._drafted += drafted
         self._by_name[name] = entry
         self._by_page[page] = entry
+        self.sharing.named(page, None if above is None else above.page, self._tick)
         self._order.enter(space.tenant)
 
     def remove(self, page: PageId) -> None:
@@ -180,6 +184,7 @@ class PrefixIndex:
         entry = self._by_page.pop(page)
         assert entry.children == 0, "a parent must outlive its children"
         del self._by_name[entry.name]
+        self.sharing.nameless(page)
         self._drafted -= entry.drafted
         self._order.leave(page, entry.tenant)
         self._gone.remember(entry.name, entry.uses)
@@ -261,6 +266,19 @@ class PrefixIndex:
             self._offer(entry)
         return was
 
+    def found(self, names: Iterable[PageName]) -> None:
+        """A request was answered with the resident pages of these names."""
+        by_name = self._by_name
+        self.sharing.found(by_name[name].page for name in names)
+
+    def names(self, pages: Iterable[PageId]) -> list[PageName]:
+        """Of these named pages."""
+        return [entry.name for entry in map(self._by_page.__getitem__, pages)]
+
+    def tenant(self, page: PageId) -> Tenant:
+        """In whose share a named page counts."""
+        return self._by_page[page].tenant
+
     def lease(self, page: PageId, until: float) -> None:
         """Others go before this named page until then (seconds of the clock), however long ago its
         last use is; the lease ends by itself, or with a time that is over. Its parents outlive it
@@ -335,6 +353,8 @@ class PrefixIndex:
             assert entry.name == name
             assert self._by_page[entry.page] is entry
             self._check_links(entry)
+            above = None if entry.parent is None else self._by_name[entry.parent].page
+            self.sharing.check(entry.page, above)
             tenants[entry.tenant] = tenants.get(entry.tenant, 0) + 1
             if entry.parent is not None:
                 assert entry.parent in self._by_name, "an orphan"

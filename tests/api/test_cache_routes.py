@@ -42,6 +42,10 @@ class Actions:
         self._do("evict", conversation)
         return {"pages": 7, "host_pages": 8, "pages_stayed": 9, "host_pages_stayed": 1}
 
+    async def forget(self, conversation: str) -> Mapping[str, int]:
+        self._do("forget", conversation)
+        return {"conversations": 1}
+
     async def verify(self, pages: int) -> Mapping[str, int]:
         self._do("verify")
         self.told[-1] = ("verify", pages)
@@ -76,6 +80,7 @@ ASKED: list[tuple[str, dict[str, Any], tuple[object, ...], dict[str, int]]] = [
         ("evict", "known"),
         {"pages": 7, "host_pages": 8, "pages_stayed": 9, "host_pages_stayed": 1},
     ),
+    ("forget", {"conversation": "known"}, ("forget", "known"), {"conversations": 1}),
     ("verify", {"pages": 9}, ("verify", 9), VERIFIED),
 ]
 
@@ -106,6 +111,8 @@ async def test_each_action_is_done_once_and_its_outcome_told(
         ("warm", {"conversation": 7}, "conversation"),
         ("warm", {"conversation": "known", "seconds": 1}, "seconds"),
         ("evict", {}, "conversation"),
+        ("forget", {}, "conversation"),
+        ("forget", {"conversation": "known", "pages": 1}, "pages"),
         ("verify", {}, "pages"),
         ("verify", {"pages": 0}, "pages"),
         ("verify", {"pages": 4097}, "pages"),
@@ -193,6 +200,7 @@ def given(*words: str) -> argparse.Namespace:
             "9 pages checked: 2 wrong, 1 unreadable; 5 compared with the device's, 3 different",
         ),
         (("evict", "known"), "7 pages left the device, 8 of host memory; 10 stayed"),
+        (("forget", "known"), "1 conversation forgotten: nothing of it is kept"),
     ],
 )
 async def test_the_command_says_what_the_server_did(
@@ -214,6 +222,7 @@ async def test_the_command_says_what_the_server_did(
         ("lease", "--seconds", "9"),
         ("warm",),
         ("evict", "known", "--seconds", "9"),
+        ("forget",),
         ("flush", "known"),
         ("verify",),
         ("verify", "known", "--pages", "9"),

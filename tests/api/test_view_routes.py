@@ -31,8 +31,11 @@ class Views:
     ) -> Mapping[str, object]:
         return {"owners": list(owners), "limit": limit, "after": after}
 
+    async def prefixes(self, *, limit: int) -> Mapping[str, object]:
+        return {"limit": limit}
 
-PATHS = ["/admin/cache/pages", "/admin/cache/conversations"]
+
+PATHS = ["/admin/cache/pages", "/admin/cache/conversations", "/admin/cache/prefixes"]
 
 
 async def test_the_conversations_of_every_key_are_asked_for(tmp_path: Path) -> None:
@@ -59,6 +62,17 @@ async def test_the_page_map_is_shown_as_it_is() -> None:
         answer = await client.get("/admin/cache/pages")
         assert (answer.status_code, answer.json()) == (200, PAGES)
         assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_so_many_prefixes_are_asked_for() -> None:
+    path = "/admin/cache/prefixes"
+    async with site(cache=Views) as running, running.client() as client:
+        for limit, asked in ((None, 50), ("7", 7), ("101", 100)):
+            answer = await client.get(path, params={} if limit is None else {"limit": limit})
+            assert (answer.status_code, answer.json()) == (200, {"limit": asked})
+            assert answer.headers["cache-control"] == "no-store"
+        answer = await client.get(path, params={"limit": "-1"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
 
 
 @pytest.mark.parametrize("path", PATHS)

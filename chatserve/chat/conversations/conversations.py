@@ -256,6 +256,10 @@ class Conversations(Generic[PreparedT]):
         that is not done yet (see `Deletions.delete`)."""
         await self._deletions.delete(owner, conversation)
 
+    async def forget(self, conversation: str) -> None:
+        """The same for an admin, who may name any owner's."""
+        await self._deletions.delete(await self._deletions.owner(conversation), conversation)
+
     async def add(
         self,
         owner: str,

@@ -95,6 +95,18 @@ class Deletions(Generic[PreparedT]):
         deleting.add_done_callback(lambda _: self._under_way.pop(key))
         return await asyncio.shield(deleting)
 
+    async def owner(self, conversation: str) -> str:
+        """Whose it is, or was before its deletion began that is under way. Raises NotFound. For an
+        admin alone."""
+        store = self._means.store
+        try:
+            return await store.owner(conversation)
+        except NotFound:
+            for owner, deleted in await store.deletions():
+                if deleted == conversation:
+                    return owner
+            raise
+
     async def finish_all(self) -> None:
         """Go on with what former processes began. Returns when all are being finished."""
         try:
