@@ -95,6 +95,7 @@ class CacheViews:
                 "tokens": size * len(each.names),
                 "owners": each.owners,
                 "hits": each.hits[0],
+                "hits_least": each.hits[-1],
                 "saved_tokens": size * sum(each.hits),
                 "saved_tokens_under": size * each.hits_under,
                 "branches": each.branches,

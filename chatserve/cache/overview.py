@@ -17,8 +17,8 @@ from prefix_store.names import PageName
 
 @dataclass(frozen=True, slots=True)
 class NamedRun:
-    """A run whose first pages, as many as it has names, are still here. tenant: in whose share they
-    count."""
+    """A run whose first pages, as many as it has names, are still here. tenant: in whose share the
+    last of these counts: public pages come first, and are in the share of who had them computed."""
 
     run: SharedRun
     names: tuple[PageName, ...]
@@ -52,7 +52,7 @@ class Overview:
         here = run.pages[: [*still, False].index(False)]
         if not here:
             return None
-        return NamedRun(run, tuple(self._index.names(here)), self._index.tenant(here[0]))
+        return NamedRun(run, tuple(self._index.names(here)), self._index.tenant(here[-1]))
 
     def without(self, names: Collection[PageName]) -> list[PageName]:
         """Those of the names that no page here has. O(names)."""

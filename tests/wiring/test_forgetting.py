@@ -68,8 +68,9 @@ async def told(client: httpx.AsyncClient, conversation: str, turn: dict[str, obj
     return answer.text
 
 
-async def talked(client: httpx.AsyncClient) -> str:
-    """A conversation with branches: a question edited, an answer made again."""
+async def talked(client: httpx.AsyncClient, admin: httpx.AsyncClient | None = None) -> str:
+    """A conversation with branches: a question edited, an answer made again. admin: who may ask
+    whether it is copied, where that is somebody else."""
     body = {"system": SYSTEM, "settings": SETTINGS}
     made = (await client.post("/api/conversations", json=body)).json()["id"]
     await told(client, made, {"id": "a", "content": f"Is it true? {SECRET}"})
@@ -77,7 +78,7 @@ async def talked(client: httpx.AsyncClient) -> str:
     edited = {"id": "c", "content": f"Say it again: {SECRET}", "parent": None}
     await told(client, made, edited)
     await told(client, made, {"id": "d", "parent": "c"})
-    await _all_kept(client)
+    await _all_kept(admin or client)
     return made
 
 
