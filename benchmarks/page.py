@@ -29,15 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from playwright.async_api import Browser, CDPSession, Page, async_playwright
+from playwright.async_api import Browser, CDPSession, Page
 
+from benchmarks.browser import chromium
 from benchmarks.report import run
 from benchmarks.server_process import ServerProcess, server_process, wait_until_ready
 
 ROOT = Path(__file__).parents[1]
 BUILT = ROOT / "chatserve" / "api" / "page"
 DEMONSTRATION = ROOT / "chatserve" / "demonstration" / "model"
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
 PAINTS = 5
 STEP_SECONDS = 0.01
 IDLE_SECONDS = 15.0
@@ -337,21 +337,6 @@ def speaking_server() -> Generator[ServerProcess]:
         with server_process(("--threads", "1"), program=program) as server:
             wait_until_ready(server)
             yield server
-
-
-@asynccontextmanager
-async def chromium() -> AsyncGenerator[Browser]:
-    """A browser. Raises FileNotFoundError where there is none."""
-    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    path = next(found, None)
-    if path is None:
-        raise FileNotFoundError("there is no Chromium")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        try:
-            yield browser
-        finally:
-            await browser.close()
 
 
 @asynccontextmanager

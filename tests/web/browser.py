@@ -7,7 +7,6 @@ test breaks on purpose (a server that is away) it names beforehand.
 
 import os
 import re
-import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,23 +19,13 @@ from playwright.async_api import (
     Locator,
     Page,
     ViewportSize,
-    async_playwright,
     expect,
 )
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from benchmarks.browser import chromium as started
+from benchmarks.browser import chromium_path
+
+CHROMIUM = chromium_path()
 PATIENCE_MS = 20_000
 WIDE: ViewportSize = {"width": 1200, "height": 800}
 PHONE: ViewportSize = {"width": 390, "height": 760}
@@ -56,12 +45,8 @@ needs_chromium = [
 async def chromium() -> AsyncGenerator[Browser]:
     """A browser."""
     assert CHROMIUM is not None, "CI has no Chromium"
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            yield browser
-        finally:
-            await browser.close()
+    async with started() as browser:
+        yield browser
 
 
 LONG = "Count from 1 to 80."

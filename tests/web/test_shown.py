@@ -304,6 +304,7 @@ async def test_signing_in_exchanges_the_key_for_a_cookie(browser: Browser, locke
         await page.goto(locked.url)
         door = page.get_by_role("dialog")
         await expect(door).to_be_visible()
+        await expect(door.get_by_label("API key")).to_be_focused()
         await page.keyboard.press("Escape")
         await expect(door).to_be_visible()
         await door.get_by_label("API key").fill("wrong-key")

@@ -4,13 +4,18 @@ const numbers = new Intl.NumberFormat("en");
 
 export const whole = (value: number): string => numbers.format(Math.round(value));
 
-/** 0.4 → "0.40 s", 12.3 → "12.3 s", 75 → "1 min 15 s". */
+/** 0.0043 → "4.3 ms", 0.043 → "43 ms", 0.4 → "0.40 s", 12.3 → "12.3 s", 75 → "1 min 15 s". */
 export function seconds(value: number): string {
-  if (value < 0.0095) return `${(value * 1000).toFixed(value < 0.00095 ? 1 : 0)} ms`;
-  if (value < 10) return `${value.toFixed(2)} s`;
-  if (value < 60) return `${value.toFixed(1)} s`;
-  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  if (value < 0.00995) return `${(value * 1000).toFixed(1)} ms`;
+  if (value < 0.0995) return `${(value * 1000).toFixed(0)} ms`;
+  if (value < 9.995) return `${value.toFixed(2)} s`;
+  if (value < 59.95) return `${value.toFixed(1)} s`;
+  const whole = Math.round(value);
+  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
+
+/** 4.26 → "4.3 tokens/s", 42.6 → "43 tokens/s". */
+export const pace = (value: number): string => `${value.toFixed(value < 9.95 ? 1 : 0)} tokens/s`;
 
 /** "today", "yesterday", … of a time in seconds since 1970. */
 export function age(then: number, now: Date): string {
@@ -48,6 +53,6 @@ export function ago(then: number, now: number): string {
 
 /** 0, 0.25, 12.3, 1,234. */
 export function rate(value: number): string {
-  if (value === 0 || value >= 100) return whole(value);
+  if (value === 0 || value >= 99.95) return whole(value);
   return value.toFixed(value < 1 ? 2 : 1);
 }

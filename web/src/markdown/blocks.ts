@@ -6,10 +6,14 @@
 // and is coloured when it closes. A list or a paragraph may grow as long as a whole reply, and
 // rendering it anew for each word would take longer with each word; so a long list is cut between
 // its items, and any other long tail is shown as plain text until it ends.
+//
+// Blocks are rendered apart, but a link's address may stand in another one (`[text][name]`, and at
+// the end `[name]: https://…`). Definitions are gathered as they settle; blocks that wait for one
+// are rendered once more when it has come.
 
 import { Lexer, type Token, type Tokens } from "marked";
 import remend from "remend";
-import { escaped, lexed, rendered } from "./render";
+import { escaped, lexed, noLinks, rendered } from "./render";
 
 const LIST_LENGTH_MAX = 3_000; // characters, of what is rendered at each step
 const TAIL_LENGTH_MAX = 8_000;
@@ -18,8 +22,11 @@ export interface Block {
   key: number;
   html: string;
   code: { language: string; text: string; closed: boolean } | null;
+  markdown: string; // what html was made of
 }
 
+// What may refer to a definition: `[text][name]`, `[name][]`, `[name]`.
+const REFERENCE = /\[([^[\]]+)\]/g;
 const FENCE = /^ {0,3}(`{3,}|~{3,})[^\n]*\n?/;
 
 export class Blocks {
@@ -28,18 +35,21 @@ export class Blocks {
   #text = "";
   #place = 0; // where the tail begins
   #looked = 0; // up to which line's end it was looked for settled blocks
+  #links = noLinks();
 
   /** The blocks of this text; what it has in common with the one before is not done again. */
   update(text: string, over: boolean): void {
     if (!text.startsWith(this.#text.slice(0, this.#place))) {
       this.settled = [];
+      this.#links = noLinks();
       this.#place = this.#looked = 0;
     }
     this.#text = text;
     const end = over ? text.length : text.lastIndexOf("\n") + 1;
     if (end > this.#looked || over) this.#settle(end, over);
     const rest = text.slice(this.#place);
-    this.tail = rest.trim() === "" ? null : this.#tail(rest);
+    const tail = rest.trim() === "" ? null : this.#tail(rest);
+    this.tail = tail?.html === "" && tail.code === null ? null : tail; // a definition shows nothing
   }
 
   #settle(end: number, over: boolean): void {
@@ -51,12 +61,15 @@ export class Blocks {
     const tokens: Token[] = lexed(part);
     let last = tokens.length - 1;
     while (last >= 0 && tokens[last]?.type === "space") last -= 1;
+    // The last one may grow; but a definition before an empty line is as long as it will be.
+    if (tokens[last]?.type === "def" && tokens[last + 1]?.type === "space") last += 1;
     const whole = over ? tokens : tokens.slice(0, Math.max(0, last));
+    this.#define(whole);
     const blocks: Block[] = [];
     let length = 0;
     for (const token of whole) {
       length += token.raw.length;
-      if (token.type !== "space") blocks.push(this.#block(token, blocks.length));
+      if (token.type !== "space" && token.type !== "def") blocks.push(this.#block(token, blocks.length));
     }
     const open = over ? undefined : tokens[last];
     if (open?.type === "list" && open.raw.length > LIST_LENGTH_MAX) {
@@ -72,6 +85,24 @@ export class Blocks {
     if (blocks.length) this.settled = [...this.settled, ...blocks];
   }
 
+  /** Take the definitions among these, and mend what has waited for them. */
+  #define(tokens: readonly Token[]): void {
+    const fresh = new Set<string>();
+    for (const token of tokens) {
+      if (token.type !== "def") continue;
+      const { tag, href, title } = token as Tokens.Def;
+      if (tag in this.#links) continue; // the first one counts
+      this.#links[tag] = { href, title };
+      fresh.add(tag);
+    }
+    if (fresh.size === 0) return;
+    const waits = ({ markdown }: Block): boolean =>
+      [...markdown.matchAll(REFERENCE)].some(([, name = ""]) => fresh.has(folded(name)));
+    this.settled = this.settled.map((block) =>
+      waits(block) ? { ...block, html: rendered(block.markdown, this.#links) } : block,
+    );
+  }
+
   #tail(rest: string): Block {
     const fence = FENCE.exec(rest);
     if (fence && !closes(rest, fence[1] ?? "")) {
@@ -80,7 +111,7 @@ export class Blocks {
       return this.#code(language, rest.slice(head.length), false, 0);
     }
     if (rest.length > TAIL_LENGTH_MAX) {
-      return { key: this.settled.length, html: `<p>${escaped(rest)}</p>`, code: null };
+      return { key: this.settled.length, html: `<p>${escaped(rest)}</p>`, code: null, markdown: "" };
     }
     const tokens = Lexer.lex(rest).filter((token) => token.type !== "space");
     const [only] = tokens;
@@ -97,14 +128,19 @@ export class Blocks {
   }
 
   #markup(markdown: string, offset: number): Block {
-    return { key: this.settled.length + offset, html: rendered(markdown), code: null };
+    const html = rendered(markdown, this.#links);
+    return { key: this.settled.length + offset, html, code: null, markdown };
   }
 
   #code(info: string, text: string, closed: boolean, offset: number): Block {
     const language = info.split(/\s/, 1)[0] ?? "";
-    return { key: this.settled.length + offset, html: "", code: { language, text, closed } };
+    return { key: this.settled.length + offset, html: "", code: { language, text, closed }, markdown: "" };
   }
 }
+
+/** A name as marked compares it. */
+const folded = (name: string): string =>
+  name.trim().replace(/\s+/g, " ").toLowerCase().toUpperCase().toLowerCase();
 
 /** Whether a fence that this text begins with ends in it. */
 function closes(text: string, mark: string): boolean {

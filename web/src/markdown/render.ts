@@ -6,7 +6,7 @@
 // alone, which open elsewhere and do not tell where from.
 
 import DOMPurify from "dompurify";
-import { Marked, type Tokens } from "marked";
+import { Lexer, Marked, type Tokens } from "marked";
 
 const SAFE_URL = /^(https?:\/\/|mailto:)/i;
 const TAGS = [
@@ -65,9 +65,17 @@ export function sanitised(html: string): string {
   });
 }
 
-/** Safe markup of one or more blocks of markdown. */
-export function rendered(markdown: string): string {
-  return sanitised(marked.parse(markdown, { async: false }));
+/** What `[text][name]` points at, by name as marked folds it. It has no prototype: a name is model
+ * text too. */
+export type Links = Record<string, Pick<Tokens.Link, "href" | "title">>;
+
+export const noLinks = (): Links => Object.create(null) as Links;
+
+/** Safe markup of one or more blocks of markdown. links: those that other blocks define. */
+export function rendered(markdown: string, links: Links): string {
+  const lexer = new Lexer(marked.defaults);
+  Object.assign(lexer.tokens.links, links);
+  return sanitised(marked.parser(lexer.lex(markdown)));
 }
 
 export const lexed = (markdown: string) => marked.lexer(markdown);

@@ -6,6 +6,7 @@ import * as api from "../transport/api";
 import { follow, type Errand, type Outcome, type Progress } from "../transport/follow";
 import { asProblem, Problem } from "../transport/problem";
 import type { Final } from "../transport/wire";
+import { Pace } from "./pace";
 import { session } from "./session.svelte";
 
 const DRAW_MILLISECONDS = 30; // between two updates, at the least
@@ -17,6 +18,7 @@ export class LiveReply {
   phase = $state<Phase>("sending");
   text = $state.raw("");
   progress = $state.raw<Progress | null>(null);
+  tokensPerSecond = $state<number | null>(null); // of the last few seconds
   waiting = $state.raw<string | null>(null);
   problem = $state.raw<Problem | null>(null);
   final = $state.raw<Final | null>(null);
@@ -24,6 +26,7 @@ export class LiveReply {
   turn = $state.raw<string | null>(null); // the user's turn that it answers
   stopping = $state(false);
   readonly began = performance.now();
+  readonly #pace = new Pace();
   #said = "";
   #drawing = false;
   #drawn = 0; // when, by performance.now()
@@ -59,6 +62,8 @@ export class LiveReply {
       {
         accepted: (turn, reply) => {
           const first = this.id === null;
+          this.#pace.forget();
+          this.tokensPerSecond = null;
           this.turn = turn;
           this.id = reply;
           if (this.phase === "sending") this.phase = "reading";
@@ -68,7 +73,10 @@ export class LiveReply {
         progress: (progress) => {
           this.progress = progress;
         },
-        text: (text, whole) => this.#say(whole ? text : this.#said + text),
+        text: (text, whole, tokens) => {
+          this.#say(whole ? text : this.#said + text);
+          if (tokens !== null) this.tokensPerSecond = this.#pace.heard(tokens, performance.now());
+        },
         waiting: (reason) => {
           this.waiting = reason;
         },

@@ -30,7 +30,8 @@ export interface Progress {
 export interface Viewer {
   accepted(turn: string, reply: string): void;
   progress(progress: Progress): void;
-  text(text: string, whole: boolean): void; // whole: in the place of all that was said
+  /** whole: in the place of all that was said. tokens: of the reply so far, where it is told. */
+  text(text: string, whole: boolean, tokens: number | null): void;
   waiting(reason: string | null): void; // null: that is over
   signedIn(): Promise<void>;
 }
@@ -140,7 +141,7 @@ class Following {
         if (id === null || end !== seqOf(id)) throw this.#gap();
         this.#cursor = id;
         this.#length = end;
-        this.viewer.text(text, whole);
+        this.viewer.text(text, whole, typeof said.tokens === "number" ? said.tokens : null);
         return null;
       }
       case "done":
@@ -163,7 +164,7 @@ class Following {
   }
 
   #forget(): void {
-    if (this.#length > 0) this.viewer.text("", true);
+    if (this.#length > 0) this.viewer.text("", true, null);
     this.#length = 0;
   }
 
