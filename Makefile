@@ -13,7 +13,7 @@ CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/
 # OpenMP's threads do not spin while they wait (docs/log.md).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: serve test check bench soak page clean
+.PHONY: serve test check bench soak page screenshots clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/chatserve serve $(ARGS)
@@ -36,6 +36,10 @@ bench: $(VENV)/.test
 # Only after a change in web/: the built page is committed, so nobody else needs Node.
 page:
 	cd web && npm ci --no-audit --no-fund && npm run check && npm run build
+
+# The pictures in docs/screenshots, after a change of how a page looks. Needs a Chromium.
+screenshots: $(VENV)/.test
+	$(BIN)/python -m benchmarks.screenshots $(ARGS)
 
 clean:
 	rm -rf web/node_modules
