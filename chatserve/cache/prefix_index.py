@@ -269,7 +269,7 @@ class PrefixIndex:
     def found(self, names: Iterable[PageName]) -> None:
         """A request was answered with the resident pages of these names."""
         by_name = self._by_name
-        self.sharing.found(by_name[name].page for name in names)
+        self.sharing.found([by_name[name].page for name in names])
 
     def names(self, pages: Iterable[PageId]) -> list[PageName]:
         """Of these named pages."""

@@ -29,7 +29,7 @@ from chatserve.cache.page_pool import PageId
 
 FIRST = -1  # the parent of a namespace's first page
 NAMELESS = -2  # the parent of what is no named page
-LOOKED_AT = 16_384
+LOOKED_AT = 8192
 COUNTED_MOST = 65_535  # hits: who was found more often is as good as one found so often
 
 Numbers = npt.NDArray[np.int64]

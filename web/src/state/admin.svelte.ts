@@ -1,8 +1,8 @@
-// Admin: what the admin page shows. Samples come by themselves; the page map and the list of
-// conversations are asked for every few seconds, while somebody can see them.
+// Admin: what the admin page shows. Samples come by themselves; the page map, shared prefixes and
+// the list of conversations are asked for every few seconds, while somebody can see them.
 
 import * as cache from "../transport/cache";
-import type { CachedConversation, PageMaps, Sample } from "../transport/cache_wire";
+import type { CachedConversation, PageMaps, Sample, SharedPrefixes } from "../transport/cache_wire";
 import { asProblem, type Problem } from "../transport/problem";
 import { joined } from "./figures";
 import { session } from "./session.svelte";
@@ -10,11 +10,13 @@ import { session } from "./session.svelte";
 const POLL_SECONDS = 2;
 const LIST_EVERY = 3; // polls
 const LIST_LENGTH = 20;
+const PREFIXES_MOST = 40;
 const NOTICE_SECONDS = 12;
 
 class Admin {
   samples = $state.raw<readonly Sample[]>([]);
   maps = $state.raw<PageMaps | null>(null);
+  prefixes = $state.raw<SharedPrefixes | null>(null);
   conversations = $state.raw<readonly CachedConversation[]>([]);
   more = $state(false); // there are older ones
   listed = $state(false);
@@ -82,7 +84,10 @@ class Admin {
     this.#busy = true;
     try {
       this.maps = await cache.pages();
-      if (this.#polls++ % LIST_EVERY === 0) await this.#list();
+      if (this.#polls++ % LIST_EVERY === 0) {
+        this.prefixes = await cache.prefixes(PREFIXES_MOST);
+        await this.#list();
+      }
       this.#unseen = null;
     } catch (error) {
       this.#unseen = this.#taken(asProblem(error));

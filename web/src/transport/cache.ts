@@ -8,9 +8,11 @@ import {
   mapsOf,
   sampleOf,
   samplesOf,
+  sharedOf,
   type CachedConversation,
   type PageMaps,
   type Sample,
+  type SharedPrefixes,
 } from "./cache_wire";
 import { asProblem, Problem, UNREACHABLE } from "./problem";
 import { events } from "./sse";
@@ -33,6 +35,11 @@ export async function conversations(
   return cachedOf(await call("GET", `${AT}/conversations?${query}`));
 }
 
+/** limit: so many prefixes at the most, 1 to 100. */
+export async function prefixes(limit: number): Promise<SharedPrefixes> {
+  return sharedOf(await call("GET", `${AT}/prefixes?limit=${limit}`));
+}
+
 export async function flush(): Promise<Counts> {
   return countsOf(await call("POST", `${AT}/flush`, {}));
 }
@@ -48,6 +55,11 @@ export async function warm(conversation: string): Promise<Counts> {
 
 export async function evict(conversation: string): Promise<Counts> {
   return countsOf(await call("POST", `${AT}/evict`, { conversation }));
+}
+
+/** Delete it, whoever owns it. */
+export async function forget(conversation: string): Promise<Counts> {
+  return countsOf(await call("POST", `${AT}/forget`, { conversation }));
 }
 
 /** count: so many pages of the disk, 1 to 4,096. */

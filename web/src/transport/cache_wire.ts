@@ -37,6 +37,30 @@ export interface CachedConversation {
   pages: Residence | null; // null: the store's record of them is damaged
 }
 
+/** Pages of the device that more than one request used, one after the other. */
+export interface SharedPrefix {
+  above: number | null; // the place of what it continues, before its own
+  page: number; // its first one, as in the page map
+  owner: string | null; // a key's name; null: public
+  isPublic: boolean;
+  pages: number;
+  tokens: number;
+  owners: number; // requests that use it now
+  hits: number; // requests that found its first page
+  hitsLeast: number; // and its last
+  saved: number; // tokens
+  savedUnder: number; // with what continues it
+  branches: number; // what continues it, shared or not
+  copies: { host: number; disk: number; none: number }; // pages, by the fastest place under the device
+}
+
+export interface SharedPrefixes {
+  sharedTokens: number; // of all that is shared
+  savedTokens: number;
+  more: boolean; // there are others
+  prefixes: SharedPrefix[];
+}
+
 const count = (value: unknown): number => (typeof value === "number" ? value : 0);
 const text = (value: unknown): string => (typeof value === "string" ? value : "");
 const list = (value: unknown): unknown[] => (Array.isArray(value) ? value : []);
@@ -100,6 +124,34 @@ export function cachedOf(value: unknown): { conversations: CachedConversation[];
       };
     }),
     next: typeof from.next === "string" ? from.next : null,
+  };
+}
+
+export function sharedOf(value: unknown): SharedPrefixes {
+  const from = fields(value);
+  return {
+    sharedTokens: count(from.shared_tokens),
+    savedTokens: count(from.saved_tokens),
+    more: from.more === true,
+    prefixes: list(from.prefixes).map((each) => {
+      const one = fields(each);
+      const copies = fields(one.copies);
+      return {
+        above: typeof one.above === "number" ? one.above : null,
+        page: count(one.page),
+        owner: typeof one.owner === "string" ? one.owner : null,
+        isPublic: one.public === true,
+        pages: count(one.pages),
+        tokens: count(one.tokens),
+        owners: count(one.owners),
+        hits: count(one.hits),
+        hitsLeast: count(one.hits_least),
+        saved: count(one.saved_tokens),
+        savedUnder: count(one.saved_tokens_under),
+        branches: count(one.branches),
+        copies: { host: count(copies.host), disk: count(copies.disk), none: count(copies.none) },
+      };
+    }),
   };
 }
 

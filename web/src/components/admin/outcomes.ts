@@ -28,6 +28,10 @@ export function evicted(counts: Counts): string {
   return `Evicted: ${pages(of(counts, "pages"))} left the device, ${whole(of(counts, "host_pages"))} host memory.${rest}`;
 }
 
+export function forgotten(counts: Counts): string {
+  return of(counts, "conversations") ? "Forgotten: nothing of it is kept." : "There was nothing to forget.";
+}
+
 export function verified(counts: Counts): string {
   const bad = of(counts, "wrong") + of(counts, "unreadable") + of(counts, "different");
   const checked = `${pages(of(counts, "checked"))} of the disk checked`;
