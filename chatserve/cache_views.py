@@ -23,7 +23,7 @@ from chatserve.engine.looks import Copies
 from chatserve.engine.sequence import PreparedRequest
 from prefix_store.names import PageName
 
-NAMES_A_TURN = 1024  # to be looked for before something else has its turn: a few milliseconds
+NAMES_A_TURN = 1024  # to be looked for before something else has its turn: about a millisecond
 
 
 @dataclass(frozen=True, slots=True)
