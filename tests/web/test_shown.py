@@ -110,6 +110,32 @@ async def test_a_receipt_in_numbers(
         await expect(details).to_contain_text(text)
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0004, "0.4 ms"),
+        (0.0043, "4.3 ms"),
+        (0.00994, "9.9 ms"),
+        (0.0123, "12 ms"),
+        (0.0994, "99 ms"),
+        (0.0996, "0.10 s"),
+        (9.99, "9.99 s"),
+        (12.34, "12.3 s"),
+        (119.7, "2 min 0 s"),
+    ],
+)
+async def test_times_to_three_digits_at_the_most(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply], value: float, shown: str
+) -> None:
+    """A step of 12 ms is no hundredth of a second."""
+    tab = await reader.open()
+    await tab.say("go")
+    await expect(tab.button("Stop")).to_be_visible()
+    timings = {"to_first_token": value, "total": value + 1.0}
+    finished(scripted, replies[0], FINAL | {"timings": timings})
+    await expect(tab.page.locator(".figures")).to_contain_text(f" {shown} to first token")
+
+
 async def test_a_receipt_is_seen_whole(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:
