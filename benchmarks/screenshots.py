@@ -26,7 +26,7 @@ from benchmarks.server_process import ServerProcess, server_process, wait_until_
 PICTURES = Path(__file__).parents[1] / "docs" / "screenshots"
 PICTURES_TAKEN = (
     *("chat-sign-in", "chat-first-visit", "chat-light", "chat-dark", "chat-receipt", "chat-phone"),
-    *("admin-light", "admin-dark", "admin-phone", "admin-conversations"),
+    *("admin-light", "admin-dark", "admin-phone", "admin-prefixes"),
 )
 PICTURE_BYTES_MAX = 300_000
 PICTURES_BYTES_MAX = 2_000_000
@@ -83,7 +83,7 @@ QUESTIONS = (
     "What happens when I regenerate a reply?",
     "How do I load a real model?",
     "Tell me more.",
-    "Count from 1 to 60.",
+    "Count from 1 to 20.",
     "What is the receipt?",
     "What happens when memory is full?",
 )
@@ -197,8 +197,13 @@ async def of_the_admin_page(browser: Browser, served: ServerProcess, folder: Pat
             await page.bring_to_front()
             await page.locator("li[data-id]").first.wait_for()
             await picture(page, folder, f"admin-{name}")
-        await light.get_by_role("heading", name="Conversations").scroll_into_view_if_needed()
-        await picture(light, folder, "admin-conversations")
+        await light.get_by_role("heading", name="Shared prefixes").evaluate(
+            """(heading) => {
+              heading.scrollIntoView();
+              document.querySelector(".page").scrollTop -= 80;  // from below the page's head
+            }"""
+        )
+        await picture(light, folder, "admin-prefixes")
         for task in chatting:
             task.cancel()
 
