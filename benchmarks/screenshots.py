@@ -196,6 +196,8 @@ async def of_the_admin_page(browser: Browser, served: ServerProcess, folder: Pat
         for name, page in (("light", light), ("dark", dark), ("phone", phone)):
             await page.bring_to_front()
             await page.locator("li[data-id]").first.wait_for()
+            # A moment at which somebody's pages are in use.
+            await page.locator('canvas[aria-label*=" shared"][aria-label*=" open"]').wait_for()
             await picture(page, folder, f"admin-{name}")
         await light.get_by_role("heading", name="Shared prefixes").evaluate(
             """(heading) => {
