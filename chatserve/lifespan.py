@@ -242,9 +242,9 @@ class Serving:
 
     # As ChatService ------------------------------------------------------------------------
 
-    def check_room(self) -> None:
+    def check_room(self, tenant: str) -> None:
         """Raise Unavailable while loading or draining, Busy for a full queue."""
-        self._taking().check_room()
+        self._taking().check_room(tenant)
 
     async def open(self, ask: Ask) -> Reply:
         """Pass an ask on. Raises Unavailable while loading or draining, or as the service does."""

@@ -79,8 +79,8 @@ class CompletionEndpoint:
                 "The server is stopping." if desk.health.draining else "The server is loading.",
                 retry_after=desk.health.retry_after,
             )
-        desk.service.check_room()  # a refusal costs no reading, decoding or task
         holder: Holder = scope["state"]["holder"]
+        desk.service.check_room(holder.name)  # a refusal costs no reading, decoding or task
         places = holder.requests_max or desk.limits.connections_max
         with desk.gate.enter(holder.name, places), desk.budget.lease() as lease:
             body = await read_body(

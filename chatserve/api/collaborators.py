@@ -30,8 +30,8 @@ class Reply(Protocol):
 class ChatService(Protocol):
     """Where asks go. `open` raises a ChatserveError, or gives a reply that is under way."""
 
-    def check_room(self) -> None:
-        """Raise what `open` would for any ask now, a full queue above all."""
+    def check_room(self, tenant: str) -> None:
+        """Raise what `open` would for any ask of a tenant now, a full queue above all."""
         ...
 
     async def open(self, ask: Ask) -> Reply:

@@ -61,8 +61,9 @@ class EngineDoor(Protocol[PreparedT]):
         """Token ids are below this."""
         ...
 
-    def check_room(self, preparing: int) -> None:
-        """On the loop. Raises what `open` would once those under preparation are open."""
+    def check_room(self, tenant: str, preparing: int, own: int) -> None:
+        """On the loop. Raises what `open` would once those under preparation are open, of whom so
+        many are the tenant's own."""
         ...
 
     def prepare(self, request: Request) -> PreparedT:
@@ -134,9 +135,10 @@ class ChatService(Generic[PreparedT]):
             None if text.template is None else KnownIds(PromptIds(text.tokenizer, text.template))
         )
 
-    def check_room(self) -> None:
-        """Raise what `open` would for any ask now: Busy, or Unavailable."""
-        self._engine.check_room(self._workshop.crowd.count)
+    def check_room(self, tenant: str) -> None:
+        """Raise what `open` would for any ask of a tenant now: Busy, or Unavailable."""
+        crowd = self._workshop.crowd
+        self._engine.check_room(tenant, crowd.count, crowd.of(tenant))
 
     def known_statistics(self) -> KnownStatistics | None:
         """Of the ids kept for who sends every message each time; None without a template."""
@@ -158,13 +160,13 @@ class ChatService(Generic[PreparedT]):
         seed = ask.generation.seed
         if seed is None:
             seed = self._draw_seed()
-        self.check_room()  # a refusal costs no tokenization
-        workshop.crowd.count += 1
+        self.check_room(ask.tenant)  # a refusal costs no tokenization
+        workshop.crowd.enter(ask.tenant)
         try:
             async with workshop.crowd.places:
                 request, prompt, prepared = await self._off_loop(ask, seed)
         finally:
-            workshop.crowd.count -= 1
+            workshop.crowd.leave(ask.tenant)
         # From here on nothing waits: the stream has an owner before anybody could be cancelled.
         stream = self._engine.open(prepared)
         rule = self._text_rule(ask, request)

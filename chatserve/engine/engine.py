@@ -173,12 +173,13 @@ class Engine:
         root, above = prepared.root, self._public.root
         return frozenset(self._namer.own_names(root, tokens, public_root=above, public_pages=pages))
 
-    def check_room(self, preparing: int) -> None:
-        """Raise what `open` would for any request now: before the work of preparing one.
+    def check_room(self, tenant: str, preparing: int, own: int) -> None:
+        """Raise what `open` would for any request of a tenant now: before the work of preparing it.
 
-        preparing: requests that passed this check and have neither been opened nor given up.
+        preparing: requests that passed this check and have neither been opened nor given up; own:
+        how many of them are the tenant's.
         """
-        self._scheduler.check_room(preparing)
+        self._scheduler.check_room(tenant, preparing, own)
 
     def open(self, prepared: PreparedRequest) -> Stream:
         """Queue a request and return its stream. On the event loop; never waits.

@@ -12,6 +12,8 @@ from chatserve.engine.sequence import PreparedRequest
 from chatserve.engine.suspects import Suspects
 from chatserve.errors import Busy, ContextLengthExceeded, Quarantined, RequestError
 
+OWN_PART = 7
+
 
 class Entrance:
     """Refuses what can never run, what broke a step before, and more than can wait."""
@@ -33,7 +35,7 @@ class Entrance:
         """Raise ContextLengthExceeded or RequestError for what can never run, Quarantined for an
         input that broke a step before, Busy for a full queue; else return."""
         request, limits, blocks = prepared.request, self._limits, self._roster.blocks
-        self.check_room(samples=min(request.samples, limits.sequences_max))
+        self.check_room(request.tenant, samples=min(request.samples, limits.sequences_max))
         assert request.tokens, "a request has at least one token"
         assert request.max_tokens > 0, "a request asks for at least one token"
         assert 0 <= request.answered < len(request.tokens), "there was a prompt before the answer"
@@ -49,8 +51,14 @@ class Entrance:
         if self._suspects.refuses(prepared.digest):
             raise Quarantined("The same request broke this server before; it is not run again.")
 
-    def check_room(self, preparing: int = 0, *, samples: int = 1) -> None:
-        """Raise Busy for a full queue; else return.
+    def check_room(
+        self, tenant: str, preparing: int = 0, own_preparing: int = 0, *, samples: int = 1
+    ) -> None:
+        """Raise Busy for a queue that is full, or of which this tenant has its part; else return.
+
+        A tenant may wait with up to OWN_PART times as many as there are places left (the dynamic
+        thresholds of Choudhury and Hahne, ToN'98): alone with seven eighths of the queue, and
+        whoever comes after one that fills it still finds places.
 
         Those for whom there is a seat are not waiting for one, only for the next plan.
         `preparing` requests were let in before and will be submitted: of each, one sample has its
@@ -58,9 +66,15 @@ class Entrance:
         """
         places, roster = self._limits.queued_max, self._roster
         waiting = roster.waiting_length + preparing
+        seats = max(0, self._limits.sequences_max - roster.seats_taken)
+        left = places + seats - waiting
+        # Only where even one that waits alone could have too many are its own counted.
+        if waiting - seats > OWN_PART * left >= OWN_PART:
+            own = roster.waiting_of(tenant) + own_preparing - seats
+            if own > OWN_PART * left:
+                raise Busy("This key has too many waiting.", retry_after=self._refusals.refuse())
         if waiting < places:
             return
-        seats = max(0, self._limits.sequences_max - roster.seats_taken)
         if waiting < places + seats:
             seated, seats = roster.seated(seats)
             if seats >= preparing + samples or max(0, waiting - seated - seats) < places:

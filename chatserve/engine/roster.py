@@ -52,6 +52,13 @@ class Roster:
         """Sequences that wait: queued, held, or following."""
         return len(self.waiting) + len(self.held) + self.blocks.claims.waiting
 
+    def waiting_of(self, tenant: str) -> int:
+        """How many of those are a tenant's. In time linear in all sequences."""
+        return sum(
+            sequence.life in (Life.QUEUED, Life.FOLLOWING) and sequence.request.tenant == tenant
+            for sequence in self._sequences.values()
+        )
+
     def seated(self, seats: int) -> tuple[int, int]:
         """How many of those who wait find a seat for each sample among so many free ones, in the
         order in which they came, and how many seats are left. Nobody overtakes for a seat."""

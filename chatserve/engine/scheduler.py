@@ -123,10 +123,10 @@ class Scheduler:
         self._entrance.check(prepared)
         return self.roster.submit(prepared).group
 
-    def check_room(self, preparing: int = 0) -> None:
+    def check_room(self, tenant: str, preparing: int = 0, own: int = 0) -> None:
         """Raise what `submit` would for any request now; see `Entrance.check_room`."""
         self._check_device()
-        self._entrance.check_room(preparing)
+        self._entrance.check_room(tenant, preparing, own)
 
     def _check_device(self) -> None:
         if self.broken is not None:

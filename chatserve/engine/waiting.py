@@ -5,7 +5,8 @@ OSDI'24): the tenant that was served least goes first, and a tenant that comes b
 starts at the least served active tenant's count, so that it can neither hoard nor owe. Only
 computed tokens are charged, each to its own tenant, so the order says nothing about the cache hits
 of others. Inside a tenant the order is that of arrival. Waiting ages priority: each
-`aging_seconds` of waiting count as one step of priority.
+`aging_seconds` of waiting count as one step of priority, up to the most urgent priority that waits:
+there it is an equal among equals, so that a long queue stays fair by tenant.
 """
 
 from heapq import heapify, heappop, heappush, nsmallest
@@ -52,10 +53,12 @@ class WaitingQueue:
         """The next one to admit, or None."""
         best: tuple[float, float, int] | None = None
         chosen: Sequence | None = None
+        most_urgent = min((priority for _, priority in self._lines), default=0)
         for (tenant, priority), line in self._lines.items():
             head = line[0][2]
             age = int((now - head.arrived_at) / self._aging_seconds)
-            key = (priority - age, self._served.get(tenant, 0.0), head.arrival)
+            urgency = max(most_urgent, priority - age)
+            key = (urgency, self._served.get(tenant, 0.0), head.arrival)
             if best is None or key < best:
                 best, chosen = key, head
         return chosen

@@ -157,7 +157,7 @@ class FakeService:
         self.asked = asyncio.Event()
         self.open_cancelled = asyncio.Event()
 
-    def check_room(self) -> None:
+    def check_room(self, tenant: str) -> None:
         if self.full is not None:
             raise self.full
 

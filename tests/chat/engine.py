@@ -69,9 +69,11 @@ class ScriptedEngine:
         self.forgotten: set[bytes] = set()
         self.disk_refuses = False
         self.places = 1_000  # for requests that are open or on their way
+        self.looked: list[tuple[str, int, int]] = []  # who asked for room, and who was on the way
 
-    def check_room(self, preparing: int) -> None:
+    def check_room(self, tenant: str, preparing: int, own: int) -> None:
         """On the loop."""
+        self.looked.append((tenant, preparing, own))
         if len(self.runs) + preparing >= self.places:
             raise Busy("Too many requests are waiting.", retry_after=1.0)
 

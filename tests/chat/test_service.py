@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -226,6 +227,18 @@ async def test_of_a_crowd_only_those_with_a_place_are_tokenized(floor: Floor):
     replies = [each for each in crowd if isinstance(each, Reply)]
     assert len(replies) == len(prepared) == len(floor.engine.runs) == 3
     assert sum(isinstance(each, Busy) for each in crowd) == 47
+    for reply in replies:
+        reply.view().close()
+        reply.abandon()
+
+
+async def test_who_is_on_the_way_is_told_by_tenant(floor: Floor):
+    floor.engine.places = 5
+    asks = [replace(ask(), tenant=tenant) for tenant in ("a", "a", "b", "a")]
+    replies = await asyncio.gather(*map(floor.service.open, asks))
+    assert floor.engine.looked == [("a", 0, 0), ("a", 1, 1), ("b", 2, 0), ("a", 3, 2)]
+    floor.service.check_room("a")
+    assert floor.engine.looked[-1] == ("a", 0, 0)
     for reply in replies:
         reply.view().close()
         reply.abandon()

@@ -41,6 +41,57 @@ def test_a_tenant_that_floods_does_not_starve_another() -> None:
     stepper.assert_right()
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.5, 30.0])
+def test_a_flood_that_has_waited_long_does_not_starve_another_tenant(seconds: float) -> None:
+    stepper = Stepper(FEW)
+    flood = [stepper.ask(ask(prompt(24), 6, tenant="flood")) for _ in range(100)]
+    for _ in range(60):
+        stepper.step()
+        stepper.house.clock.now += seconds
+    before = sum(one.over for one in flood)
+    quiet = stepper.ask(ask(prompt(24), 6, tenant="quiet"))
+    while not quiet.over:
+        stepper.step()
+        stepper.house.clock.now += seconds
+    assert 0 < before < 40
+    assert sum(one.over for one in flood) <= before + 4, "the newcomer waited for the flood"
+    stepper.run_all()
+    stepper.assert_right()
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_whoever_fills_the_queue_leaves_places_to_others(samples: int) -> None:
+    stepper = Stepper(replace(FEW, queued_max=160, sequences_max=4))
+
+    def let_in(tenant: str) -> int:
+        count = 0
+        while True:
+            try:
+                stepper.ask(ask(prompt(9), 4, tenant=tenant, samples=samples, temperature=1.0))
+            except Busy:
+                return count
+            count += 1
+
+    for _ in range(2):  # another time when all have ended
+        stepper.ask(ask(prompt(9), 20, tenant="seated", samples=4, temperature=1.0))
+        stepper.step()
+        first, second, third = let_in("first"), let_in("second"), let_in("third")
+        assert 7 / 8 * 160 <= first <= 7 / 8 * 160 + 1
+        assert second >= 7 / 8 * (160 - first)
+        assert third >= 1
+        assert let_in("first") == 0
+        stepper.run_all()
+    stepper.assert_right()
+
+
+def test_those_on_their_way_count_as_their_tenants() -> None:
+    stepper = Stepper(replace(FEW, queued_max=160))
+    stepper.scheduler.check_room("a", 150, 20)
+    with pytest.raises(Busy, match="This key"):
+        stepper.scheduler.check_room("a", 150, 100)
+    stepper.scheduler.check_room("b", 150, 0)
+
+
 def test_two_tenants_that_both_flood_are_served_alike() -> None:
     stepper = Stepper(FEW)
     one = [stepper.ask(ask(prompt(24), 6, tenant="one")) for _ in range(30)]
@@ -239,7 +290,7 @@ def let_in(stepper: Stepper) -> int:
     preparing = 0
     while True:
         try:
-            stepper.scheduler.check_room(preparing)
+            stepper.scheduler.check_room("a", preparing, preparing)
         except Busy:
             return preparing
         preparing += 1

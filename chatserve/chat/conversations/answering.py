@@ -99,7 +99,7 @@ class Answering(Generic[PreparedT]):
         self._cancelling = False
         self._tokens_at: float | None = None
         self._in_crowd = True
-        means.crowd.count += 1
+        means.crowd.enter(assignment.conversation.owner)
         self.reply = ChatReply(
             assignment.record,
             assignment.said,
@@ -415,7 +415,7 @@ class Answering(Generic[PreparedT]):
     def _leave_crowd(self) -> None:
         if self._in_crowd:
             self._in_crowd = False
-            self._means.crowd.count -= 1
+            self._means.crowd.leave(self.reply.owner)
 
     def _conclude_with(self, error: ChatserveError) -> None:
         if not self.reply.over:

@@ -315,7 +315,7 @@ class Conversations(Generic[PreparedT]):
                 raise conflict("digest")
             return await asyncio.shield(known.reply)
         try:
-            self._check_room()
+            self._check_room(turn.owner)
         except (Busy, Unavailable):
             record = await self._store.find(
                 turn.owner, turn.conversation, ask=turn.ask, digest=turn.digest
@@ -323,24 +323,24 @@ class Conversations(Generic[PreparedT]):
             if record is None:
                 raise
             return await self._shown(turn.owner, record)
-        self._crowd.count += 1  # its place, until it has one as a reply
+        self._crowd.enter(turn.owner)  # its place, until it has one as a reply
         try:
             accepting = self._live.spawn(self._accept(turn, key), name="accepting a turn")
         except Unavailable:
-            self._crowd.count -= 1
+            self._crowd.leave(turn.owner)
             raise
         self._asks[key] = _Known(turn.digest, accepting)
         accepting.add_done_callback(lambda _: self._arrived(key))
         return await asyncio.shield(accepting)
 
-    def _check_room(self) -> None:
+    def _check_room(self, owner: str) -> None:
         if self._live.draining:
             raise self._live.shutting_down()
-        self._engine.check_room(self._crowd.count)
+        self._engine.check_room(owner, self._crowd.count, self._crowd.of(owner))
 
     def _arrived(self, key: _Ask) -> None:
         """A turn is through the store. Its ask is known here for as long as its reply is live."""
-        self._crowd.count -= 1
+        self._crowd.leave(key[0])
         known = self._asks.get(key)
         if known is not None and not known.live:
             del self._asks[key]

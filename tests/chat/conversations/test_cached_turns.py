@@ -66,9 +66,9 @@ class WatchedEngine:
         self.vocabulary_size = house.engine.vocabulary_size
         self.heard: dict[str, Heard] = {}
 
-    def check_room(self, preparing: int) -> None:
+    def check_room(self, tenant: str, preparing: int, own: int) -> None:
         """On the loop."""
-        self._engine.check_room(preparing)
+        self._engine.check_room(tenant, preparing, own)
 
     def prepare(self, request: Request) -> PreparedRequest:
         """In any thread."""
