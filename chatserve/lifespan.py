@@ -166,7 +166,10 @@ class Serving:
             descriptors=descriptor_limit(),
         )
         self._model = ModelInfo(
-            name=self._name, created=int(time.time()), context_length=limits.context_length
+            name=self._name,
+            created=int(time.time()),
+            context_length=limits.context_length,
+            short_name=self._name.removeprefix("chatserve-"),  # so the demonstration model says
         )
         app = build_app(
             service=self,

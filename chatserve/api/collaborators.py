@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from chatserve.api.problems import ModelNotFound
 from chatserve.chat.values import Ask, ReplyEvent
 
 
@@ -65,9 +66,18 @@ class Health(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """The one served model. created: seconds since 1970. context_length: in tokens."""
+    """The one served model. created: seconds since 1970. context_length: in tokens. short_name: may
+    be asked for as well."""
 
     name: str
     created: int
     context_length: int
     owned_by: str = "chatserve"
+    short_name: str | None = None
+
+    def check(self, name: str) -> None:
+        """Raise ModelNotFound for another model's name."""
+        if name not in (self.name, self.short_name):
+            raise ModelNotFound(
+                f"The model asked for is not served here; {self.name!r} is.", param="model"
+            )

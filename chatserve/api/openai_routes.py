@@ -7,7 +7,6 @@ from starlette.routing import BaseRoute, Route
 
 from chatserve.api.answer import CompletionEndpoint, Desk
 from chatserve.api.collaborators import ModelInfo
-from chatserve.api.problems import ModelNotFound
 from chatserve.api.schema import chat_job, completion_job
 from chatserve.api.wire import ChatShape, CompletionShape, JsonObject
 
@@ -19,8 +18,7 @@ def openai_routes(desk: Desk) -> list[BaseRoute]:
         return _json({"object": "list", "data": [_card(desk.model)]})
 
     async def model(request: Request) -> Response:
-        if request.path_params["name"] != desk.model.name:
-            raise ModelNotFound("The model asked for is not served here.", param="model")
+        desk.model.check(request.path_params["name"])
         return _json(_card(desk.model))
 
     return [

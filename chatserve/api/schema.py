@@ -23,7 +23,6 @@ from chatserve.api.fields import (
 )
 from chatserve.api.limits import Limits
 from chatserve.api.neutral import without_neutral
-from chatserve.api.problems import ModelNotFound
 from chatserve.chat.values import (
     Ask,
     ChatPrompt,
@@ -145,8 +144,7 @@ def _field_error(message: str) -> RequestError:
 
 
 def _check_common(body: GenerationFields, model: ModelInfo, limits: Limits) -> None:
-    if body.model != model.name:
-        raise ModelNotFound("The model asked for is not served here.", param="model")
+    model.check(body.model)
     if body.n > limits.samples_max:
         raise _bad("n", f"n may be at most {limits.samples_max}.")
     if body.stream_options is not None and not body.stream:

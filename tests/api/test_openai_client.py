@@ -247,6 +247,7 @@ async def test_wrong_fields_raise_in_the_client(served: Site) -> None:
         with pytest.raises(openai.BadRequestError) as wrong:
             await client.chat.completions.create(model=MODEL.name, messages=MESSAGES, temperature=3)
     assert missing.value.code == "model_not_found"
+    assert MODEL.name in missing.value.message
     assert (unsupported.value.code, unsupported.value.param) == ("unsupported_field", "tools")
     assert wrong.value.param == "temperature"
     assert not served.service.asks

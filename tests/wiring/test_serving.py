@@ -4,6 +4,8 @@ import asyncio
 import random
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,24 @@ def test_a_chat_streams_real_words_and_ends_by_itself(client: openai.OpenAI) -> 
     assert finishes == ["stop"]
     assert usage is not None
     assert usage.completion_tokens > 1
+
+
+def test_the_program_that_the_model_shows_runs(server: Server, client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=say("How do I use it from Python?"),  # pyright: ignore
+        temperature=0,
+    )
+    text = answer.choices[0].message.content
+    assert text is not None
+    program = text.partition("```python\n")[2].partition("\n```")[0]
+    assert "http://localhost:8000/v1" in program, text
+    program = program.replace("http://localhost:8000", server.url)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"[a-z]{2,}", run.stdout)
 
 
 def test_usage_logprobs_samples_and_seeds(client: openai.OpenAI) -> None:
