@@ -4,13 +4,17 @@ import math
 import random
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor
 
 from chatserve.model import SampleRow, sample
-from chatserve.model.sampling import uniform
+from chatserve.model.sampling import (
+    _keep_top,  # pyright: ignore[reportPrivateUsage]
+    uniform,
+)
 
 VOCABULARY = 12
 
@@ -67,6 +71,71 @@ def test_frequencies_and_support_are_those_of_the_filtered_distribution(row: Sam
     for token, probability in expected.items():
         deviation = math.sqrt(count * probability * (1 - probability)) + 1e-9
         assert abs(seen[token] - count * probability) < 4.5 * deviation + 1
+
+
+# Whole powers of two, so that every sum and every share of the whole is exact.
+EXACT_WEIGHTS = {
+    "halves": [0.5, 0.125, 0.125, 0.25],
+    "even": [0.25] * 4,
+    "many": [2.0**-5] * 8 + [2.0**-2, 2.0**-1],
+    "shuffled": [2.0**-4, 2.0**-1, 2.0**-4, 2.0**-3, 2.0**-2],
+    "not normalized": [1.0, 4.0, 2.0, 1.0],
+}
+EDGES = (0.0, 2**-52, 1e-9, 1e-3, 0.01, 0.019)
+
+
+def slowly_kept(weights: list[float], top_p: float, top_k: int) -> set[int]:
+    """The fewest best tokens that reach top_p, in whole fractions."""
+    order = sorted(range(len(weights)), key=lambda token: (-weights[token], token))
+    order = order[: top_k or len(order)]
+    total = sum(Fraction(weights[token]) for token in order)
+    kept: set[int] = set()
+    for token in order:
+        kept.add(token)
+        if sum(Fraction(weights[each]) for each in kept) >= Fraction(top_p) * total:
+            break
+    return kept
+
+
+@pytest.mark.parametrize("kind", EXACT_WEIGHTS)
+def test_top_p_at_a_partial_sum_and_just_beside_it(kind: str) -> None:
+    """Reaching it is enough; the least bit more takes one token more."""
+    weights = EXACT_WEIGHTS[kind]
+    rows: list[SampleRow] = []
+    for top_k in range(len(weights)):
+        best = sorted(weights, reverse=True)[: top_k or len(weights)]
+        if math.frexp(sum(best))[0] != 0.5:
+            continue  # what stays is no power of two: shares of it would be rounded
+        for count in range(1, len(best) + 1):
+            share = sum(best[:count]) / sum(best)
+            for step in EDGES:
+                rows += [
+                    SampleRow(top_p=share * (1 + sign * step), top_k=top_k)
+                    for sign in (-1, 1)
+                    if share * (1 + sign * step) <= 1
+                ]
+    tensor = torch.tensor([weights] * len(rows), dtype=torch.float64)
+    kept = _keep_top(tensor.clone(), rows)
+    sizes: set[int] = set()
+    for row, got in zip(rows, kept, strict=True):
+        expected = slowly_kept(weights, row.top_p, row.top_k)
+        assert set(got.nonzero()[:, 0].tolist()) == expected, row
+        sizes.add(len(expected))
+    assert sizes >= set(range(1, len(weights))), "the rows were to end at every token"
+
+
+@pytest.mark.parametrize("count", [4, 8, 16])
+def test_top_p_of_equal_logits_is_a_count(count: int) -> None:
+    """Through the door: equal logits have equal weights, whatever exp() rounds."""
+    logits = torch.full((1, count), 1.7)
+    for kept in range(1, count):
+        for top_p, expected in (
+            (kept / count, kept),
+            (kept / count + 1e-9, kept + 1),
+            ((kept - 1 + 0.005) / count, kept),
+        ):
+            seen = draws(logits, SampleRow(top_p=top_p, seed=kept), 60 * count)
+            assert set(seen) == set(range(expected)), (top_p, expected)
 
 
 def test_noise_is_uniform_and_depends_on_each_of_its_three_parts() -> None:
@@ -201,6 +270,17 @@ def test_banned_ids_never_come() -> None:
     row = SampleRow(banned=(best, 10_000, -1))
     assert best not in draws(logits, row, 500)
     assert best not in draws(logits, replace(row, temperature=0.0), 3)
+
+
+def test_a_ban_is_stronger_than_any_wish() -> None:
+    """A stop id inside min_tokens does not come, however much the request wants it."""
+    logits = fixed_logits(8)
+    row = SampleRow(
+        temperature=0.0, logit_bias=((5, 100.0),), presence_penalty=-2.0, history=(5,) * 9
+    )
+    assert set(draws(logits, row, 3)) == {5}
+    assert 5 not in draws(logits, replace(row, banned=(5,)), 3)
+    assert 5 not in draws(logits, replace(row, banned=(5,), temperature=2.0), 500)
 
 
 def test_ids_outside_the_vocabulary_are_passed_over() -> None:

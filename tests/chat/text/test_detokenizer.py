@@ -12,6 +12,7 @@ from chatserve.chat.text.detokenizer import Detokenizer
 from chatserve.chat.text.template import read_template
 from chatserve.chat.text.tokenizer import Tokenizer
 from tests.chat.templates import CHATML
+from tests.chat.text.carrying import carrying_tokenizer, ids_of
 from tests.chat.vocabularies import KINDS, pretrained
 
 _TEXTS = "CR\rLF\nU+2028 \u2028 event:\n\nevent: x 🙂👩‍👩‍👧 é e\u0301 你好 \ufffd\x85 ün"
@@ -112,6 +113,37 @@ def test_byte_level_characters_are_shown_as_soon_as_they_are_whole():
         ("🙂", (1, 1, 1, 1)),
         ("a", (1,)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "text", "ends"),
+    [
+        # What had to wait ends with its character, not with what came behind it.
+        ([b"\xc3", b"\xbcEND"], "üEND", [1, 4]),
+        ([b"ab", b"\xe5", b"\xa5", b"\xbdab", b"ab"], "ab好abab", [2, 3, 3, 5, 7]),
+        # The token that ends one character begins the next: it ends with that one.
+        ([b"\xc3", b"\xbc\xc3", b"\xbcEND"], "üüEND", [1, 2, 5]),
+        # A character that never comes is read as U+FFFD, and ends what waited for it.
+        ([b"\xe5", b"\xa5", b"END"], "\ufffdEND", [1, 1, 4]),
+        ([b"\xc3", b"\xbc\xc3"], "ü\ufffd", [1, 2]),
+    ],
+)
+def test_what_waited_ends_with_its_character(parts, text, ends):
+    tokenizer = carrying_tokenizer()
+    ids = ids_of(tokenizer, *parts)
+    for slices in ([ids], [[each] for each in ids]):
+        assert _run(tokenizer, slices) == (text, ends)
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "unigram"])
+def test_a_run_of_bytes_ends_before_the_token_behind_it(kind):
+    tokenizer = _TOKENIZERS[kind]
+    dog = list(tokenizer.encode_rendered("a dog", ()))[-1:]
+    behind = tokenizer.spell(dog)
+    run = _ids_of_bytes(tokenizer, "🙂".encode())
+    text, ends = _run(tokenizer, [run + dog])
+    assert text == "🙂" + behind
+    assert ends == [1] * 4 + [len(text)]
 
 
 @pytest.mark.parametrize("kind", ["metaspace", "prepending", "unigram"])

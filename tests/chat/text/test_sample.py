@@ -12,6 +12,7 @@ from chatserve.chat.text.template import read_template
 from chatserve.chat.text.tokenizer import Tokenizer
 from chatserve.engine.values import Emission, FinishReason, TokenLogprobs
 from tests.chat.templates import CHATML
+from tests.chat.text.carrying import carrying_tokenizer, ids_of
 from tests.chat.vocabularies import pretrained
 
 
@@ -104,6 +105,31 @@ def test_the_tokens_kept_are_those_wholly_before_the_cut():
     kept = sample.kept_tokens
     assert kept == len(sample.token_ids)
     assert _BYTES.decode(tokens[:kept]) in ("abc", "abc t")
+
+
+@pytest.mark.parametrize(
+    ("parts", "stop", "shown", "kept"),
+    [
+        # The stop string came with the end of a character: what had waited for that is before it.
+        ([b"\xc3", b"\xbcEND"], "END", "ü", 1),
+        ([b"ab", b"\xe5", b"\xa5", b"\xbdab"], "ab好a", "", 0),
+        ([b"ab", b"\xe5", b"\xa5", b"\xbdab"], "b", "a", 0),
+        ([b"\xe5", b"\xa5", b"\xbdab", b"ab"], "bab", "好a", 2),
+        ([b"\xc3", b"\xbc\xc3", b"\xbcEND"], "ND", "üüE", 2),
+        # It reaches back into the character: nothing of that is before it.
+        ([b"a", b"\xc3", b"\xbcEND"], "üE", "a", 1),
+        ([b"\xe5", b"\xa5", b"END"], "END", "\ufffd", 2),
+    ],
+)
+def test_the_tokens_kept_where_a_token_ends_a_character_and_goes_on(parts, stop, shown, kept):
+    tokenizer = carrying_tokenizer()
+    tokens = ids_of(tokenizer, *parts)
+    for slices in ([tokens], [[each] for each in tokens]):
+        sample = _sample(stop, tokenizer=tokenizer)
+        assert any(_feed(sample, each) for each in slices)
+        assert "".join(sample.texts) == shown
+        assert sample.kept_tokens == kept
+        assert sample.token_ids == tokens[:kept]
 
 
 def test_a_stop_id_counts_and_has_no_text():
