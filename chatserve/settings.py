@@ -214,7 +214,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("served_model_name", str, None, "the model's name for clients", "model", "NAME"),
     Option("page_size", _page_size, 16, "token positions in a page: 8, 16, … 256", "cache",
            "TOKENS"),
-    Option("kv_memory", _size, None, "memory for pages; default: a share of what is free", "cache",
+    Option("kv_memory", _size, None, "memory for pages, at least 1MiB and four pages of the model; "
+           "default: a share of what is free", "cache",
            "BYTES"),
     Option("host_memory", _size_or_none, None, "the machine's memory for idle pages, between the "
            "device and the disk; default: 0 on a CPU, with a GPU a share of what is free", "cache",

@@ -86,7 +86,9 @@ class CompletionEndpoint:
             body = await read_body(
                 Headers(scope=scope), receive, lease=lease, limit=desk.limits.body_bytes_max
             )
-            asker = Asker(request_id=scope["state"]["request_id"], tenant=holder.name)
+            asker = Asker(
+                request_id=scope["state"]["request_id"], tenant=holder.name, admin=holder.admin
+            )
             job = self._decode(decode_object(body), asker, model=desk.model, limits=desk.limits)
             del body  # only its meaning is kept while the answer goes out
             labels = Labels(

@@ -1,8 +1,9 @@
 """Puts the API floor together: one Starlette app from collaborators that arrive by name.
 
 Theory of operation, from the outside in: `AccessLog` gives an id, answers errors, logs; `Door`
-decides who may go on; the router picks the route. The wiring floor (`lifespan.py`) starts and
-ends what is behind the collaborators.
+decides who may go on, `Uncoded` refuses bodies that are compressed, the router picks the route;
+`RouteFirst` says that there is none before what is wrong with a body for it. The wiring floor
+(`lifespan.py`) starts and ends what is behind the collaborators.
 """
 
 import logging
@@ -27,6 +28,7 @@ from chatserve.api.exposition import Family
 from chatserve.api.gate import RateLimit, RequestGate
 from chatserve.api.keys import KeyRing
 from chatserve.api.limits import Limits
+from chatserve.api.media import RouteFirst, Uncoded
 from chatserve.api.openai_routes import openai_routes
 from chatserve.api.operator_routes import operator_routes
 from chatserve.api.page_routes import STATIC_PATHS, page_routes
@@ -115,7 +117,9 @@ def build_app(
         ],
         middleware=[
             Middleware(AccessLog, on_answer=telemetry.answered),
+            Middleware(RouteFirst),
             Middleware(Door, policy=policy),
+            Middleware(Uncoded),
         ],
         exception_handlers={HTTPException: _refused_by_router},
         lifespan=lifespan,

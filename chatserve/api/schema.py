@@ -58,14 +58,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """Who asks, as the door found out."""
+    """Who asks, as the door found out. admin: may go ahead of others (`priority` below 0); where
+    there are no keys everybody is."""
 
     request_id: str
     tenant: str
+    admin: bool
 
 
 def chat_job(fields: dict[str, object], asker: Asker, *, model: ModelInfo, limits: Limits) -> Job:
-    """Decode the body of `/v1/chat/completions`."""
+    """Decode the body of `/v1/chat/completions`. Raises RequestError that names the field; a
+    `priority` below 0 is refused where the asker is no admin."""
     messages = fields.get("messages")
     # Counted before anything is made of them.
     if isinstance(messages, list) and not 1 <= len(cast(list[object], messages)) <= (
@@ -73,7 +76,7 @@ def chat_job(fields: dict[str, object], asker: Asker, *, model: ModelInfo, limit
     ):
         raise _bad("messages", f"There must be 1 to {limits.messages_max} messages.")
     body = convert(without_neutral(fields, _CHAT_NAMES), ChatFields)
-    _check_common(body, model, limits)
+    _check_common(body, asker, model, limits)
     adds_prompt = body.add_generation_prompt
     if adds_prompt is None:
         adds_prompt = not body.continue_final_message
@@ -104,9 +107,9 @@ def chat_job(fields: dict[str, object], asker: Asker, *, model: ModelInfo, limit
 def completion_job(
     fields: dict[str, object], asker: Asker, *, model: ModelInfo, limits: Limits
 ) -> Job:
-    """Decode the body of `/v1/completions`."""
+    """Decode the body of `/v1/completions`. Raises as `chat_job` does."""
     body = convert(without_neutral(fields, _COMPLETION_NAMES), CompletionFields)
-    _check_common(body, model, limits)
+    _check_common(body, asker, model, limits)
     prompts = _prompts(body.prompt, limits)
     if len(prompts) * body.n > limits.samples_max:
         raise _bad("prompt", f"There may be at most {limits.samples_max} choices over all prompts.")
@@ -143,10 +146,12 @@ def _field_error(message: str) -> RequestError:
     return RequestError(f"{path}: {text}." if path else f"{text}.", param=path)
 
 
-def _check_common(body: GenerationFields, model: ModelInfo, limits: Limits) -> None:
+def _check_common(body: GenerationFields, asker: Asker, model: ModelInfo, limits: Limits) -> None:
     model.check(body.model)
     if body.n > limits.samples_max:
         raise _bad("n", f"n may be at most {limits.samples_max}.")
+    if body.priority < 0 and not asker.admin:
+        raise _bad("priority", "A priority below 0, ahead of others, needs an admin's key.")
     if body.stream_options is not None and not body.stream:
         raise _bad("stream_options", "stream_options needs stream to be true.")
     if len(body.cache_salt) > limits.salt_length_max:

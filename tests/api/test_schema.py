@@ -11,7 +11,7 @@ from chatserve.chat.values import ChatPrompt, Message, TextPrompt, TokenPrompt
 from chatserve.errors import NotFound, RequestError, UnsupportedField
 from tests.api.harness import LIMITS, MODEL
 
-ASKER = Asker(request_id="r", tenant="t")
+ASKER = Asker(request_id="r", tenant="t", admin=True)
 SAID: list[Any] = [{"role": "user", "content": "hi"}]
 
 
@@ -23,6 +23,23 @@ def chat(**fields: Any) -> Job:
 def completion(**fields: Any) -> Job:
     body = {"model": MODEL.name, "prompt": "hi"} | fields
     return completion_job(body, ASKER, model=MODEL, limits=LIMITS)
+
+
+@pytest.mark.parametrize("decode", [chat_job, completion_job])
+def test_only_an_admin_goes_ahead_of_others(decode: Any) -> None:
+    user = Asker(request_id="r", tenant="t", admin=False)
+    body = {"model": MODEL.name} | ({"messages": SAID} if decode is chat_job else {"prompt": "hi"})
+    for priority in range(-PRIORITY_MAX, PRIORITY_MAX + 1):
+        asked = body | {"priority": priority}
+        (ask,) = decode(asked, ASKER, model=MODEL, limits=LIMITS).asks
+        assert ask.priority == priority
+        if priority >= 0:
+            (ask,) = decode(asked, user, model=MODEL, limits=LIMITS).asks
+            assert ask.priority == priority
+            continue
+        with pytest.raises(RequestError, match="needs an admin's key") as caught:
+            decode(asked, user, model=MODEL, limits=LIMITS)
+        assert (caught.value.status, caught.value.param) == (400, "priority")
 
 
 def test_a_plain_chat_has_the_defaults() -> None:
