@@ -1,7 +1,8 @@
 """Wiring: makes every owner once, hands collaborators to constructors, and ends what it began.
 
 Theory of operation. The socket is bound before anything is loaded. The server answers `/health`
-and a red `/ready` from the start; the model loads in a thread, then the engine's loop runs in the
+and a red `/ready` from the start; the model's small files are judged, then it loads, in a thread
+beside the store's start; then the engine's loop runs in the
 lifespan's TaskGroup, `/ready` turns green, and asks are taken. At the end (`api/server.py` drains
 first) the TaskGroup is cancelled: the engine ends every stream with a final emission and joins the
 runner's thread. The threads for text get a moment; a text that takes longer is left to itself.
@@ -20,7 +21,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
@@ -38,7 +38,13 @@ from chatserve.chat.meter import ReplyMeter
 from chatserve.chat.store.session_store import SessionStore
 from chatserve.chat.values import Ask
 from chatserve.data_folder import FolderLock
-from chatserve.early_checks import check_files, stated_context
+from chatserve.early_checks import (
+    check_files,
+    examine,
+    model_folder,
+    served_name,
+    stated_context,
+)
 from chatserve.errors import SettingsError, StartError, Unavailable
 from chatserve.kept_pages import KeptPages
 from chatserve.late import LateConversations
@@ -62,7 +68,6 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DEMONSTRATION_NAME = "chatserve-demonstration"
 LOADING_RETRY_SECONDS = 2.0
 DRAINING_RETRY_SECONDS = 5.0
 KV_SHARE_CPU = 0.25  # of the memory that is available at start
@@ -289,6 +294,11 @@ class Serving:
 
         stopping.add_done_callback(leave)
         try:
+            examining = in_daemon_thread(self._examine)
+            await asyncio.wait({examining, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not examining.done():
+                return
+            examining.result()  # what is refused here is refused before anything is started
             loading = in_daemon_thread(self._load)
             async with session_store(self._settings) as store:
                 awaiting_store = False
@@ -357,8 +367,13 @@ class Serving:
                 stated,
             )
 
+    def _examine(self) -> None:
+        """In a thread: import what is heavy, and judge the model by its small files."""
+        if self._load_model is None:
+            examine(self._folder, self._settings.chat_template)
+
     def _load(self) -> Callable[[asyncio.TaskGroup, SessionStore, ReplyMeter], Assembly]:
-        """In a thread: import what is heavy, load; what is left to do on the loop comes back."""
+        """In a thread: load; what is left to do on the loop comes back."""
         from chatserve.assembly import assemble, load
 
         loaded = (self._load_model or load)(self._settings, self._folder, self._secret)
@@ -436,21 +451,6 @@ def in_daemon_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
 
     threading.Thread(target=work, name=LOADING_THREAD, daemon=True).start()
     return future
-
-
-def model_folder(model: str | None) -> Path:
-    """Where the model is. A hub id is resolved in the local hub cache by the loader's rules."""
-    if model is None:
-        folder = files("chatserve.demonstration") / "model"
-        return Path(str(folder))
-    return Path(model).expanduser()
-
-
-def served_name(model: str | None, folder: Path) -> str:
-    """What clients call the model where nothing else is said: its folder's name, or its hub id."""
-    if model is None:
-        return DEMONSTRATION_NAME
-    return folder.resolve().name if folder.exists() else model
 
 
 def open_secret(folder: Path) -> MasterSecret:

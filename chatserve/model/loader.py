@@ -6,6 +6,7 @@ Order: find the files → judge the config → start hashing the weights in thre
 fix the rotary factors → survey the layers → compare with the model's own logits.
 """
 
+import json
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from chatserve.model.fingerprint import FingerprintFields, config_text, weights_
 from chatserve.model.layout import KVLayout
 from chatserve.model.loaded import GenerationDefaults, LoadedModel
 from chatserve.model.probe import compare_with_eager, survey_layers
-from chatserve.model.rotary import fix_rotary, positions_max, rotary_digest
+from chatserve.model.rotary import check_rotary, fix_rotary, positions_max, rotary_digest
 from chatserve.model.suitability import check_config, expected_windows
 
 _DTYPES = {
@@ -60,10 +61,8 @@ def load_model(
     context_length: narrows what the config allows. digest_cache: where weight digests are kept.
     Raises ModelRefused with one sentence, SettingsError for a device that is not there.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint, config = _judge(path)
     with _quiet():
-        config = _read_config(checkpoint)
-        check_config(config)
         served = positions_max(config)
         if context_length is not None:
             served = min(served, context_length)
@@ -101,6 +100,33 @@ def load_model(
         generation=generation,
         fingerprint=_mapped(weights, digest),
     )
+
+
+def examine_model(path: Path | str) -> Path:
+    """Judge a model as `load_model` does, as far as config and file headers tell; its folder.
+
+    Raises ModelRefused with one sentence.
+    """
+    checkpoint, _ = _judge(path)
+    stored_dtype(checkpoint)
+    try:
+        given = json.loads((checkpoint.folder / "generation_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        given = None  # transformers passes over one that it cannot read
+    if isinstance(given, dict):
+        _sampling_defaults(given)
+    return checkpoint.folder
+
+
+def _judge(path: Path | str) -> tuple[Checkpoint, PreTrainedConfig]:
+    """What the files are, and their config, which pages can serve as far as it tells."""
+    checkpoint = open_checkpoint(path)
+    with _quiet():
+        config = _read_config(checkpoint)
+    check_config(config)
+    check_rotary(config)
+    positions_max(config)
+    return checkpoint, config
 
 
 def _try_pages(
@@ -212,6 +238,13 @@ def _generation_defaults(model: PreTrainedModel) -> GenerationDefaults:
     if eos is None:
         eos = getattr(model.config, "eos_token_id", None)
     eos_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    return GenerationDefaults(
+        eos_ids=eos_ids, do_sample=bool(given.get("do_sample")), **_sampling_defaults(given)
+    )
+
+
+def _sampling_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """What generation_config.json says of sampling. Raises ModelRefused where it cannot be met."""
     sampling = {name: given[name] for name in _SAMPLING_RANGES if given.get(name) is not None}
     for name, value in sampling.items():
         least, most = _SAMPLING_RANGES[name]
@@ -221,7 +254,7 @@ def _generation_defaults(model: PreTrainedModel) -> GenerationDefaults:
                 f"generation_config.json: '{name}' must be from {least:g} to {most:g}, "
                 f"not {str(value)[:20]!r}"
             )
-    return GenerationDefaults(eos_ids=eos_ids, do_sample=bool(given.get("do_sample")), **sampling)
+    return sampling
 
 
 def _in_thread(checkpoint: Checkpoint, digest_cache: Path | None) -> Future[bytes]:

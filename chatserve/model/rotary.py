@@ -11,7 +11,7 @@ eager, uses the same factors. Dynamic NTK grows its base with the text and canno
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
@@ -23,17 +23,33 @@ from chatserve.errors import ModelRefused
 _FIXED = "fixed by chatserve"
 
 
+def check_rotary(config: Any) -> None:
+    """Raises ModelRefused for dynamic NTK scaling, where the config says so."""
+    parameters: object = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return
+    given = cast("dict[str, object]", parameters)
+    # Some models have a set for each type of layers.
+    for item in (given, *given.values()):
+        if isinstance(item, dict):
+            _refuse_dynamic(str(cast("dict[str, object]", item).get("rope_type")))
+
+
+def _refuse_dynamic(rope_type: str) -> None:
+    if "dynamic" in rope_type:
+        raise ModelRefused(
+            "Dynamic NTK rotary scaling depends on the length of the text, so its KV pages "
+            "cannot be shared; such a model is not supported"
+        )
+
+
 def fix_rotary(model: nn.Module, context_length: int) -> None:
     """Fix every length-dependent rotary module to the factors for `context_length` positions.
 
     Raises ModelRefused for dynamic NTK scaling.
     """
     for module, layer_type, rope_type in _rotary_modules(model):
-        if "dynamic" in rope_type:
-            raise ModelRefused(
-                "Dynamic NTK rotary scaling depends on the length of the text, so its KV pages "
-                "cannot be shared; such a model is not supported"
-            )
+        _refuse_dynamic(rope_type)
         if rope_type != "longrope":
             continue
         config: Any = module.config

@@ -4,7 +4,7 @@ May not know: pages' contents, devices. What a config cannot tell is left to the
 the model; the refusals here give the reason in words.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -31,7 +31,7 @@ def check_config(config: PreTrainedConfig) -> None:
         raise ModelRefused(f"'{kind}' keeps latent KV (MLA), which does not fit the page layout")
     if settings.get("num_kv_shared_layers"):
         raise ModelRefused(f"'{kind}' shares KV between layers, which is not supported")
-    if settings.get("alibi") or settings.get("position_embedding_type") == "alibi":
+    if _has_alibi(kind, settings):
         raise ModelRefused(f"'{kind}' puts a bias (ALiBi) in its attention mask, not supported")
     if settings.get("add_cross_attention"):
         raise ModelRefused(f"'{kind}' with cross-attention is not supported")
@@ -42,6 +42,17 @@ def check_config(config: PreTrainedConfig) -> None:
             raise ModelRefused(f"'{kind}' has state-space layers; their state does not fit pages")
         if layer_type not in _ATTENTION_TYPES:
             raise ModelRefused(f"'{kind}' has layers of kind '{layer_type}', not supported")
+
+
+def _has_alibi(kind: str, settings: dict[str, Any]) -> bool:
+    """Some families say so in a field; BLOOM's config has none, since it knows nothing else."""
+    inner: object = settings.get("attn_config")  # MPT's
+    return (
+        kind == "bloom"
+        or bool(settings.get("alibi"))
+        or settings.get("position_embedding_type") == "alibi"
+        or (isinstance(inner, dict) and bool(cast("dict[str, Any]", inner).get("alibi")))
+    )
 
 
 def expected_windows(config: PreTrainedConfig) -> tuple[int | None, ...]:

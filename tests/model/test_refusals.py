@@ -155,6 +155,7 @@ def test_other_architectures(llama: Path, kind: str) -> None:
     [
         ({"num_kv_shared_layers": 1}, "shares KV"),
         ({"alibi": True}, "ALiBi"),
+        ({"attn_config": {"alibi": True}}, "ALiBi"),
         ({"add_cross_attention": True}, "cross-attention"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "Quantized"),
         ({"max_position_embeddings": 0}, "how many positions"),
@@ -172,8 +173,21 @@ def test_layers_of_other_kinds(folder_of: Callable[[str], Path], tmp_path: Path,
     assert "layers" in refusal(folder)
 
 
-def test_a_bias_in_the_attention_mask_is_caught(tmp_path: Path) -> None:
-    """BLOOM's ALiBi is in no config field: the trials must find it."""
+@pytest.mark.parametrize("positions", [None, 64])
+def test_bloom_is_refused_for_its_alibi(tmp_path: Path, positions: int | None) -> None:
+    """No field of its config says so, nor how many positions it has."""
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
+    save(random_model(config, seed=1), tmp_path / "bloom")
+    if positions is not None:
+        edit_config(tmp_path / "bloom", max_position_embeddings=positions)
+    assert "ALiBi" in refusal(tmp_path / "bloom")
+
+
+def test_a_bias_in_the_attention_mask_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no config tells, the trials must find it."""
+    monkeypatch.setattr("chatserve.model.suitability._has_alibi", lambda kind, settings: False)
     config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
     save(random_model(config, seed=1), tmp_path / "bloom")
     edit_config(tmp_path / "bloom", max_position_embeddings=64)
