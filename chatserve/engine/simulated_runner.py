@@ -130,7 +130,8 @@ class SimulatedRunner:
         self._pages[where, positions % size] = tokens
 
     def _digests(self, slices: Sequence[Slice]) -> Hashes:
-        """`hash_context` of each slice's whole context, read through its page table."""
+        """A 64-bit hash, uint64 [slices], of each slice's whole context: of token ids and their
+        positions, read through its page table."""
         if not slices:
             return np.empty(0, dtype=np.uint64)
         pages, first = _tables(slices)
@@ -166,11 +167,6 @@ def _steps_up(counts: Tokens) -> Tokens:
     return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def hash_context(context: Tokens, weights: Hashes) -> int:
-    """A 64-bit hash of token ids and their positions."""
-    return int(((context.astype(np.uint64) + np.uint64(1)) * weights[: len(context)]).sum())
-
-
 def _choose(digests: Hashes, orders: Sequence[SampleOrder], vocabulary_size: int) -> list[int]:
     """The token for each context: of the context alone if greedy, else of seed and sample too."""
     noise = [
@@ -187,13 +183,6 @@ def _choose(digests: Hashes, orders: Sequence[SampleOrder], vocabulary_size: int
         while tokens[row] in order.banned:
             tokens[row] = (tokens[row] + 1) % vocabulary_size
     return tokens
-
-
-def predict(tokens: list[int], order: SampleOrder, vocabulary_size: int) -> int:
-    """What the simulated model says after `tokens`, computed without any page."""
-    context = np.array(tokens, dtype=np.int64)
-    digest = hash_context(context, _position_weights(len(tokens)))
-    return _choose(np.array([digest], dtype=np.uint64), [order], vocabulary_size)[0]
 
 
 def _position_weights(count: int) -> Hashes:

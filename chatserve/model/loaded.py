@@ -76,10 +76,6 @@ class LoadedModel:
         except OSError as error:
             raise ModelRefused(f"The model '{self.name}' could not be hashed: {error}") from error
 
-    def fingerprint_ready(self) -> bool:
-        """Whether `fingerprint` would answer at once."""
-        return self._fingerprint.done()
-
     def forward(
         self,
         tokens: Tensor,
@@ -113,7 +109,7 @@ class LoadedModel:
 
 
 def _pad(values: Tensor) -> Tensor:
-    """Repeat the last of some int64 values until there are `padded_rows` of them."""
+    """Repeat the last of values, int64 [n], n >= 1: int64 [padded_rows(n)]."""
     rows = values.shape[0]
     more = padded_rows(rows) - rows
     return values if more == 0 else torch.cat((values, values[-1:].expand(more)))

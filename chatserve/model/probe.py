@@ -121,7 +121,8 @@ def compare_with_eager(model: PreTrainedModel, layout: KVLayout, context_length:
 
 
 def _run_plain(model: PreTrainedModel, tokens: Tensor, attention: str) -> Tensor:
-    """Centred logits [length, vocabulary] by one of transformers' own attentions."""
+    """Centred logits, float32 [length, vocabulary], of tokens, int64 [length], by one of
+    transformers' own attentions."""
     positions = torch.arange(tokens.shape[0], device=tokens.device)[None]
     with _plain_attention(model, attention), torch.inference_mode():
         output = model(input_ids=tokens[None], position_ids=positions, use_cache=False)
@@ -130,6 +131,7 @@ def _run_plain(model: PreTrainedModel, tokens: Tensor, attention: str) -> Tensor
 
 
 def _relative(logits: Tensor, expected: Tensor) -> float:
+    """The norm of their difference by that of `expected`; both float32 [length, vocabulary]."""
     return float((logits - expected).norm() / expected.norm().clamp_min(1e-6))
 
 
@@ -170,5 +172,6 @@ def _run_in_slices(model: PreTrainedModel, layout: KVLayout, tokens: Tensor) -> 
 
 
 def _centred(logits: Tensor) -> Tensor:
-    """A constant added to all logits of a row means nothing, and would hide differences."""
+    """Logits [length, vocabulary], in their dtype, less the mean of each row: a constant added to
+    all of a row means nothing, and would hide differences."""
     return logits - logits.mean(dim=-1, keepdim=True)

@@ -203,7 +203,8 @@ def _keep_top(weights: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 
 def _sorted_down(weights: Tensor) -> Tensor:
-    """Each row's weights, best first. On a CPU NumPy sorts plain values ten times as fast."""
+    """Each row of weights, float64 [R, vocabulary], best first, as a tensor of its own. On a CPU
+    NumPy sorts plain values ten times as fast."""
     if weights.device.type != "cpu":
         return weights.sort(dim=-1, descending=True).values
     values = -weights.numpy()
@@ -214,6 +215,8 @@ def _sorted_down(weights: Tensor) -> Tensor:
 def _logprobs(
     logits: Tensor, tokens: Tensor, rows: Sequence[SampleRow], finite: Sequence[bool]
 ) -> list[RowLogprobs | None]:
+    """Of the R rows, those that are finite and asked for them. logits: as the model gave them,
+    float32 [R, vocabulary]; tokens: what was chosen, int64 [R]."""
     result: list[RowLogprobs | None] = [None] * len(rows)
     wanted = [i for i, row in enumerate(rows) if row.top_logprobs is not None and finite[i]]
     if not wanted:

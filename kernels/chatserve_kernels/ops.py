@@ -127,6 +127,8 @@ def page_checksums(pool: Tensor, pages: Tensor, weights: Tensor) -> Tensor:
 
 
 def _check_kv(kv: Tensor, batch: AttentionBatch) -> None:
+    """kv: [pages, 2, page_size, kv_heads, head_dim], one page's K and V contiguous, else
+    ValueError."""
     if kv.ndim != 5 or kv.shape[1] != 2 or kv.shape[2] != batch.page_size:
         raise ValueError(
             f"kv is {tuple(kv.shape)}, not [pages, 2, {batch.page_size}, kv_heads, head_dim]"
@@ -209,6 +211,8 @@ def _attend_decode(
 
 
 def _visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
+    """Which keys each query may see: bool, of the shape that the positions, integers of any two
+    shapes that broadcast ([queries, 1] and [1, keys], say), have together."""
     mask = key_positions <= query_positions
     if window is not None:
         mask &= key_positions > query_positions - window

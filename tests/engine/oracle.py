@@ -1,12 +1,34 @@
-"""What the simulated model must answer, computed from token ids alone: no page, no batch."""
+"""What the simulated model must answer, computed from token ids alone: no page, no batch, and none
+of the model's own arithmetic."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chatserve.engine.plan import SampleOrder
-from chatserve.engine.simulated_runner import predict
 from chatserve.engine.stream import Stream
 from chatserve.engine.values import Emission, FinishReason, Receipt, Request
 from chatserve.errors import ChatserveError
+
+_MASK = (1 << 64) - 1
+_WEIGHTS: list[int] = []  # of positions, from 0 on; as many as were asked for yet
+
+
+def predict(tokens: Sequence[int], order: SampleOrder, vocabulary: int) -> int:
+    """The token that the simulated model says after `tokens`: a hash of them and their positions,
+    for a greedy order of nothing else."""
+    for position in range(len(_WEIGHTS), len(tokens)):
+        mixed = (position + 1) * 0x9E3779B97F4A7C15 & _MASK
+        _WEIGHTS.append((mixed ^ mixed >> 31) * 0xBF58476D1CE4E5B9 & _MASK | 1)
+    value = sum((token + 1) * weight for token, weight in zip(tokens, _WEIGHTS, strict=False))
+    if order.sampling.temperature > 0.0:
+        value ^= order.sampling.seed * 0x2545F4914F6CDD1D + order.sample * 0x9E3779B97F4A7C15
+    value &= _MASK
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
+    token = (value ^ value >> 31) % vocabulary
+    while token in order.banned:
+        token = (token + 1) % vocabulary
+    return token
 
 
 @dataclass(frozen=True, slots=True)
