@@ -9,7 +9,7 @@ Of one conversation, by its id:
 
 lease   for --seconds others' pages leave memory before its own; 0 ends that
 warm    bring what is kept of it to the device
-evict   forget its idle pages in memory, once they have a copy on disk
+evict   forget its idle pages in memory that have a copy on disk (without a disk, all idle ones)
 forget  delete it with all that was kept of it, in every tier and in the store, whoever owns it
 """
 

@@ -3,7 +3,7 @@
     POST flush    {}                          all idle pages leave memory
     POST lease    {"conversation", "seconds"} others' pages leave before this one's; 0 ends it
     POST warm     {"conversation"}            its pages are brought to the device
-    POST evict    {"conversation"}            its idle pages leave memory; the disk keeps its own
+    POST evict    {"conversation"}            its idle pages that are on the disk leave memory
     POST forget   {"conversation"}            it is deleted, as by its owner: kept nowhere
     POST verify   {"pages"}                   so many pages of the disk are read and checked
 

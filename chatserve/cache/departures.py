@@ -3,7 +3,7 @@
     evict_one   the next by the order of eviction, for somebody who needs its room
     flush       all of them
     retire      those that nobody has used for long and has leased, where a tier below has them
-    evict       those of some names, where a copy is not still being waited for
+    evict       those of some names, where a tier below has them, or there is none
 
 Only pages that nobody owns leave, children before parents, so what stays can be found.
 """
@@ -21,14 +21,15 @@ from prefix_store.names import PageName
 
 class Evicted(NamedTuple):
     """Pages of some names. left: gone from here. stayed: resident still, as they are in use, or
-    continued by a page that stays, or have no copy yet in the tier below."""
+    continued by a page that stays, or have no copy in the tier below."""
 
     left: int = 0
     stayed: int = 0
 
 
 class Departures:
-    """Of one block manager. below: the tier that retired pages must be in."""
+    """Of one block manager. below: the tier that pages must be in before they leave, where nobody
+    needs their room; None where there is none, and pages are gone when they leave."""
 
     def __init__(
         self, pool: PagePool, index: PrefixIndex, transit: Transit, below: Below | None
@@ -44,7 +45,8 @@ class Departures:
         page = self._index.next_victim()
         if page is None:
             return False
-        self._free(page, lost=True)
+        name, drafted = self._index.name(page), self._index.is_drafted(page)
+        self._free(page, lost=not drafted and name is not None and not self._is_kept(name))
         self.counts.evicted += 1
         return True
 
@@ -75,12 +77,13 @@ class Departures:
         return looked
 
     def evict(self, names: Collection[PageName]) -> Evicted:
-        """The idle pages of these names leave, whatever leases they have. O(names)."""
+        """The idle pages of these names that the tier below has leave, whatever leases they have;
+        all idle ones where there is no such tier. O(names)."""
         left = stayed = 0
         for page in self._index.resident(names):
             name = self._index.name(page)
             idle = self._pool.state(page) is PageState.CACHED
-            kept = name is not None and not self._transit.waits(name)
+            kept = name is not None and self._is_kept(name)
             if idle and kept and not self._index.has_children(page):
                 self._free(page)
                 left += 1
@@ -89,9 +92,14 @@ class Departures:
         self.counts.dismissed += left
         return Evicted(left, stayed)
 
+    def _is_kept(self, name: PageName) -> bool:
+        """Whether nothing is lost when this page leaves that could be kept."""
+        if self._below is None:
+            return True
+        return self._below.contains(name) and not self._transit.waits(name)
+
     def unname(self, page: PageId, *, lost: bool = False) -> None:
-        """Forget the name of a page without resident children. lost: if no copy was made yet, none
-        will be."""
+        """Forget the name of a page without resident children. lost: no copy of it is left."""
         name = self._index.name(page)
         assert name is not None, "a page without a name"
         self._transit.forget(name, lost=lost)

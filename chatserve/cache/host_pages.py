@@ -245,11 +245,14 @@ class HostPages:
         return self._index.lease_names(names, seconds)
 
     def evict(self, names: Collection[PageName]) -> Evicted:
-        """The slots of these names are given up, but for those that `flush` would leave, and those
-        before a slot that stays."""
+        """The slots of these names are given up that are below as well (all where nothing is), but
+        for those that `flush` would leave, and those before a slot that stays."""
         left = stayed = 0
         for slot in self._index.resident(names):
-            if self.pool.state(slot) is PageState.CACHED and not self._index.has_children(slot):
+            name = self._index.name(slot)
+            kept = self._below is None or (name is not None and self._below.contains(name))
+            idle = kept and self.pool.state(slot) is PageState.CACHED
+            if idle and not self._index.has_children(slot):
                 self._free(slot)
                 left += 1
             else:

@@ -7,8 +7,8 @@ A page in transit has the transit as an owner, and so have the pages before it i
 whoever owns a page owns its parents. Nobody evicts it, and nobody writes to it but the I/O thread
 that fills a LOADING page, which has no name until its bytes have been checked.
 
-Unkept are the named pages that no tier below has a copy of, oldest first. One that is evicted
-before its turn is lost: it costs time, when it is wanted again, and nothing else.
+Unkept are the named pages that wait for their copy below, oldest first. A page that is evicted
+while no tier below has it is lost: it costs time, when it is wanted again, and nothing else.
 """
 
 from collections import Counter, OrderedDict
@@ -84,7 +84,7 @@ class Load:
 class TransitStatistics:
     """Pages: unkept, keeping, loading now; *_total from the start of the process.
 
-    lost: evicted before there was a copy. failed: a load gave up on the page.
+    lost: evicted while no tier below had it. failed: a load gave up on the page.
     """
 
     unkept: int = 0
@@ -149,10 +149,10 @@ class Transit:
         return name in self._unkept
 
     def forget(self, name: PageName, *, lost: bool) -> bool:
-        """The page of this name is about to lose it. Whether it waited for its copy."""
-        waited = self._unkept.pop(name, None) is not None
-        self._lost += lost and waited
-        return waited
+        """The page of this name is about to lose it; lost: and no copy of it is left. Whether it
+        waited for its copy."""
+        self._lost += lost
+        return self._unkept.pop(name, None) is not None
 
     def lose(self) -> Keep | None:
         """Give up the one that waits longest: there is no room to wait in."""

@@ -34,8 +34,8 @@ class Leased(NamedTuple):
 
 
 class Dismissed(NamedTuple):
-    """Pages that left the device and host memory, and those that stay there: in use, waiting for
-    their copy below, or continued by a page that stays."""
+    """Pages that left the device and host memory, and those that stay there: in use, without a copy
+    below, or continued by a page that stays."""
 
     device: int = 0
     host: int = 0
@@ -89,8 +89,8 @@ class Wishes:
         self._act(lambda: self._scheduler.blocks.hold(own, HOLD_SECONDS, share=HOLD_SHARE))
 
     def evict(self, names: Collection[PageName]) -> Dismissed:
-        """The idle pages of these names leave the device and host memory, leased or not; the disk
-        keeps its own. On the event loop; never waits."""
+        """The idle pages of these names leave the device and host memory, leased or not, that have
+        a copy on disk; all idle ones where no tier is below. On the event loop; never waits."""
         gone = Dismissed()
         own = self._own(names)
 

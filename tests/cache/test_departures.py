@@ -8,6 +8,7 @@ from chatserve.cache.block_manager import BlockManager
 from chatserve.cache.departures import Evicted
 from chatserve.cache.eviction import POLICIES
 from chatserve.cache.host_pages import HostPages
+from chatserve.cache.page_table import PageTable
 from chatserve.cache.prefix_index import AGAIN, Namespace, PrefixIndex
 from chatserve.cache.transit import Keep
 from prefix_store.names import token_bytes
@@ -183,6 +184,54 @@ def test_a_page_that_a_step_may_touch_stays_until_it_has_committed() -> None:
     blocks.check()
 
 
+def test_a_page_whose_copy_is_gone_stays() -> None:
+    below = Below()
+    blocks, _ = house(9, below)
+    told(blocks, OLD)
+    keeps = blocks.take_unkept(9)
+    assert keeps is not None
+    blocks.end_keep(keeps, [True] * 3)
+    below.names.update(names_of(OLD)[:2])  # the last one's copy had to go, or was damaged
+    assert blocks.evict(names_of(OLD)) == Evicted(0, 3)
+    assert pages(blocks, OLD) == 3
+    below.names.update(names_of(OLD))
+    assert blocks.evict(names_of(OLD)) == Evicted(3, 0)
+    blocks.check()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_what_leaves_for_want_of_room_without_a_copy_is_lost_and_counted(kept: int) -> None:
+    below = Below()
+    blocks, _ = house(3, below)
+    told(blocks, OLD)
+    keeps = blocks.take_unkept(9)
+    assert keeps is not None
+    blocks.end_keep(keeps, [True] * 3)
+    below.names.update(names_of(OLD)[:kept])  # the others' copies had to go since
+    told(blocks, NEW)
+    assert blocks.statistics().transit.lost_total == 3 - kept
+    assert blocks.statistics().evicted_for_space_total == 3
+    blocks.check()
+
+
+def test_nothing_is_lost_where_nothing_could_be_kept_or_nobody_asked() -> None:
+    blocks, _ = house(3)
+    told(blocks, OLD)
+    told(blocks, NEW)
+    assert blocks.statistics().transit.lost_total == 0, "there is no tier below"
+    blocks, _ = house(3, Below())
+    table = PageTable()
+    assert blocks.reserve(table, 0, len(OLD), step=0) is not None
+    for index, name in enumerate(names_of(OLD)):
+        page = token_bytes(OLD[index * SIZE : (index + 1) * SIZE])
+        blocks.seal(table, name, page, step=0, drafting=True)
+    blocks.release(table, step=0)
+    assert blocks.statistics().draft_pages == 3
+    told(blocks, NEW)
+    assert blocks.statistics().transit.lost_total == 0, "computed ahead, for nobody"
+    blocks.check()
+
+
 def test_a_page_that_waits_for_its_copy_stays_until_it_has_one() -> None:
     below = Below()
     blocks, _ = house(9, below)
@@ -227,6 +276,24 @@ def saved(host: HostPages, tokens: list[int]) -> None:
             assert host.end(slot, Keep(0, name, above, index, page), arrived=True, checksum=index)
         host.release(slot)
         above = name
+
+
+def test_slots_that_the_disk_has_leave_host_memory_and_those_before_others_stay() -> None:
+    below = Below()
+    host = host_with(below, Clock(), "patience")
+    names = names_of(OLD)
+    below.names.update(names)
+    saved(host, OLD)
+    below.names.remove(names[2])  # its copy had to go since
+    assert host.evict(names) == Evicted(0, 3), "the others are before it"
+    below.names.add(names[2])
+    below.names.remove(names[0])
+    assert host.evict(names) == Evicted(left=2, stayed=1)
+    below.names.update(names)
+    saved(host, OLD)
+    assert host.evict(names[:2]) == Evicted(0, 2), "the last one is not of these names"
+    assert host.evict(names) == Evicted(3, 0)
+    host.check()
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
