@@ -153,10 +153,10 @@ class Index:
         chosen = list(islice(self._unreachable(), max(0, count)))
         return self._continue(chosen, count, math.inf)
 
-    def expired(self, before: float) -> list[Victim]:
-        """All entries unused since `before`, but for those that a younger one continues; in the
-        order in which they should go. Changes nothing."""
-        return self._continue([], len(self), before)
+    def expired(self, before: float, most: int) -> list[Victim]:
+        """Up to `most` entries unused since `before`, but for those that a younger one continues;
+        in the order in which they should go. Changes nothing."""
+        return self._continue([], most, before)
 
     def _continue(self, chosen: list[Victim], count: int, before: float) -> list[Victim]:
         """Add leaves to `chosen`, and what is a leaf without those."""

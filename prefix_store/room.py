@@ -17,7 +17,8 @@ class Room:
 
     A slab claims bytes before its files grow and gives them back after they shrank, so the sum of
     the files is never above the capacity. When bytes are missing, `press` removes slabs that nobody
-    has opened, and then asks opened ones for what they have above their share.
+    has opened, and then asks opened ones for what they have above their share. Only who removes or
+    adopts a slab waits for the disk: whoever asks for numbers does not.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -26,7 +27,8 @@ class Room:
         self._claims: dict[str, int] = {}
         self._idle: dict[str, Callable[[], None]] = {}
         self._opened: dict[str, _Opened] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # never held while the disk works
+        self._removing = threading.RLock()  # before `_lock`
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ class Room:
 
     def adopt(self, owner: str) -> None:
         """A slab is about to be opened: it is not removed for others any more."""
-        with self._lock:
+        with self._removing, self._lock:
             self._idle.pop(owner, None)
 
     def opened(self, owner: str, bytes_: int, shrink: Callable[[int], None]) -> None:
@@ -58,13 +60,14 @@ class Room:
 
     def remove(self, owner: str) -> None:
         """Delete an idle slab. Raises OSError."""
-        with self._lock:
+        with self._removing:
             remove = self._idle.get(owner)
             if remove is not None:
                 remove()
-                del self._idle[owner]
-                del self._claims[owner]
-                self.reclaimed += 1
+                with self._lock:
+                    del self._idle[owner]
+                    del self._claims[owner]
+                    self.reclaimed += 1
 
     def claim(self, owner: str, wanted_bytes: int) -> bool:
         """Let `owner` have so many bytes in all; False, and nothing changes, if they are too many.
@@ -94,11 +97,11 @@ class Room:
         until it could, else by asking opened ones for what it is short of `wanted_bytes` and of its
         share. Raises OSError from the removal of files. Call without a lock that a shrinking slab
         would need."""
+        for idle in self.idle:
+            if least_bytes <= self.left(owner):
+                return
+            self.remove(idle)
         with self._lock:
-            for idle in tuple(self._idle):
-                if least_bytes <= self.left(owner):
-                    return
-                self.remove(idle)
             if least_bytes <= self.left(owner):
                 return
             share = self.capacity_bytes // max(1, len(self._opened))

@@ -31,6 +31,7 @@ from prefix_store.values import (
 from prefix_store.writing import Writing
 
 SHRINK_PART = 16  # of the slots are given back to a disk that is full
+GC_PAGES = 1024  # are removed at a time: some 10 ms of the lock that look-ups wait for
 log = logging.getLogger(__name__)
 
 
@@ -232,19 +233,25 @@ class Slab:
         """Remove pages unused for longer (never one that a younger page continues), overwritten
         as in `drop`; finish what was left undone; save when pages were used. How many were removed.
         Nothing while degraded."""
-        slots = self._slots
-        with slots.order:
-            if self._slots.closed or slots.degraded is not None:
-                return 0
-            with self._lock:
-                before = -math.inf if max_age_seconds is None else self._clock() - max_age_seconds
-                expired = [victim.entry for victim in self._index.expired(before)]
-                for entry in expired:
-                    self._index.remove(entry)
-                    slots.counters.evicted_age += 1
-                    slots.spoil(entry.slot, Former(entry.name, entry.nonce))
-            slots.checkpoint(uses=True)
-            return len(expired)
+        slots, removed = self._slots, 0
+        before = -math.inf if max_age_seconds is None else self._clock() - max_age_seconds
+        while True:
+            # By parts, between which others have their turn: reads never wait for the disk, writes
+            # for no more than this.
+            with slots.order:
+                if slots.closed or slots.degraded is not None:
+                    return removed
+                with self._lock:
+                    expired = [each.entry for each in self._index.expired(before, GC_PAGES)]
+                    for entry in expired:
+                        self._index.remove(entry)
+                        slots.counters.evicted_age += 1
+                        slots.spoil(entry.slot, Former(entry.name, entry.nonce))
+                removed += len(expired)
+                if len(expired) < GC_PAGES:
+                    slots.checkpoint(uses=True)
+                    return removed
+                slots.guard("removing old pages", slots.clean)
 
     def give_back(self, bytes_: int) -> None:
         """Shrink the files by about so many bytes for another slab, unless this one is busy."""

@@ -40,6 +40,7 @@ from prefix_store.slab_file import SlabFile
 from prefix_store.table import LARGEST_WINDOW, State, Table
 
 WINDOW_BYTES = 128 << 20  # read again after a crash: well under a second
+VICTIMS_MOST = 2048  # are chosen at a time: some 10 ms of the lock that look-ups wait for
 GONE_STEP = 64 * GONE_RECORD_BYTES  # room for tombstones is claimed ahead in such steps
 log = logging.getLogger(__name__)
 
@@ -198,11 +199,11 @@ class Slots:
             self.taken -= settled
             for slot in settled:
                 self.former.pop(slot, None)
-            plan = self._plan() if ahead else []
-            coming = [each.entry.slot if isinstance(each, Victim) else each for each in plan]
             in_doubt = sorted(self.taken)
             self.dirty |= self.taken
             self._window = deque()
+        plan = self._plan() if ahead else []
+        coming = [each.entry.slot if isinstance(each, Victim) else each for each in plan]
         self.save_state(coming + in_doubt)
         self._window = deque(plan)
         return bool(plan)
@@ -258,13 +259,15 @@ class Slots:
         )
 
     def _plan(self) -> list[Victim | int]:
-        """The slots of the next window: free ones, then growth, then what may be evicted."""
+        """The slots of the next window: free ones, then growth, then what may be evicted. Only what
+        holds `order` changes the first two, so that `lock` is taken for the last."""
         count = max(1, min(LARGEST_WINDOW - len(self.taken), self._window_slots))
         plan: list[Victim | int] = [*heapq.nsmallest(count, self.free)]
         plan.extend(range(self.high, self.high + self._growth(count - len(plan))))
         if not plan:
             # A part of a small slab only, so that what is chosen is not long out of date.
-            plan.extend(self.index.victims(max(1, min(count, self.high // 8))))
+            with self.lock:
+                plan.extend(self.index.victims(max(1, min(count, self.high // 8, VICTIMS_MOST))))
         return plan
 
     @property
@@ -345,10 +348,11 @@ class Slots:
 
     # Faults.
 
-    def guard(self, doing: str, act: Callable[[], bool]) -> bool:
-        """Run `act`; an OSError is counted, makes the slab degraded, and is False."""
+    def guard(self, doing: str, act: Callable[[], bool | None]) -> bool:
+        """Run `act`, whether it says True; an OSError is counted, makes the slab degraded, and is
+        False."""
         try:
-            return act()
+            return bool(act())
         except OSError as error:
             self.fault(error, doing)
             return False

@@ -46,7 +46,7 @@ class PageStore:
         self._slabs: dict[str, Slab] = {}
         self._others: tuple[OtherPages, ...] = ()
         self._idle_names: dict[str, OtherPages] = {}  # of slabs that `drop` has looked into
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # of the two above; never held while the disk works
         self._turn = threading.Lock()  # of who opens a slab, or closes one; before `_lock`
 
     @classmethod
@@ -98,12 +98,19 @@ class PageStore:
         the log. Raises StoreError where the disk refuses or the capacity is too small.
         """
         stem = slab_stem(shape)
-        with self._turn, self._lock:
+        with self._turn:
             if self._lock_descriptor is None:
                 raise StoreError("the page store is closed")
-            if stem not in self._slabs:
-                self._slabs[stem] = self._open_slab(shape, stem)
-            return self._slabs[stem]
+            slab = self._slabs.get(stem)
+            if slab is None:
+                slab = self._open_slab(shape, stem)
+                with self._lock:
+                    self._slabs[stem] = slab
+            return slab
+
+    def _opened(self) -> tuple[Slab, ...]:
+        with self._lock:
+            return tuple(self._slabs.values())
 
     def _open_slab(self, shape: PageShape, stem: str) -> Slab:
         place, room = self._place, self._place.room
@@ -144,8 +151,7 @@ class PageStore:
         with self._turn:
             if self._lock_descriptor is None:
                 raise StoreError("the page store is closed")
-            slabs = tuple(self._slabs.values())
-            count = sum(slab.drop(wanted) for slab in slabs)
+            count = sum(slab.drop(wanted) for slab in self._opened())
             for stem in self._place.room.idle:
                 known = self._idle_names.get(stem)
                 if known is None or any(name in known for name in wanted):
@@ -197,9 +203,8 @@ class PageStore:
         """Remove pages, and slabs that are not opened, unused for longer than `max_age_seconds`;
         keep the folder within its capacity; save when pages were last used. How many pages were
         removed from open slabs. Call it now and then (it overwrites what it removes)."""
-        with self._lock:
-            self._remove_idle()
-            return sum(slab.gc(self._max_age_seconds) for slab in self._slabs.values())
+        self._remove_idle()
+        return sum(slab.gc(self._max_age_seconds) for slab in self._opened())
 
     def _remove_idle(self) -> None:
         room, age = self._place.room, self._max_age_seconds
@@ -213,24 +218,23 @@ class PageStore:
                     log.warning("A slab of another model cannot be removed: %s", error)
 
     def statistics(self) -> StoreStatistics:
-        """The folder and its open slabs."""
-        with self._lock:
-            room = self._place.room
-            slabs = tuple(slab.statistics() for slab in self._slabs.values())
-            return StoreStatistics(
-                folder=self._place.folder,
-                capacity_bytes=self._place.room.capacity_bytes,
-                bytes=room.idle_bytes() + sum(slab.bytes for slab in slabs),
-                unopened=len(room.idle),
-                reclaimed=room.reclaimed,
-                slabs=slabs,
-                degraded=next((slab.degraded for slab in slabs if slab.degraded), None),
-            )
+        """The folder and its open slabs. Waits for no disk."""
+        room = self._place.room
+        slabs = tuple(slab.statistics() for slab in self._opened())
+        return StoreStatistics(
+            folder=self._place.folder,
+            capacity_bytes=room.capacity_bytes,
+            bytes=room.idle_bytes() + sum(slab.bytes for slab in slabs),
+            unopened=len(room.idle),
+            reclaimed=room.reclaimed,
+            slabs=slabs,
+            degraded=next((slab.degraded for slab in slabs if slab.degraded), None),
+        )
 
     def close(self) -> None:
         """Close all slabs and give the folder back. Idempotent."""
-        with self._turn, self._lock:
-            for slab in self._slabs.values():
+        with self._turn:
+            for slab in self._opened():
                 slab.close()
             descriptor, self._lock_descriptor = self._lock_descriptor, None
         if descriptor is not None:
