@@ -300,24 +300,25 @@ def assemble(
         wishes=engine.wishes,
         options=ConversationOptions(answers=AnswerOptions(patience=patience)),
     )
+    prompts = PublicPrompts(
+        engine,
+        CommonPrefix(loaded.text).of,
+        workshop.executor,
+        folder=settings.data_dir,
+        file=settings.public_prompts,
+    )
     return Assembly(
         engine=engine,
         service=ChatService(engine, loaded.text, workshop),
         store=store,
         text_threads=workshop.executor,
-        prompts=PublicPrompts(
-            engine,
-            CommonPrefix(loaded.text).of,
-            workshop.executor,
-            folder=settings.data_dir,
-            file=settings.public_prompts,
-        ),
+        prompts=prompts,
         kept=kept,
         conversations=conversations,
         cache=CacheActions(
             engine,
             conversations.residence,
-            CacheViews(engine, conversations.residence),
+            CacheViews(engine, conversations.residence, prompts.of_page),
             forget=conversations.forget,
         ),
     )

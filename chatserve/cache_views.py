@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import islice
 
 from chatserve.cache.overview import NamedRun
@@ -23,6 +25,7 @@ from chatserve.engine.looks import Copies
 from chatserve.engine.sequence import PreparedRequest
 from prefix_store.names import PageName
 
+LABEL_BYTES = 3  # enough to tell a hundred rows apart
 NAMES_A_TURN = 1024  # to be looked for before something else has its turn: about a millisecond
 
 
@@ -44,9 +47,17 @@ class _Prefix:
 class CacheViews:
     """`api.view_routes.CacheViews` of one engine."""
 
-    def __init__(self, engine: Engine, residence: Residence[PreparedRequest]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        residence: Residence[PreparedRequest],
+        prompts_of: Callable[[PageName], Sequence[str]],
+    ) -> None:
+        """prompts_of: the names of the public prompts that have this page."""
         self._engine = engine
         self._residence = residence
+        self._prompts_of = prompts_of
+        self._label_key = secrets.token_bytes(32)
 
     def pages(self) -> Mapping[str, object]:
         """The page maps, and how to read them. cells: base64 of one byte a page."""
@@ -89,6 +100,8 @@ class CacheViews:
             {
                 "above": each.above,
                 "page": each.page,
+                "label": self._label(each.names[0]),
+                "prompts": () if each.owner is not None else self._prompts_of(each.names[-1]),
                 "owner": each.owner,
                 "public": each.owner is None,
                 "pages": len(each.names),
@@ -110,6 +123,11 @@ class CacheViews:
             "more": found.more or len(prefixes) > limit,
             "prefixes": shown,
         }
+
+    def _label(self, name: PageName) -> str:
+        """Of a run, by its first page: the same while this process lives, and it tells neither the
+        page's name nor what it says."""
+        return blake2b(name, key=self._label_key, digest_size=LABEL_BYTES).hexdigest()
 
     async def _copies(self, names: Sequence[PageName]) -> Copies:
         counts = (0, 0, 0)

@@ -103,6 +103,7 @@ class PublicPrompts:
         self._kept = KeptPrompts(folder)
         self._file = file
         self._prompts: dict[str, _Prompt] = {}
+        self._by_page: dict[PageName, list[str]] = {}
         # Kept and not registered: the model served now cannot take it, or the file has its name.
         self._dormant: dict[str, str] = {}
         self._tokens_max = 0
@@ -185,6 +186,10 @@ class PublicPrompts:
             self._dormant = dormant
             self._publish(changed)
 
+    def of_page(self, name: PageName) -> tuple[str, ...]:
+        """The registered prompts that have this page, by name. O(1)."""
+        return tuple(self._by_page.get(name, ()))
+
     # Inside ----------------------------------------------------------------------------------
 
     async def _add(self, name: str, text: str, *, posted: bool) -> None:
@@ -207,6 +212,10 @@ class PublicPrompts:
 
     def _publish(self, prompts: dict[str, _Prompt], tokens_before: int = 0) -> None:
         self._prompts = prompts
+        self._by_page = {}
+        for key in sorted(prompts):
+            for name in prompts[key].names:
+                self._by_page.setdefault(name, []).append(key)
         self._tokens_max = self._most_tokens(prompts, tokens_before)
         names = [each.names for each in prompts.values()]
         self._engine.publish(names, tokens_max=self._tokens_max)

@@ -1,5 +1,6 @@
 """What an admin is told of shared prefixes, on a whole server: it agrees with the receipts."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from tests.wiring.test_cache_views import seen
 
 OPTIONS = ("--kv-memory", "16MiB", "--host-memory", "16MiB", "--context-length", "1024")
 FIELDS = {
-    "above", "page", "owner", "public", "pages", "tokens", "owners", "hits", "hits_least",
-    "saved_tokens", "saved_tokens_under", "branches", "copies",
+    "above", "page", "label", "prompts", "owner", "public", "pages", "tokens", "owners", "hits",
+    "hits_least", "saved_tokens", "saved_tokens_under", "branches", "copies",
 }  # fmt: skip
 SECRET = "The otter of Ullswater keeps her pearls under the ninth stone by the boathouse. "
 PUBLIC = "You answer questions about our shop of pages, and you are kind. " * 6
@@ -89,11 +90,17 @@ async def test_each_keys_prefixes_have_its_name_and_public_ones_none(tmp_path: P
             public = [each for each in shown["prefixes"] if each["public"]]
             (shared,) = public
             assert (shared["owner"], shared["above"]) == (None, None)
+            assert shared["prompts"] == ["shop"]
+            assert re.fullmatch("[0-9a-f]{6}", shared["label"])
+            again = (await seen(admin, "prefixes"))["prefixes"]
+            labels = [each["label"] for each in again]
+            assert labels == [each["label"] for each in shown["prefixes"]], "they stay"
+            assert len(set(labels)) == len(labels)
             assert (shared["pages"], shared["hits"]) == (public_pages, 2)
             assert shared["branches"] == 2, "one for each key"
             (own,) = [each for each in shown["prefixes"] if not each["public"]]
             assert shown["prefixes"][own["above"]] == shared
-            assert (own["owner"], own["hits"]) == ("ann", 1)
+            assert (own["owner"], own["hits"], own["prompts"]) == ("ann", 1, [])
             assert own["pages"] >= 2
             (one,) = (await seen(admin, "prefixes", limit="1"))["prefixes"]
             assert one == shared
