@@ -15,6 +15,7 @@ forget  delete it with all that was kept of it, in every tier and in the store, 
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,10 +40,17 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "conversation", nargs="?", help=f"its id, for {', '.join(_OF_A_CONVERSATION)}"
     )
-    parser.add_argument("--seconds", type=float, help="of a lease; 0 ends it")
+    parser.add_argument("--seconds", type=_seconds, help="of a lease; 0 ends it")
     parser.add_argument("--pages", type=int, help="how many verify reads")
     parser.add_argument("--url", help=f"the server (default: {URL_DEFAULT}, or {URL_VARIABLE})")
     parser.add_argument("--json", action="store_true", help="everything, as the server says it")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return seconds
 
 
 def run_cache_command(given: argparse.Namespace) -> int:

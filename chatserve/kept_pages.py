@@ -49,21 +49,27 @@ _KEEP_BYTES = 8 << 20  # copied down by one job: some milliseconds of one thread
 class LateSlab:
     """A slab that may still be opening (`traffic.Depot`): so long it has nothing, and a page that
     is brought to it waits in its thread. slab: None too where it could not be opened, and where
-    pages are only dropped, from the store's other slabs."""
+    pages are only dropped, from the store's other slabs. What was to be dropped and could not be,
+    since nothing was open, is not found when it opens, until it has been dropped."""
 
     def __init__(self, *, drops_only: bool = False) -> None:
         self.slab: Slab | None = None
         self.store: PageStore | None = None
         self._drops_only = drops_only
         self.opened = threading.Event()
+        self._owed = frozenset[PageName]()  # drops; never changed, but replaced
 
     def find(self, names: Sequence[PageName]) -> int:
         """How many of these names, from the first, it has."""
-        return 0 if self.slab is None else self.slab.find(names)
+        if self.slab is None:
+            return 0
+        owed = self._owed
+        reach = next((at for at, name in enumerate(names) if name in owed), None) if owed else None
+        return self.slab.find(names[:reach])
 
     def contains(self, name: PageName) -> bool:
         """Whether it has the name."""
-        return self.slab is not None and self.slab.contains(name)
+        return self.slab is not None and name not in self._owed and self.slab.contains(name)
 
     def touch(self, names: Sequence[PageName]) -> None:
         """These were used."""
@@ -72,7 +78,9 @@ class LateSlab:
 
     def get(self, reads: Sequence[PageRead]) -> list[bool]:
         """As `Slab.get`."""
-        return [False] * len(reads) if self.slab is None else self.slab.get(reads)
+        if self.slab is None or not self._owed.isdisjoint(read.name for read in reads):
+            return [False] * len(reads)
+        return self.slab.get(reads)
 
     def sample(self, count: int, random: Random) -> list[PageName]:
         """As `Slab.sample`."""
@@ -97,8 +105,11 @@ class LateSlab:
         there."""
         self.opened.wait()
         if self.store is None or (self.slab is None and not self._drops_only):
+            self._owed = self._owed.union(names)
             raise StoreError("the page store could not be opened, so nothing in it can be dropped")
-        return self.store.drop(names)
+        count = self.store.drop(names)
+        self._owed = self._owed.difference(names)
+        return count
 
 
 class KeptPages:

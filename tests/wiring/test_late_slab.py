@@ -115,6 +115,43 @@ async def test_a_store_that_cannot_be_opened_is_told_and_tried_again(
     kept.close()
 
 
+async def test_what_could_not_be_dropped_is_not_found_when_the_store_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_pages, "PROBE_SECONDS", 0.0)
+    others = [bytes([number]) * 32 for number in range(2)]
+    before = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+    assert before is not None
+    writes = [_write(), *(PageWrite(name, None, 0, TOKENS, PAGE) for name in others)]
+    assert before.depot.put(writes) == [True] * 3
+    before.close()
+
+    def broken(self: PageStore, shape: PageShape) -> Any:
+        raise StoreError("on fire")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PageStore, "slab", broken)
+        kept = KeptPages.open(_settings(tmp_path), SECRET, SHAPE)
+        assert kept is not None
+        with pytest.raises(StoreError, match="could not be opened"):
+            kept.depot.drop([NAME])
+    upkeep = asyncio.create_task(kept.run())
+    await _until(lambda: kept.depot.slab is not None)
+    upkeep.cancel()
+    await asyncio.gather(upkeep, return_exceptions=True)
+    depot = kept.depot
+    assert depot.find([others[0], NAME, others[1]]) == 1
+    assert [depot.contains(name) for name in (NAME, *others)] == [False, True, True]
+    read = PageRead(NAME, TOKENS, bytearray(4096))
+    assert depot.get([read]) == [False]
+    assert depot.get([PageRead(others[0], TOKENS, bytearray(4096))]) == [True]
+    assert depot.drop([NAME]) == 1, "the call is made again"
+    assert depot.find([others[0], others[1]]) == 2
+    assert depot.put([_write()]) == [True]
+    assert depot.get([read]) == [True], "computed anew since"
+    kept.close()
+
+
 @pytest.mark.parametrize("what", ["the folder", "the slab", "another slab", "the lock"])
 async def test_a_store_that_is_removed_while_it_is_open_is_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
