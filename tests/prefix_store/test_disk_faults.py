@@ -157,6 +157,36 @@ def test_a_failed_sync_makes_pages_since_the_last_one_misses() -> None:
     store.close()
 
 
+def test_pages_that_are_being_written_while_a_sync_fails_are_not_there() -> None:
+    disk = FakeDisk()
+    opened = begin(disk)
+    assert opened is not None
+    store, slab = opened
+    assert all(slab.put([write(number) for number in range(4)]))
+    store.gc()
+
+    def sync_fails(_: int, what: str) -> None:
+        if what == "sync":
+            raise OSError(errno.EIO, "EIO")
+
+    def meanwhile(_: int, what: str) -> None:
+        if what == "pwrite":  # the pages' own: the upkeep comes just now
+            disk.on_call = sync_fails
+            slab.gc(None)
+            disk.on_call = None
+
+    disk.on_call = meanwhile
+    assert slab.put([write(number) for number in range(8, 12)]) == [False] * 4
+    assert disk.on_call is None, "no write was seen"
+    assert slab.statistics().degraded is not None
+    assert not any(get(slab, number) for number in range(8, 12)), "the sync may have lost them"
+    assert all(get(slab, number) for number in range(4))
+    assert slab.probe()
+    assert all(slab.put([write(number) for number in range(8, 12)]))
+    assert all(get(slab, number) for number in range(8, 12))
+    store.close()
+
+
 def test_a_full_disk_stops_growth_and_gives_space_back() -> None:
     disk = FakeDisk()
     opened = begin(disk)
