@@ -115,3 +115,38 @@ def test_a_drop_waits_for_the_put_in_flight_and_cancels_what_it_has_not_begun() 
 def _cancelled(slab: Slab, numbers: list[int]) -> bool:
     tickets = slab._writing.tickets  # pyright: ignore[reportPrivateUsage]
     return all(tickets[name(n)].cancelled for n in numbers)
+
+
+def test_a_drop_waits_for_a_write_over_what_it_drops() -> None:
+    disk = FakeDisk()
+    store = open_store(disk, capacity_bytes=150_000)
+    slab = store.slab(SHAPE)
+    for number in range(40):  # more than fit
+        assert slab.put([write(number, run=1)]) == [True]
+    store.gc()
+    before = {number for number in range(40) if slab.contains(name(number))}
+    reached, opened = threading.Event(), threading.Event()
+
+    def hold(offset: int, raw: bytes) -> None:
+        if name(100) in raw and not reached.is_set():
+            reached.set()
+            assert opened.wait(30)
+
+    disk.on_write = hold
+    putting = threading.Thread(target=lambda: slab.put([write(100, run=1)]))
+    putting.start()
+    assert reached.wait(30)
+    (former,) = {number for number in before if not slab.contains(name(number))}
+    assert any(name(former) in part for part in disk.on_disk()), "its slot is not overwritten yet"
+    dropping = threading.Thread(target=lambda: slab.drop([name(former)]))
+    dropping.start()
+    lock = slab._slots.lock
+    while dropping.is_alive() and not lock._waiters:  # pyright: ignore
+        pass
+    assert dropping.is_alive(), "it returned while the page was in its slot"
+    opened.set()
+    putting.join()
+    dropping.join()
+    assert get(slab, 100)
+    assert not any(name(former) in part for part in disk.on_disk())
+    store.close()
