@@ -1,16 +1,18 @@
 """The admin page, at the real server: shared prefixes as a tree, and a conversation forgotten."""
 
+import re
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from tests.web.browser import PHONE, TabMaker, needs_chromium, tabs
 from tests.web.test_admin import act, asking, chatted, opened
 from tests.web.test_reach import AXE, serious
+from tests.wiring.recall import all_kept
 from tests.wiring.server import Server, running
 
 pytestmark = needs_chromium
@@ -33,7 +35,8 @@ async def admin(browser: Browser, fresh: Server) -> AsyncGenerator[TabMaker]:
         yield maker
 
 
-async def talk(url: str, system: str, *contents: str) -> None:
+async def talk(url: str, system: str, *contents: str) -> str:
+    """A conversation, over; its id."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         body = {"system": system, "settings": SETTINGS}
         made = (await client.post("/api/conversations", json=body)).json()["id"]
@@ -41,6 +44,7 @@ async def talk(url: str, system: str, *contents: str) -> None:
             turn = {"id": f"turn-{number}", "content": content}
             answer = await client.post(f"/api/conversations/{made}/turns", json=turn)
             assert "event: done" in answer.text, answer.text
+        return made
 
 
 def shared(page: Page) -> Locator:
@@ -99,9 +103,27 @@ async def test_shared_prefixes_are_a_tree_with_the_servers_numbers(
     assert not by_page
 
 
-async def test_numbers_are_told_under_the_pointer_and_by_keys(admin: TabMaker) -> None:
+async def told(page: Page, at: int) -> None:
+    """Wait until the words above the tree are those of its row at this place: of one moment, as
+    copies are made and numbers change while somebody looks."""
+    await page.wait_for_function(
+        """(at) => {
+          const title = document.querySelectorAll('[role="treeitem"]')[at]?.title;
+          const words = document.querySelector('[aria-labelledby="prefixes"] .words');
+          return title && words.textContent === title;
+        }""",
+        arg=at,
+    )
+
+
+async def test_numbers_are_told_under_the_pointer_and_by_keys(
+    admin: TabMaker, fresh: Server
+) -> None:
     for content in ("Hello!", LONG, f"{LONG} Now."):
         await talk(admin.url, f"By keys. {SYSTEM}", content)
+    fresh.wait_for("idle")
+    async with httpx.AsyncClient(base_url=admin.url, timeout=30) as client:
+        await all_kept(client)
     tab = await opened(admin)
     page = tab.page
     await expect(items(page).nth(2)).to_be_visible()
@@ -109,8 +131,7 @@ async def test_numbers_are_told_under_the_pointer_and_by_keys(admin: TabMaker) -
     await expect(words).to_contain_text("Point at one")
     for at in (1, 0):
         await items(page).nth(at).hover()
-        label = await items(page).nth(at).get_attribute("title") or ""
-        await expect(words).to_have_text(label)
+        await told(page, at)
     await page.mouse.move(0, 0)
     await expect(words).to_contain_text("Point at one")
     await items(page).first.focus()
@@ -118,8 +139,7 @@ async def test_numbers_are_told_under_the_pointer_and_by_keys(admin: TabMaker) -
     for key, at in (("ArrowDown", 1), ("End", last), ("ArrowUp", last - 1), ("Home", 0)):
         await page.keyboard.press(key)
         await expect(items(page).nth(at)).to_be_focused()
-        label = await items(page).nth(at).get_attribute("title") or ""
-        await expect(words).to_have_text(label)
+        await told(page, at)
     # To the right is what continues it, to the left what it continues; one stop for Tab.
     deep = page.locator('[role="treeitem"][aria-level="2"]').first
     await deep.focus()
@@ -128,6 +148,66 @@ async def test_numbers_are_told_under_the_pointer_and_by_keys(admin: TabMaker) -
     await page.keyboard.press("ArrowRight")
     await expect(deep).to_be_focused()
     assert await items(page).and_(page.locator('[tabindex="0"]')).count() == 1
+
+
+async def test_rows_have_names_that_stay(admin: TabMaker) -> None:
+    for content in ("Hello!", "What is a page?"):
+        await talk(admin.url, f"By name. {SYSTEM}", content)
+    async with httpx.AsyncClient(base_url=admin.url, timeout=30) as client:
+        made = await client.post("/admin/prompts", json={"name": "shop", "text": f"S. {SYSTEM}"})
+        assert made.is_success, made.text
+    for content in ("Hello!", "What is a page?"):
+        await talk(admin.url, f"S. {SYSTEM}", content)
+    async with asking(admin.url, "/admin/cache/prefixes?limit=40") as found:
+        prefixes: list[dict[str, Any]] = found["prefixes"]
+    tab = await opened(admin)
+    own = [each for each in prefixes if each["above"] is None and not each["public"]]
+    public = [each for each in prefixes if each["public"]]
+    assert own
+    assert public
+    for each, name in [(each, each["label"]) for each in own] + [(public[0], "shop")]:
+        row = shared(tab.page).locator(f'[data-page="{each["page"]}"]')
+        await expect(row.locator(".owner code")).to_have_text(name)
+        await expect(row).to_have_attribute("title", re.compile(f"^(local|public) {name}: "))
+    await expect(shared(tab.page).locator(".columns")).to_contain_text("tokens × times found")
+
+
+def prefix(page: int, saved: int) -> dict[str, Any]:
+    """As the server tells it."""
+    return {
+        "above": None, "page": page, "label": f"{page:06x}", "prompts": [], "owner": "local",
+        "public": False, "pages": 4, "tokens": 64, "owners": 0, "hits": saved // 64,
+        "hits_least": saved // 64, "saved_tokens": saved, "saved_tokens_under": saved,
+        "branches": 0, "copies": {"host": 0, "disk": 4, "none": 0},
+    }  # fmt: skip
+
+
+async def test_a_row_that_moves_keeps_the_focus(admin: TabMaker) -> None:
+    """Which one saves most changes while somebody goes through them with the keys."""
+    rows = [prefix(1, 640), prefix(2, 320), prefix(3, 64)]
+
+    async def answer(route: Route) -> None:
+        body = {"shared_tokens": 192, "saved_tokens": 1024, "more": False, "prefixes": rows}
+        await route.fulfill(json=body)
+
+    tab = await admin.blank()
+    await tab.page.route("**/admin/cache/prefixes?*", answer)
+    await tab.page.goto(f"{admin.url}/admin")
+    await expect(items(tab.page)).to_have_count(3)
+    last = tab.page.locator('[data-page="3"]')
+    await last.focus()
+    rows.insert(0, prefix(3, 1280))
+    del rows[-1]
+    # The page looks anew when somebody comes back to it.
+    await tab.page.wait_for_function(
+        """() => {
+          document.dispatchEvent(new Event("visibilitychange"));
+          return document.querySelector('[role="treeitem"]').dataset.page === "3";
+        }"""
+    )
+    await expect(last).to_be_focused()
+    await tab.page.keyboard.press("ArrowDown")
+    await expect(tab.page.locator('[data-page="1"]')).to_be_focused()
 
 
 async def test_what_an_admin_forgets_is_gone_for_its_owner(admin: TabMaker) -> None:

@@ -27,6 +27,7 @@ class Admin {
   #length = LIST_LENGTH;
   #polls = 0;
   #busy = false;
+  #stale = false; // look again as soon as this look is over
   #watching: AbortController | undefined;
   #noticeTimer: ReturnType<typeof setTimeout> | undefined;
 
@@ -40,11 +41,13 @@ class Admin {
     document.addEventListener("visibilitychange", () => void this.#poll());
   }
 
-  /** Do something to the cache, tell what came of it, and look again. Raises Problem. */
+  /** Do something to the cache and tell what came of it. What it changed is looked at from then on:
+   * that may take as long as it likes. Raises Problem. */
   async act(what: () => Promise<string>): Promise<void> {
     this.tell(await what());
     this.#polls = 0;
-    await this.#poll();
+    this.#stale = this.#busy; // what is being asked for now may be of before
+    void this.#poll();
   }
 
   tell(notice: string): void {
@@ -93,6 +96,11 @@ class Admin {
       this.#unseen = this.#taken(asProblem(error));
     } finally {
       this.#busy = false;
+    }
+    if (this.#stale) {
+      this.#stale = false;
+      this.#polls = 0;
+      void this.#poll();
     }
   }
 

@@ -41,6 +41,8 @@ export interface CachedConversation {
 export interface SharedPrefix {
   above: number | null; // the place of what it continues, before its own
   page: number; // its first one, as in the page map
+  label: string; // a short name of no meaning, the same as long as the server runs
+  prompts: string[]; // registered public prompts that it belongs to
   owner: string | null; // a key's name; null: public
   isPublic: boolean;
   pages: number;
@@ -139,6 +141,8 @@ export function sharedOf(value: unknown): SharedPrefixes {
       return {
         above: typeof one.above === "number" ? one.above : null,
         page: count(one.page),
+        label: text(one.label),
+        prompts: list(one.prompts).map(text),
         owner: typeof one.owner === "string" ? one.owner : null,
         isPublic: one.public === true,
         pages: count(one.pages),

@@ -35,6 +35,48 @@ export interface Tally {
   leased: number;
 }
 
+const AREA = 90_000; // square pixels, about, for all cells together
+const SIDE_MOST = 16;
+const SIDE_LEAST = 2;
+const SIDE_CLEAR = 6; // a single cell of this size can be seen, and pointed at
+
+/** Which pages have a cell, in order, and how large each is. */
+export interface Layout {
+  pages: Uint32Array;
+  side: number; // CSS pixels
+  whole: boolean; // all pages have one; else the free ones have none
+}
+
+const sideOf = (count: number): number =>
+  Math.max(SIDE_LEAST, Math.min(SIDE_MOST, Math.floor(Math.sqrt(AREA / Math.max(1, count)))));
+
+/** All pages, where their cells are large enough to be seen; else those that are not free. */
+export function layoutOf(maps: PageMaps, cells: Cells): Layout {
+  const side = sideOf(cells.length);
+  if (side < SIDE_CLEAR) {
+    const free = Array.from({ length: 256 }, (_, byte) => cellOf(maps, byte).kind === "free");
+    const pages = new Uint32Array(cells.length);
+    let count = 0;
+    for (const [page, byte] of cells.entries()) {
+      if (!free[byte]) pages[count++] = page;
+    }
+    if (sideOf(count) > side) return { pages: pages.slice(0, count), side: sideOf(count), whole: false };
+  }
+  return { pages: Uint32Array.from(cells.keys()), side, whole: true };
+}
+
+/** The first place whose page is this one or a later one; `pages.length` where there is none. */
+export function placeOf(pages: Uint32Array, page: number): number {
+  let low = 0;
+  let high = pages.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((pages[middle] ?? 0) < page) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 /** Pages by how they are painted. */
 export function tally(maps: PageMaps, cells: Cells): Tally {
   const bytes = new Uint32Array(256);

@@ -91,7 +91,7 @@ export const charts: ChartKind[] = [
       line("space", "open", "device_evicted_for_space_a_second", "host_evicted_for_space_a_second", "disk_evicted_for_space_a_second"),
       line("flush", "host", "device_evicted_by_flush_a_second", "host_evicted_by_flush_a_second"),
       line("age", "disk", "device_evicted_by_age_a_second", "disk_evicted_by_age_a_second"),
-      line("by name", "device", "device_evicted_by_name_a_second", "disk_evicted_by_name_a_second"),
+      line("by name", "named", "device_evicted_by_name_a_second", "disk_evicted_by_name_a_second"),
       line("damaged, orphaned", "leaving", "disk_evicted_as_bad_a_second", "disk_evicted_as_orphan_a_second"),
     ],
     show: rate,

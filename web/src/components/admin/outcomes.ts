@@ -23,8 +23,10 @@ export function leased(counts: Counts, seconds: number): string {
 }
 
 export function evicted(counts: Counts): string {
-  const stayed = of(counts, "pages_stayed") + of(counts, "host_pages_stayed");
-  const rest = stayed ? ` ${pages(stayed)} stayed, being in use.` : "";
+  const stayed = [of(counts, "pages_stayed"), of(counts, "host_pages_stayed")] as const;
+  const rest = stayed.some((each) => each > 0)
+    ? ` ${pages(stayed[0])} stayed on the device, ${whole(stayed[1])} in host memory: in use, shared, or without a copy on disk.`
+    : "";
   return `Evicted: ${pages(of(counts, "pages"))} left the device, ${whole(of(counts, "host_pages"))} host memory.${rest}`;
 }
 

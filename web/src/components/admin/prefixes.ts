@@ -52,6 +52,12 @@ export const foundOf = ({ prefix }: Row): string =>
 
 export const ownerOf = (prefix: SharedPrefix): string => (prefix.isPublic ? "public" : (prefix.owner ?? ""));
 
+/** Which one it is: a public prompt by its registered name, else a root by its label. */
+export function nameOf({ prefix, above }: Row): string {
+  if (prefix.prompts.length) return prefix.prompts.join(", ");
+  return above === null ? prefix.label : "";
+}
+
 /** All of it, in words. */
 export function told(row: Row): string {
   const { prefix } = row;
@@ -66,5 +72,6 @@ export function told(row: Row): string {
   const branches = `${whole(prefix.branches)} ${prefix.branches === 1 ? "branch" : "branches"}`;
   const places = (["host", "disk"] as const).filter((place) => copies[place] > 0);
   const kept = places.length ? `copies: ${places.map((place) => `${whole(copies[place])} ${place}`).join(", ")}` : "no copies";
-  return `${ownerOf(prefix)}: ${whole(prefix.tokens)} tokens in ${pages}${after}; ${saved}${more}; ${now}, ${branches}; ${kept}`;
+  const name = nameOf(row);
+  return `${ownerOf(prefix)}${name && ` ${name}`}: ${whole(prefix.tokens)} tokens in ${pages}${after}; ${saved}${more}; ${now}, ${branches}; ${kept}`;
 }
