@@ -77,7 +77,9 @@ def admit(policy: Policy, method: str, path: str, headers: Headers) -> Holder | 
     if not _is_our_host(policy, headers.getlist("host")):
         raise Forbidden("This Host is not served here; see --allowed-host.")
     holder = None
-    if path not in policy.open_paths and path != _SESSION_PATH:
+    # Who signs in or out comes without a key, or with one that has ended.
+    is_open = path in policy.open_paths or (path == _SESSION_PATH and method not in _SAFE_METHODS)
+    if not is_open:
         holder = _authenticate(policy, headers)
         if _is_for_admins(path) and not holder.admin:
             raise Forbidden("This needs an admin's key.")

@@ -1,6 +1,7 @@
 """`POST /api/session` exchanges a key for a cookie, so that the page need not keep the key.
 
-The only route that takes a key in its body, and therefore limited in attempts by address.
+The only route that takes a key in its body, and therefore limited in attempts by address. `GET`
+tells who one is signed in as, `DELETE` signs out.
 """
 
 import orjson
@@ -21,7 +22,11 @@ _BODY_BYTES_MAX = 4_096  # a key and a few quotes
 def session_routes(
     keys: KeyRing, sessions: Sessions, attempts: RateLimit, budget: BodyBudget
 ) -> list[BaseRoute]:
-    """Sign in and out."""
+    """Sign in and out, and who is signed in."""
+
+    async def tell(request: Request) -> Response:
+        holder: Holder = request.scope["state"]["holder"]
+        return _signed_in(holder)
 
     async def begin(request: Request) -> Response:
         attempts.take(request.client.host if request.client else "")
@@ -59,6 +64,7 @@ def session_routes(
         return response
 
     return [
+        Route("/api/session", tell, methods=["GET"]),
         Route("/api/session", begin, methods=["POST"]),
         Route("/api/session", end, methods=["DELETE"]),
     ]

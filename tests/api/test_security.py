@@ -88,7 +88,7 @@ async def test_a_request_needs_a_key_and_is_its_tenants(keyed: Site) -> None:
         ("/./admin/cache", 401, 404, 404),
         ("/ADMIN/cache", 401, 404, 404),
         ("/health/../admin/cache", 401, 404, 404),
-        ("/api/session", 405, 405, 405),
+        ("/api/session", 401, 200, 200),
         ("/docs", 401, 404, 404),
         ("/page/index.html", 401, 404, 404),
     ],
@@ -148,6 +148,8 @@ async def test_without_keys_everybody_is_local_and_admin() -> None:
         assert (await chat(client, **bearer("whatever"))).status_code == 200
         assert (await client.get("/admin/cache")).status_code == 200
         assert (await client.post("/api/session", json={"key": ""})).json()["role"] == "admin"
+        told = await client.get("/api/session")
+        assert told.json() == {"name": "local", "role": "admin"}
     assert running.service.asks[0].tenant == "local"
 
 
@@ -329,6 +331,9 @@ async def test_a_cookie_counts_as_its_key_until_it_is_ended(keyed: Site) -> None
     async with keyed.client() as client:
         answer = await sign_in(client, USER)
         assert answer.json() == {"name": "bob", "role": "user"}
+        told = await client.get("/api/session")
+        assert (told.status_code, told.json()) == (200, answer.json())
+        assert told.headers["cache-control"] == "no-store"
         cookie = answer.headers["set-cookie"]
         assert "HttpOnly" in cookie
         assert "SameSite=strict" in cookie
@@ -340,6 +345,7 @@ async def test_a_cookie_counts_as_its_key_until_it_is_ended(keyed: Site) -> None
         stolen = client.cookies[COOKIE_NAME]
         assert (await client.delete("/api/session")).status_code == 204
         assert COOKIE_NAME not in client.cookies
+        assert (await client.get("/api/session")).status_code == 401
         assert (await chat(client, Cookie=f"{COOKIE_NAME}={stolen}")).status_code == 401
     assert keyed.service.asks[0].tenant == "bob"
 
