@@ -121,3 +121,18 @@ def test_a_damaged_tombstone_is_no_tombstone_and_the_others_stay() -> None:
     assert slab.statistics().tombstones == 1
     # Whoever can put old files back can put back the tombstones of that day as well (README).
     assert [get(slab, number) for number in range(PAGES)] == [True, True, False, True]
+
+
+def test_what_was_written_over_a_dropped_page_is_on_the_disk_when_the_drop_returns() -> None:
+    disk = FakeDisk()
+    store = open_store(disk, capacity_bytes=SMALL)
+    slab = store.slab(SHAPE)
+    for number in range(40):  # more than fit
+        assert slab.put([write(number, run=1)]) == [True]
+    store.gc()
+    before = {number for number in range(40) if slab.contains(name(number))}
+    assert slab.put([write(100, run=1)]) == [True]
+    (former,) = {number for number in before if not slab.contains(name(number))}
+    assert slab.drop([name(former)]) == 0, "another page has its slot"
+    assert not any(name(former) in part for part in disk.on_disk())
+    assert get(slab, 100)

@@ -175,3 +175,40 @@ def test_crashes_at_random_calls_of_long_runs(power: bool) -> None:
         seed, crash = dice.randrange(1 << 30), dice.randint(1, 3000)
         print(f"round {round_number} seed {seed} crash {crash}")
         survive(seed, 200, crash, power=power)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shrink_that_the_power_cuts_short_loses_no_page_that_it_would_have_kept(
+    seed: int,
+) -> None:
+    print(f"seed {seed}")
+    source = FakeDisk()
+    store = open_store(source)
+    assert all(store.slab(SHAPE).put([write(number) for number in range(NUMBERS)]))
+    store.slab(SHAPE).drop([name(number) for number in range(8)])  # holes at the beginning
+    store.close()
+
+    def shrunk(crash: int) -> tuple[FakeDisk, bool]:
+        """A disk whose slab was shrunk up to this call; whether it was cut short."""
+        disk = FakeDisk()
+        disk.restore(source.contents())
+        slab = open_store(disk).slab(SHAPE)
+        disk.calls, disk.on_call = 0, crash_at(crash)
+        try:
+            slab.give_back(12 * SLOT_BYTES)
+        except Crash:
+            return disk, True
+        disk.kill()
+        return disk, False
+
+    slab = open_store(shrunk(1 << 30)[0]).slab(SHAPE)
+    kept = [number for number in range(NUMBERS) if get(slab, number)]
+    assert 24 <= len(kept) < 32, "some have to go, and some move"
+    crash, cut = 1, True
+    while cut:
+        disk, cut = shrunk(crash)
+        disk.power_loss(random.Random(f"{seed} {crash}"))
+        slab = open_store(disk).slab(SHAPE)
+        assert all(get(slab, number) for number in kept), f"crash in call {crash}"
+        crash += 1
+    assert crash > 12
