@@ -210,15 +210,25 @@ async def test_a_users_key_is_refused_and_an_admins_opens(browser: Browser, lock
         page = tab.page
         await page.goto(f"{locked.url}/admin")
         door = page.get_by_role("dialog")
+        way = page.get_by_role("link", name="Cache", exact=True)  # from the chat
         await door.get_by_label("API key").fill("key-of-ann")
         await door.get_by_label("API key").press("Enter")
         await expect(page.get_by_text("This page is for admins")).to_be_visible()
         await expect(page.locator("canvas")).to_have_count(0)
+        async with page.expect_response("**/api/session") as asked:
+            await page.get_by_role("link", name="To the chat").click()
+        assert (await (await asked.value).json())["role"] == "user"
+        await expect(tab.button("Sign out")).to_be_visible()
+        await expect(way).to_have_count(0)
+        await page.go_back()
         await tab.button("Sign in with another key").click()
         await door.get_by_label("API key").fill("key-of-root")
         await door.get_by_label("API key").press("Enter")
         await expect(device(page).locator("canvas")).to_be_visible()
         await expect(page.get_by_text("This page is for admins")).to_have_count(0)
+        await page.get_by_role("link", name="Chat", exact=True).click()
+        await way.click()
+        await expect(device(page).locator("canvas")).to_be_visible()
         await tab.button("Sign out").click()
         await expect(door).to_be_visible()
         await expect(page.locator("canvas")).to_have_count(0)

@@ -12,6 +12,7 @@ class Session {
   model = $state.raw<Model | null>(null);
   problem = $state.raw<Problem | null>(null); // why there is no model
   wantsKey = $state(false);
+  isAdmin = $state(false); // as far as is known
   hasKey = $state(false); // this browser signed in, so it can sign out
   #waiting: (() => void)[] = [];
   #onSignIn: () => void = () => undefined;
@@ -60,9 +61,18 @@ class Session {
     try {
       this.model = await api.model();
       this.problem = null;
+      void this.#askRole();
     } catch (error) {
       this.problem = asProblem(error);
       if (this.problem.passing) setTimeout(() => void this.#loadModel(), RETRY_SECONDS * 1000);
+    }
+  }
+
+  async #askRole(): Promise<void> {
+    try {
+      this.isAdmin = await api.isAdmin();
+    } catch {
+      this.isAdmin = false; // then the page does not offer what is for admins
     }
   }
 

@@ -3,6 +3,7 @@
 import { asProblem, Problem, problemOf, UNREACHABLE } from "./problem";
 import {
   conversationOf,
+  fields,
   modelOf,
   pageOf,
   treeOf,
@@ -115,6 +116,11 @@ export async function stop(reply: string): Promise<void> {
 
 export async function signInWith(key: string): Promise<void> {
   await call("POST", "/api/session", { key });
+}
+
+/** Whether the server takes us for an admin. */
+export async function isAdmin(): Promise<boolean> {
+  return fields(await call("GET", "/api/session")).role === "admin";
 }
 
 export async function signOut(): Promise<void> {
