@@ -10,6 +10,7 @@ export async function copyText(text: string): Promise<void> {
 }
 
 function copyByHand(text: string): void {
+  const before = document.activeElement;
   const area = document.createElement("textarea");
   area.value = text;
   area.className = "hidden";
@@ -18,5 +19,6 @@ function copyByHand(text: string): void {
   area.select();
   const done = document.execCommand("copy");
   area.remove();
+  if (before instanceof HTMLElement) before.focus();
   if (!done) throw new Error("The browser gives no clipboard.");
 }

@@ -50,7 +50,10 @@ class App {
       this.drawer = false;
     });
     addEventListener("hashchange", () => this.#go());
-    addEventListener("online", () => this.#socket.open());
+    addEventListener("online", () => {
+      this.#socket.open();
+      this.#refresh();
+    });
     document.addEventListener("visibilitychange", () => this.#poll());
     setInterval(() => this.#poll(), POLL_SECONDS * 1000);
     void session.begin(() => {
@@ -78,6 +81,12 @@ class App {
   isRunning(id: string): boolean {
     if (this.chat.name === id) return this.chat.running;
     return this.#away.get(id)?.running ?? false;
+  }
+
+  /** What is known here of a title that the server has not given yet. */
+  titleOf(id: string): string {
+    const chat = this.chat.name === id ? this.chat : this.#away.get(id);
+    return chat?.title ?? "";
   }
 
   /** The conversation is gone. */
@@ -121,13 +130,18 @@ class App {
   #chat(id: string | null): Chat {
     return new Chat(
       id,
-      (made) => this.#made(made),
+      (made, chat) => this.#made(made, chat),
       () => library.refreshSoon(),
     );
   }
 
-  #made(made: Conversation): void {
+  #made(made: Conversation, chat: Chat): void {
     library.add(made);
+    if (chat !== this.chat) {
+      // The user has gone elsewhere meanwhile: its first reply is followed from there.
+      this.#away = new Map(this.#away).set(made.id, chat);
+      return;
+    }
     history.replaceState(null, "", `#${encodeURIComponent(made.id)}`);
     this.#tellFocus();
   }
@@ -136,6 +150,8 @@ class App {
     const id = named(location.hash.slice(1));
     if (id !== null && id === this.chat.name) return;
     const left = this.chat;
+    left.editing = null;
+    if (this.dialog === "chat") this.dialog = "none"; // it was opened for the one that is left
     const away = new Map([...this.#away].filter(([, chat]) => chat.running));
     if (left.running && left.name !== null) away.set(left.name, left);
     else left.close();

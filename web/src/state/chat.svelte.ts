@@ -4,12 +4,15 @@
 // A reply that runs is a LiveReply beside the tree until it has ended; then it is a turn.
 
 import * as api from "../transport/api";
-import { asProblem, Problem } from "../transport/problem";
+import { asProblem, GONE, Problem } from "../transport/problem";
 import type { Conversation, OpenReply, Settings, Tree, Turn } from "../transport/wire";
-import { keepTurn, turnKept } from "./kept";
+import { Choice } from "./choice";
+import { keepTurn, turnKept, type Refused } from "./kept";
 import { LiveReply } from "./reply.svelte";
 import { stepsOf } from "./steps";
-import { childrenOf, leafBelow, pathTo } from "./tree";
+import { titleOf } from "./title";
+import { childrenOf, leafBelow, pathTo, said } from "./tree";
+import { Unsent } from "./unsent.svelte";
 
 interface Sending {
   content?: string;
@@ -24,6 +27,11 @@ export class Chat {
   problem = $state.raw<Problem | null>(null);
   loading = $state(false);
   live = $state.raw<LiveReply | null>(null); // the one that is shown, running or ended badly
+  gone = $state(false); // deleted, here or elsewhere
+  making = $state(false); // a new one, which the server is asked for
+  editing = $state<string | null>(null); // the turn whose text the user changes
+  readonly #unsent = new Unsent();
+  readonly #choice = new Choice();
   #seen = 0; // the newest revision that we were told of
   #optimistic = $state.raw<Turn | null>(null); // what was said and is not acknowledged
   #turns = $state.raw<ReadonlyMap<string, Turn>>(new Map());
@@ -31,7 +39,16 @@ export class Chat {
   readonly #children = $derived(childrenOf(this.#turns));
   readonly path = $derived(pathTo(this.#turns, this.leaf));
   readonly steps = $derived(
-    stepsOf(this.path, this.#children, { said: this.#optimistic, live: this.live, broken: this.#broken }),
+    stepsOf(this.path, this.#children, {
+      said: this.#optimistic,
+      live: this.live,
+      broken: this.#broken,
+      unsent: this.#unsent.turns,
+    }),
+  );
+  /** As the server names it; before that, as it will. */
+  readonly title = $derived(
+    this.conversation?.title || titleOf((this.path[0] ?? this.#optimistic)?.content ?? ""),
   );
   /** How many turns from the first on the model did not see any more, at its last reply. */
   readonly leftOut = $derived(
@@ -40,7 +57,7 @@ export class Chat {
 
   constructor(
     readonly id: string | null,
-    readonly onMade: (made: Conversation) => void,
+    readonly onMade: (made: Conversation, chat: Chat) => void,
     readonly onChange: () => void,
   ) {}
 
@@ -60,11 +77,14 @@ export class Chat {
     try {
       this.#take(await api.open(this.name));
       this.problem = null;
+      this.gone = false;
     } catch (error) {
       this.problem = asProblem(error);
+      this.gone ||= this.problem.status === 404;
     } finally {
       this.loading = false;
     }
+    this.#unsent.recall(this.name);
     const pending = turnKept(this.name);
     if (pending !== null && !this.live && this.problem === null) this.#send(pending);
   }
@@ -72,7 +92,8 @@ export class Chat {
   /** Word that it has changed. */
   async refresh(revision: number | null): Promise<void> {
     if (revision === null) {
-      this.problem = new Problem("This conversation was deleted.", 404);
+      this.problem = new Problem(GONE, 404);
+      this.gone = true;
       this.live?.leave();
       return;
     }
@@ -85,7 +106,9 @@ export class Chat {
   }
 
   #take(tree: Tree): void {
-    const moved = tree.conversation.leaf !== this.conversation?.leaf || this.leaf === null;
+    // A turn whose text is being changed stays in sight.
+    const fixed = this.path.find((turn) => turn.id === this.editing);
+    const moved = tree.conversation.leaf !== this.conversation?.leaf && !this.#choice.pending;
     this.conversation = tree.conversation;
     this.system = tree.conversation.system;
     this.settings = tree.conversation.settings;
@@ -93,12 +116,14 @@ export class Chat {
     this.#broken = new Map(
       tree.replies.filter((reply) => reply.state !== "running").map((reply) => [reply.turn, reply]),
     );
-    if (moved || !this.#turns.has(this.leaf ?? "")) this.leaf = tree.conversation.leaf;
+    const may = (leaf: string | null) => !fixed || pathTo(this.#turns, leaf).some(({ id }) => id === fixed.id);
+    const { leaf } = tree.conversation;
+    if (!this.#turns.has(this.leaf ?? "") || (moved && may(leaf))) this.leaf = leaf;
     if (this.live?.over && this.live.id !== null && this.#turns.has(this.live.id)) this.live = null;
     if (this.running) return;
     const shown = new Set(this.path.map((turn) => turn.id));
     const open = tree.replies.find((reply) => reply.state === "running" && shown.has(reply.turn));
-    if (open) {
+    if (open && may(open.turn)) {
       this.leaf = open.turn;
       const errand = { conversation: tree.conversation.id, turn: null, reply: open.id };
       this.#follow(new LiveReply(errand, open.turn, open.content));
@@ -109,11 +134,12 @@ export class Chat {
 
   /** Say something at the leaf. Raises Problem where a new conversation could not be made. */
   async say(content: string): Promise<void> {
-    await this.#make();
     // After a message without an answer nothing can follow: this one takes its place.
     const last = this.path.at(-1);
     const parent = last?.role === "user" ? last.parent : this.leaf;
-    this.#send(this.#turn({ content, parent }));
+    const body = this.#turn({ content, parent });
+    await this.#make(body);
+    this.#send(body);
   }
 
   /** Say something else in the place of a turn: a branch. */
@@ -139,6 +165,18 @@ export class Chat {
     }
   }
 
+  /** Send once more what was refused. */
+  sendAgain(refused: Refused): void {
+    if (this.running) return;
+    this.drop(refused);
+    this.#send(refused.body);
+  }
+
+  /** It is not to be sent any more. */
+  drop(refused: Refused): void {
+    if (this.name !== null) this.#unsent.drop(this.name, refused);
+  }
+
   turn(id: string): Turn | undefined {
     return this.#turns.get(id);
   }
@@ -148,11 +186,8 @@ export class Chat {
     if (this.running) return;
     this.live = null;
     this.leaf = leafBelow(this.#children, turn);
-    try {
-      await this.change({ leaf: this.leaf });
-    } catch (error) {
-      this.problem = asProblem(error);
-    }
+    const { leaf } = this;
+    await this.#choice.tell(() => this.change({ leaf }), (problem) => (this.problem = problem));
   }
 
   /** Change what is kept with it. Of a new one it is kept here until it is made. Raises Problem. */
@@ -167,15 +202,25 @@ export class Chat {
 
   /** Look away. */
   close(): void {
+    this.#choice.cancel();
     this.live?.leave();
   }
 
   // -- turns
 
-  async #make(): Promise<void> {
+  async #make(first: Record<string, unknown>): Promise<void> {
     if (this.name !== null) return;
-    this.conversation = await api.create(this.system, this.settings);
-    this.onMade(this.conversation);
+    this.making = true;
+    this.#optimistic = said(first, null);
+    try {
+      this.conversation = await api.create(this.system, this.settings);
+    } catch (error) {
+      this.#optimistic = null;
+      throw error;
+    } finally {
+      this.making = false;
+    }
+    this.onMade(this.conversation, this);
   }
 
   #turn(what: Sending): Record<string, unknown> {
@@ -186,36 +231,46 @@ export class Chat {
   }
 
   #send(body: Record<string, unknown>): void {
-    if (this.running || this.name === null) return;
-    const parent = (body.parent as string | null | undefined) ?? null;
-    const content = body.content as string | undefined;
+    if (this.name === null) return;
+    if (this.running) {
+      this.#unsent.keep(this.name, body, "Another reply is running.");
+      return;
+    }
+    // Without a parent it follows what is there.
+    const parent = body.parent === undefined ? this.leaf : (body.parent as string | null);
     this.problem = null;
+    this.#choice.cancel();
+    const before = this.leaf;
     this.leaf = parent;
-    this.#optimistic =
-      content === undefined
-        ? null
-        : { id: String(body.id), parent, role: "user", content, created: 0, final: null };
+    this.#optimistic = said(body, parent);
     keepTurn(this.name, body);
     const errand = { conversation: this.name, turn: body, reply: null };
-    this.#follow(new LiveReply(errand, content === undefined ? parent : null));
+    this.#follow(new LiveReply(errand, this.#optimistic === null ? parent : null), before);
   }
 
-  #follow(live: LiveReply): void {
+  /** before: the leaf to go back to where the turn is refused. */
+  #follow(live: LiveReply, before = this.leaf): void {
     this.live = live;
-    void this.#run(live);
+    void this.#run(live, before);
   }
 
-  async #run(live: LiveReply): Promise<void> {
+  async #run(live: LiveReply, before: string | null): Promise<void> {
     const outcome = await live.run((turn) => {
       keepTurn(live.conversation, null);
-      const said = this.#optimistic;
+      const own = this.#optimistic;
       this.#optimistic = null;
-      if (said !== null) this.#add({ ...said, id: turn, created: Date.now() / 1000 });
+      if (own !== null) this.#add({ ...own, id: turn, created: Date.now() / 1000 });
       this.leaf = turn;
       this.onChange();
     });
     if (outcome.kind === "left" && !live.stopping) return;
     if (live.id === null) keepTurn(live.conversation, null);
+    if (live.unsent?.content !== undefined) {
+      this.#optimistic = null;
+      this.leaf = before;
+      if (this.live === live) this.live = null;
+      this.#unsent.keep(live.conversation, live.unsent, outcome.kind === "failed" ? outcome.problem.message : "");
+    }
     if (outcome.kind === "done" && live.id !== null && live.turn !== null) {
       this.#add({
         id: live.id,

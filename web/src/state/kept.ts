@@ -1,8 +1,17 @@
-// What of this tab outlives a reload: text that was typed and not sent, by conversation, and a turn
-// that went out and was not acknowledged. In sessionStorage, so that two tabs are two tabs.
+// What of this tab outlives a reload: text that was typed and not sent, by conversation, a turn that
+// went out and was not acknowledged, and turns that were refused. In sessionStorage, so that two
+// tabs are two tabs.
 
 const TEXT = "chatserve.text.";
 const TURN = "chatserve.turn.";
+const UNSENT = "chatserve.unsent.";
+const FIRST = "chatserve.first";
+
+/** A turn that the server does not have and will not be sent by itself. reason: in words. */
+export interface Refused {
+  body: Record<string, unknown>;
+  reason: string;
+}
 
 function put(name: string, value: string | null): void {
   try {
@@ -35,3 +44,14 @@ export function turnKept(conversation: string): Record<string, unknown> | null {
   const found = get(TURN + conversation);
   return found === null ? null : (JSON.parse(found) as Record<string, unknown>);
 }
+
+export const keepUnsent = (conversation: string, unsent: readonly Refused[]): void =>
+  put(UNSENT + conversation, unsent.length > 0 ? JSON.stringify(unsent) : null);
+
+export const unsentKept = (conversation: string): readonly Refused[] =>
+  JSON.parse(get(UNSENT + conversation) ?? "[]") as Refused[];
+
+/** A first message whose conversation is being made; "": it is made, or was refused. */
+export const keepFirst = (text: string): void => put(FIRST, text);
+
+export const firstKept = (): string => get(FIRST) ?? "";

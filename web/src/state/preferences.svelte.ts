@@ -25,11 +25,13 @@ class Preferences {
   sidebar = $state(true); // of wide windows; narrow ones open it over the chat
 
   constructor() {
-    const { theme, drafts, sidebar } = kept();
-    if (theme === "light" || theme === "dark") this.theme = theme;
-    if (typeof drafts === "boolean") this.drafts = drafts;
+    const { sidebar } = kept();
     if (typeof sidebar === "boolean") this.sidebar = sidebar;
-    this.#show();
+    this.#take();
+    // What is chosen in another tab counts here at once; the list is each window's own.
+    addEventListener("storage", (event) => {
+      if (event.key === NAME || event.key === null) this.#take();
+    });
   }
 
   set(changes: Partial<Kept>): void {
@@ -41,6 +43,13 @@ class Preferences {
     } catch {
       // A browser that keeps nothing for us still shows what was chosen.
     }
+  }
+
+  #take(): void {
+    const { theme, drafts } = kept();
+    this.theme = theme === "light" || theme === "dark" ? theme : "auto";
+    this.drafts = typeof drafts === "boolean" ? drafts : true;
+    this.#show();
   }
 
   #show(): void {

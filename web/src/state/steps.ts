@@ -1,7 +1,9 @@
 // The messages of a branch as they are shown, one step each: turns of the tree, then what is not a
-// turn yet (said and not acknowledged, a reply that runs) or never became one (a reply that failed).
+// turn yet (said and not acknowledged, a reply that runs) or never became one (a reply that
+// failed, a message that was not sent).
 
 import type { Final, OpenReply, Turn } from "../transport/wire";
+import type { Refused } from "./kept";
 import type { LiveReply } from "./reply.svelte";
 
 /** One message as it is shown. siblings: the ids at its place; place: its own there. */
@@ -14,6 +16,7 @@ export interface Step {
   final: Final | null;
   live: LiveReply | null;
   problem: string | null;
+  unsent: Refused | null; // the server does not have it
   siblings: readonly string[];
   place: number;
 }
@@ -22,12 +25,13 @@ export interface Beside {
   said: Turn | null;
   live: LiveReply | null;
   broken: ReadonlyMap<string, OpenReply>; // by the turn that they should answer
+  unsent: readonly Refused[];
 }
 
 type Children = ReadonlyMap<string, readonly string[]>;
 
 export function stepsOf(path: readonly Turn[], children: Children, beside: Beside): Step[] {
-  const { said, live, broken } = beside;
+  const { said, live, broken, unsent } = beside;
   const steps = path.map((turn) => stepOf(turn, children));
   const last = path.at(-1);
   if (said !== null) {
@@ -54,6 +58,10 @@ export function stepsOf(path: readonly Turn[], children: Children, beside: Besid
       place: siblings.length,
     });
   }
+  for (const each of unsent) {
+    const text = String(each.body.content);
+    steps.push({ ...blank(String(each.body.id), null), role: "user", text, unsent: each });
+  }
   return steps;
 }
 
@@ -70,6 +78,6 @@ function stepOf(turn: Turn, children: Children): Step {
 }
 
 function blank(key: string, parent: string | null): Step {
-  const nothing = { final: null, live: null, problem: null, siblings: [], place: 0 };
+  const nothing = { final: null, live: null, problem: null, unsent: null, siblings: [], place: 0 };
   return { key, id: key, role: "assistant", parent, text: "", ...nothing };
 }

@@ -35,3 +35,10 @@ export function leafBelow(children: ReadonlyMap<string, string[]>, turn: string)
   }
   return leaf;
 }
+
+/** The turn that this body of a request asks for; null: it says nothing of its own. */
+export function said(body: Record<string, unknown>, parent: string | null): Turn | null {
+  const { id, content } = body;
+  if (typeof content !== "string") return null;
+  return { id: String(id), parent, role: "user", content, created: 0, final: null };
+}

@@ -18,6 +18,7 @@ export class Problem extends Error {
   }
 }
 
+export const GONE = "This conversation was deleted.";
 export const UNREACHABLE = "The server cannot be reached.";
 
 export async function problemOf(response: Response): Promise<Problem> {

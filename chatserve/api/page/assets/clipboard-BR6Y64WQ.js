@@ -1,1 +1,0 @@
-async function e(e){try{await navigator.clipboard.writeText(e)}catch{t(e)}}function t(e){let t=document.createElement(`textarea`);t.value=e,t.className=`hidden`,(document.querySelector(`dialog[open]`)??document.body).append(t),t.select();let n=document.execCommand(`copy`);if(t.remove(),!n)throw Error(`The browser gives no clipboard.`)}export{e as t};
