@@ -210,6 +210,32 @@ async def test_a_question_says_that_it_waits_and_why_it_failed(admin: TabMaker) 
     await expect(tab.page.locator(f'li[data-id="{name}"]')).to_have_count(0)
 
 
+@pytest.mark.parametrize("reached", [False, True], ids=["before", "after"])
+async def test_what_a_busy_store_did_not_forget_in_time_is_asked_for_again(
+    admin: TabMaker, *, reached: bool
+) -> None:
+    """Whether the deletion was begun or not when the server told that it could not be done yet."""
+    name = await chatted(admin.url)
+    tab = await opened(admin)
+    asked: list[int] = []
+
+    async def fail_once(route: Route) -> None:
+        asked.append(1)
+        if len(asked) > 1:
+            await route.continue_()
+            return
+        if reached:
+            assert (await route.fetch()).ok
+        error = {"message": "The store does not answer.", "code": "unavailable"}
+        await route.fulfill(status=503, json={"error": error})
+
+    await tab.page.route("**/admin/cache/forget", fail_once)
+    await act(tab, name, "Forget…", "Forget for good")
+    await expect(tab.page.locator(".notice")).to_have_text("Forgotten: nothing of it is kept.")
+    assert len(asked) == 2
+    await expect(tab.page.locator(f'li[data-id="{name}"]')).to_have_count(0)
+
+
 async def test_what_stays_is_told_by_place(admin: TabMaker, known: str) -> None:
     tab = await opened(admin)
     counts = {"pages": 1, "host_pages": 0, "pages_stayed": 10, "host_pages_stayed": 7}

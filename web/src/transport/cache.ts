@@ -18,6 +18,7 @@ import { asProblem, Problem, UNREACHABLE } from "./problem";
 import { events } from "./sse";
 
 const AT = "/admin/cache";
+const FORGET_SECONDS = 4;
 const SILENCE_SECONDS_MAX = 20; // a sample comes every second
 
 export type Counts = Record<string, number>;
@@ -57,9 +58,21 @@ export async function evict(conversation: string): Promise<Counts> {
   return countsOf(await call("POST", `${AT}/evict`, { conversation }));
 }
 
-/** Delete it, whoever owns it. */
+/** Delete it, whoever owns it. A deletion that had to wait for a busy disk or store is under way: it
+ * is asked for again for some seconds, and has been done where there is nothing left to delete. */
 export async function forget(conversation: string): Promise<Counts> {
-  return countsOf(await call("POST", `${AT}/forget`, { conversation }));
+  const end = Date.now() + FORGET_SECONDS * 1000;
+  const wait = new Backoff(0.5, 2);
+  for (let again = false; ; again = true) {
+    try {
+      return countsOf(await call("POST", `${AT}/forget`, { conversation }));
+    } catch (error) {
+      const problem = asProblem(error);
+      if (again && problem.status === 404) return { conversations: 1 };
+      if (!problem.passing || Date.now() > end) throw problem;
+    }
+    await pause(wait.next() + 0.2, new AbortController().signal);
+  }
 }
 
 /** count: so many pages of the disk, 1 to 4,096. */
