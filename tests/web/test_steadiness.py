@@ -46,9 +46,11 @@ async def test_preferences_count_in_all_open_tabs(reader: TabMaker) -> None:
     # A draft waits for a quarter of a second, which does not pass before the switch is off.
     await second.page.clock.pause_at("2030-01-01T00:30:00")
     await second.message.fill("secret")
+    await first.page.bring_to_front()
     await first.button("Preferences").click()
     switch = first.page.get_by_role("switch", name=re.compile("read along"))
-    await switch.uncheck()
+    await switch.press(" ")
+    await expect(switch).not_to_be_checked()
     await first.page.get_by_role("radio", name="Dark").check()
     ahead = second.page.get_by_text("the server reads along")
     await expect(second.page.locator("body")).to_have_css("background-color", DARK)
@@ -56,7 +58,7 @@ async def test_preferences_count_in_all_open_tabs(reader: TabMaker) -> None:
     await second.message.press_sequentially(" too")
     await second.page.clock.run_for(2_000)
     assert not [each for each in frames if each["type"] == "draft"]
-    await switch.check()
+    await switch.press(" ")
     await expect(ahead).to_have_count(1)
     await second.message.press_sequentially("!")
     await second.page.clock.run_for(2_000)

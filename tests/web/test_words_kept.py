@@ -1,6 +1,7 @@
 """What somebody has typed is never lost: not to news, to another tab, to a refusal, to a click."""
 
 import asyncio
+import json
 import re
 from typing import Any
 
@@ -183,7 +184,15 @@ async def test_what_is_typed_while_a_conversation_is_made_stays(
         await expect(tab.own).to_have_text("first")
         await expect(tab.message).to_have_value("")
         await tab.message.press_sequentially("typed since")
-        # Whoever reloads now has both.
+        # Whoever reloads now has both; so has a tab that a browser restores after a crash.
+        storage = await tab.evaluate("() => Object.entries(sessionStorage)")
+        restored = await reader.blank()
+        await restored.page.add_init_script(
+            f"for (const each of {json.dumps(storage)}) sessionStorage.setItem(...each);"
+        )
+        await restored.open()
+        await expect(restored.message).to_have_value("first\ntyped since")
+        await restored.page.close()
         await tab.page.reload()
         await expect(tab.message).to_have_value("first\ntyped since")
         made.answer = refused(503, "The server is loading.")
