@@ -94,6 +94,30 @@ async def test_news_leave_the_text_alone_that_is_being_changed(
     assert (sent.content, sent.parent) == ("a text of much thought", None)
 
 
+async def test_a_reply_above_the_text_that_is_being_changed_waits_its_turn(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    name = await imported(scripted.url, file_of("one", "uno", "two", "due", final=FINAL))
+    tab = await reader.open(name)
+    await tab.button("Edit your message").last.click()
+    editor = tab.page.get_by_role("textbox", name="Edit your message")
+    await editor.fill("a text of much thought")
+    # Elsewhere the first message is answered once more.
+    body = {"id": "other", "parent": "t0"}
+    url = f"/api/conversations/{name}/turns"
+    async with scripted.client() as client, client.stream("POST", url, json=body):
+        await client.patch(f"/api/conversations/{name}", json={"title": "Renamed elsewhere"})
+        await expect(tab.page.locator("header h1")).to_have_text("Renamed elsewhere")
+        await expect(editor).to_have_value("a text of much thought")
+        await expect(tab.own).to_have_text("one")
+        replies[0].finish(data=FINAL)
+        scripted.conversations.keep(replies[0])
+    await editor.press("Enter")
+    await expect(tab.own).to_have_text(["one", "a text of much thought"])
+    sent = scripted.conversations.sent[-1]
+    assert (sent.content, sent.parent) == ("a text of much thought", "t1")
+
+
 async def test_a_change_that_is_sent_while_another_reply_runs_is_kept(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:
