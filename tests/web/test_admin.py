@@ -13,6 +13,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.web.browser import PHONE, Tab, TabMaker, needs_chromium, tabs
 from tests.web.test_reach import AXE, serious
+from tests.wiring.recall import all_kept
 from tests.wiring.server import Server, running
 
 pytestmark = needs_chromium
@@ -66,6 +67,13 @@ async def chatted(url: str, tokens: int = 60) -> str:
         assert answer.status_code == 200, answer.text
         assert "finish_reason" in answer.text
         return made
+
+
+async def kept(server: Server) -> None:
+    """Wait until nothing runs, and nothing waits for its copy below: until then its page stays."""
+    server.wait_for("idle")
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        await all_kept(client)
 
 
 @asynccontextmanager
@@ -163,7 +171,7 @@ async def test_a_lease_shows_and_ends(admin: TabMaker) -> None:
     tab = await opened(admin)
     await expect(count(tab.page, "leased")).to_have_text("0")
     await act(tab, name, "Lease…", "Set the lease")
-    await expect(tab.page.get_by_role("status")).to_contain_text("Leased: ")
+    await expect(tab.page.locator(".notice")).to_contain_text("Leased: ")
     await expect(count(tab.page, "leased")).not_to_have_text("0")
     async with httpx.AsyncClient(base_url=admin.url) as client:
         body = {"conversation": name, "seconds": 0}
@@ -174,21 +182,21 @@ async def test_a_lease_shows_and_ends(admin: TabMaker) -> None:
 
 async def test_evict_and_warm_move_a_conversation(admin: TabMaker, cached: Server) -> None:
     name = await chatted(admin.url)
-    cached.wait_for("idle")
+    await kept(cached)
     tab = await opened(admin)
     where = tab.page.locator(f'li[data-id="{name}"] .pages small')
     await expect(where).to_contain_text("device")
     await act(tab, name, "Evict…", "Evict")
-    await expect(tab.page.get_by_role("status")).to_contain_text("Evicted: ")
+    await expect(tab.page.locator(".notice")).to_contain_text("Evicted: ")
     await expect(where).not_to_contain_text("device")
     await act(tab, name, "Warm…", "Warm")
-    await expect(tab.page.get_by_role("status")).to_contain_text("Warm: ")
+    await expect(tab.page.locator(".notice")).to_contain_text("Warm: ")
     await expect(where).to_contain_text("device")
 
 
 async def test_flush_empties_and_verify_tells(admin: TabMaker, cached: Server) -> None:
     await chatted(admin.url)
-    cached.wait_for("idle")
+    await kept(cached)
     tab = await opened(admin)
     await expect(count(tab.page, "cached")).not_to_have_text("0")
     await tab.button("Flush…").click()
@@ -196,12 +204,12 @@ async def test_flush_empties_and_verify_tells(admin: TabMaker, cached: Server) -
     await expect(count(tab.page, "cached")).not_to_have_text("0")
     await tab.button("Flush…").click()
     await tab.page.get_by_role("dialog").get_by_role("button", name="Flush", exact=True).click()
-    await expect(tab.page.get_by_role("status")).to_contain_text("Flushed: ")
+    await expect(tab.page.locator(".notice")).to_contain_text("Flushed: ")
     await expect(count(tab.page, "cached")).to_have_text("0")
     await tab.button("Verify…").click()
     await tab.page.get_by_label("Pages", exact=True).last.fill("3")
     await tab.page.get_by_role("dialog").get_by_role("button", name="Verify", exact=True).click()
-    await expect(tab.page.get_by_role("status")).to_contain_text("3 pages of the disk checked")
+    await expect(tab.page.locator(".notice")).to_contain_text("3 pages of the disk checked")
 
 
 async def test_a_users_key_is_refused_and_an_admins_opens(browser: Browser, locked: Server) -> None:

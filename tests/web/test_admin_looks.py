@@ -11,7 +11,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Route, ViewportSize, expect
 
 from tests.web.browser import PHONE, WIDE, Tab, TabMaker, needs_chromium, tabs
-from tests.web.test_admin import act, chatted, count, device, opened
+from tests.web.test_admin import act, chatted, count, device, kept, opened
 from tests.web.test_admin_prefixes import SYSTEM, talk
 from tests.wiring.server import Server, running
 
@@ -96,14 +96,15 @@ async def test_free_pages_are_a_bar_where_cells_would_be_specks(
     admin: TabMaker, large: Server
 ) -> None:
     await chatted(admin.url)
+    await kept(large)
     state: Any = large.wait_for("idle")
     pages = state["cache"]["pages"]
-    kept, free, total = pages["cached"], pages["free"], pages["total"]
+    cached, free, total = pages["cached"], pages["free"], pages["total"]
     assert free > 5_000
     tab = await opened(admin)
     map_ = device(tab.page)
     await expect(map_.locator(".words")).to_have_text(
-        f"{kept:,} kept for later, 0 in use, {free:,} free"
+        f"{cached:,} kept for later, 0 in use, {free:,} free"
     )
     await expect(count(tab.page, "free")).to_have_text(f"{free:,}")
     await expect(map_.locator(".scale .free")).to_have_text(f"{free:,} free")
@@ -115,18 +116,18 @@ async def test_free_pages_are_a_bar_where_cells_would_be_specks(
     assert set(parts) == {"free", "cached"}
     assert parts["free"] == pytest.approx(free / total, abs=0.01)
     canvas = map_.locator("canvas")
-    await expect(canvas).to_have_attribute("aria-valuemax", str(kept - 1))
+    await expect(canvas).to_have_attribute("aria-valuemax", str(cached - 1))
     # A cell is large enough to be pointed at, and tells which page it is.
     await canvas.hover(position={"x": 20, "y": 12})
     await expect(map_.locator(".words")).to_have_text(re.compile(r"^Page \d+: cached(, leased)?$"))
     await canvas.focus()
     told: list[int] = []
-    for key in ["Home", *["ArrowRight"] * (kept - 1), "End"]:
+    for key in ["Home", *["ArrowRight"] * (cached - 1), "End"]:
         await tab.page.keyboard.press(key)
         words = await map_.locator(".words").inner_text()
         told.append(int(words.split()[1].rstrip(":")))
     assert told[:-1] == sorted(set(told[:-1])), "each page once, in order"
-    assert (len(told[:-1]), told[-1]) == (kept, told[-2])
+    assert (len(told[:-1]), told[-1]) == (cached, told[-2])
     # In host memory all have a cell.
     host = tab.page.get_by_role("region", name="Host memory")
     await expect(host.locator(".scale")).to_have_count(0)
@@ -135,7 +136,7 @@ async def test_free_pages_are_a_bar_where_cells_would_be_specks(
 
 async def test_cells_of_pages_that_left_are_gone(admin: TabMaker, large: Server) -> None:
     await chatted(admin.url)
-    large.wait_for("idle")
+    await kept(large)
     tab = await opened(admin)
     canvas = device(tab.page).locator("canvas")
     painted = """(node) => node.getContext("2d").getImageData(0, 0, node.width, node.height).data
@@ -158,7 +159,7 @@ async def test_a_conversation_is_known_by_the_head_of_its_name(
         await expect(code).to_have_text(f"{known[:8]}…")
         await expect(code).to_have_attribute("title", known)
         await tab.button(f"Copy {known}").click()
-        await expect(tab.page.get_by_role("status")).to_have_text(f"Copied: {known}")
+        await expect(tab.page.locator(".notice")).to_have_text(f"Copied: {known}")
         assert await tab.evaluate("() => navigator.clipboard.readText()") == known
 
 

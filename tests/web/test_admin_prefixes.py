@@ -10,9 +10,8 @@ import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from tests.web.browser import PHONE, TabMaker, needs_chromium, tabs
-from tests.web.test_admin import act, asking, chatted, opened
+from tests.web.test_admin import act, asking, chatted, kept, opened
 from tests.web.test_reach import AXE, serious
-from tests.wiring.recall import all_kept
 from tests.wiring.server import Server, running
 
 pytestmark = needs_chromium
@@ -65,7 +64,7 @@ async def test_shared_prefixes_are_a_tree_with_the_servers_numbers(
         await talk(admin.url, SYSTEM, content, "And then?")
     await talk(admin.url, f"Another one. {SYSTEM}", "Hello!")
     await talk(admin.url, f"Another one. {SYSTEM}", "What is a page?")
-    fresh.wait_for("idle")
+    await kept(fresh)
     async with asking(admin.url, "/admin/cache/prefixes?limit=40") as told:
         prefixes: list[dict[str, Any]] = told["prefixes"]
     roots = [each for each in prefixes if each["above"] is None]
@@ -121,9 +120,7 @@ async def test_numbers_are_told_under_the_pointer_and_by_keys(
 ) -> None:
     for content in ("Hello!", LONG, f"{LONG} Now."):
         await talk(admin.url, f"By keys. {SYSTEM}", content)
-    fresh.wait_for("idle")
-    async with httpx.AsyncClient(base_url=admin.url, timeout=30) as client:
-        await all_kept(client)
+    await kept(fresh)
     tab = await opened(admin)
     page = tab.page
     await expect(items(page).nth(2)).to_be_visible()
@@ -229,7 +226,7 @@ async def test_what_an_admin_forgets_is_gone_for_its_owner(admin: TabMaker) -> N
     async with asking(admin.url, f"/api/conversations/{name}") as told:
         assert told["id"] == name, "nothing was done"
     await act(tab, name, "Forget…", "Forget for good")
-    await expect(tab.page.get_by_role("status")).to_contain_text("Forgotten: nothing of it is kept")
+    await expect(tab.page.locator(".notice")).to_contain_text("Forgotten: nothing of it is kept")
     await expect(row).to_have_count(0)
     await expect(tab.page.locator(f'li[data-id="{other}"]')).to_be_visible()
     async with asking(admin.url, f"/api/conversations/{name}") as told:
