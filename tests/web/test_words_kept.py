@@ -264,6 +264,7 @@ async def test_one_may_leave_while_a_conversation_is_made(
     assert tab.conversation == replies[0].conversation
     replies[0].say("followed all the while")
     replies[0].finish(data=FINAL)
+    scripted.conversations.keep(replies[0])
     await expect(tab.replies).to_have_text("followed all the while")
     await tab.rows.last.click()
     await expect(tab.own).to_have_text("one")
