@@ -51,6 +51,10 @@ class Spoken:
         return len(self.text)
 
     @property
+    def tokens(self) -> int:
+        return len(self.texts)
+
+    @property
     def viewers(self) -> int:
         return len(self.viewings)
 
