@@ -18,8 +18,12 @@ export OMP_WAIT_POLICY ?= PASSIVE
 serve: $(VENV)/.serve
 	@$(BIN)/chatserve serve $(ARGS)
 
-test: $(VENV)/.test check
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+# The checks run beside the first tests; what they say comes last.
+test: $(VENV)/.test
+	@mkdir -p build; $(MAKE) --no-print-directory check > build/check.log 2>&1 & checks=$$!; \
+	$(BIN)/python -m pytest -m "not soak" $(ARGS); tests=$$?; \
+	wait $$checks; checks=$$?; cat build/check.log; \
+	[ $$tests = 0 ] && [ $$checks = 0 ]
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ from chatserve.api.fields import ChatFields, CompletionFields
 from tests.api.harness import CHAT, MODEL, FakeHealth, FakeService, Site, build, quick, site
 
 SHORT = settings(
-    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=False
+    max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=False
 )
 LONG = settings(
     max_examples=int(os.environ.get("CHATSERVE_SOAK_EXAMPLES", "4000")),

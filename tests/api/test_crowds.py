@@ -81,7 +81,7 @@ async def test_a_crowd_that_drops_at_once_leaves_nothing() -> None:
 
 @pytest.mark.soak
 async def test_a_crowd_that_drops_at_once_leaves_nothing_for_long() -> None:
-    await drop_all(1_000, int(os.environ.get("CHATSERVE_SOAK_ROUNDS", "20")))
+    await drop_all(1_000, int(os.environ.get("CHATSERVE_SOAK_ROUNDS", "10")))
 
 
 @pytest.mark.soak

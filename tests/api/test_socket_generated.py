@@ -20,7 +20,7 @@ from tests.api.fake_conversations import DONE
 from tests.api.harness import PATIENCE_SECONDS, Site, quick, site, until
 from tests.api.socket_peer import conversation, tab
 
-CASES = 200
+CASES = 100
 STEPS_MAX = 25
 VIEWERS_MAX = 6
 # Small, so that a text of some words is several events.

@@ -266,6 +266,6 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
 
 BlockManagerMachine.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, print_blob=True
+    max_examples=120, stateful_step_count=40, deadline=None, print_blob=True
 )
 TestBlockManagerMachine = BlockManagerMachine.TestCase

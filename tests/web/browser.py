@@ -168,7 +168,8 @@ async def tabs(browser: Browser, url: str, **options: Any) -> AsyncGenerator["Ta
         yield maker
     finally:
         await context.close()
-    assert [tab.complaints for tab in maker.made] == [[] for _ in maker.made]
+    complaints = [each for tab in maker.made for each in tab.complaints]
+    assert not complaints, complaints
 
 
 class TabMaker:

@@ -34,7 +34,8 @@ export function stepsOf(path: readonly Turn[], children: Children, beside: Besid
   const { said, live, broken, unsent } = beside;
   const steps = path.map((turn) => stepOf(turn, children));
   const last = path.at(-1);
-  if (said !== null) {
+  // News of it may come before its own acknowledgement.
+  if (said !== null && !path.some(({ id }) => id === said.id)) {
     const siblings = [...(children.get(said.parent ?? "") ?? []), said.id];
     steps.push({ ...stepOf(said, children), siblings, place: siblings.length - 1 });
   }
