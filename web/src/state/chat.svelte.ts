@@ -259,7 +259,6 @@ export class Chat {
       keepTurn(live.conversation, null);
       const own = this.#optimistic;
       this.#optimistic = null;
-      // One that was accepted before a reload has its place in the tree already.
       if (own !== null && !this.#turns.has(turn)) this.#add({ ...own, id: turn, created: Date.now() / 1000 });
       this.leaf = turn;
       this.onChange();
