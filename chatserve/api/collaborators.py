@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from chatserve.api.problems import ModelNotFound
 from chatserve.chat.values import Ask, ReplyEvent
 
 
@@ -74,10 +73,3 @@ class ModelInfo:
     context_length: int
     owned_by: str = "chatserve"
     short_name: str | None = None
-
-    def check(self, name: str) -> None:
-        """Raise ModelNotFound for another model's name."""
-        if name not in (self.name, self.short_name):
-            raise ModelNotFound(
-                f"The model asked for is not served here; {self.name!r} is.", param="model"
-            )

@@ -12,8 +12,9 @@ from msgspec import Meta, Struct
 
 _INT31 = 2**31 - 1
 # Waiting ages a request by one step of priority every 10 s (`engine/waiting.py`), so that the least
-# urgent passes the most urgent newcomers after 210 s: no tenant can starve another one. Going ahead
-# of others, below 0, is an admin's to say where there are keys (`schema.py`).
+# urgent is an equal of the most urgent newcomers after 200 s, and has its tenant's turn: no tenant
+# can starve another one. Going ahead of others, below 0, is an admin's to say where there are keys
+# (`schema.py`).
 PRIORITY_MAX = 10
 
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]

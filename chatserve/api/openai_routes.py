@@ -7,7 +7,7 @@ from starlette.routing import BaseRoute, Route
 
 from chatserve.api.answer import CompletionEndpoint, Desk
 from chatserve.api.collaborators import ModelInfo
-from chatserve.api.schema import chat_job, completion_job
+from chatserve.api.schema import chat_job, check_model, completion_job
 from chatserve.api.wire import ChatShape, CompletionShape, JsonObject
 
 
@@ -18,7 +18,7 @@ def openai_routes(desk: Desk) -> list[BaseRoute]:
         return _json({"object": "list", "data": [_card(desk.model)]})
 
     async def model(request: Request) -> Response:
-        desk.model.check(request.path_params["name"])
+        check_model(request.path_params["name"], desk.model)
         return _json(_card(desk.model))
 
     return [

@@ -23,6 +23,7 @@ from chatserve.api.fields import (
 )
 from chatserve.api.limits import Limits
 from chatserve.api.neutral import without_neutral
+from chatserve.api.problems import ModelNotFound
 from chatserve.chat.values import (
     Ask,
     ChatPrompt,
@@ -146,8 +147,16 @@ def _field_error(message: str) -> RequestError:
     return RequestError(f"{path}: {text}." if path else f"{text}.", param=path)
 
 
+def check_model(name: str, model: ModelInfo) -> None:
+    """Raise ModelNotFound for another model's name."""
+    if name not in (model.name, model.short_name):
+        raise ModelNotFound(
+            f"The model asked for is not served here; {model.name!r} is.", param="model"
+        )
+
+
 def _check_common(body: GenerationFields, asker: Asker, model: ModelInfo, limits: Limits) -> None:
-    model.check(body.model)
+    check_model(body.model, model)
     if body.n > limits.samples_max:
         raise _bad("n", f"n may be at most {limits.samples_max}.")
     if body.priority < 0 and not asker.admin:

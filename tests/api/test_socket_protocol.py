@@ -245,7 +245,9 @@ async def test_messages_under_way_share_one_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [frame(TEXT, ASK)[:1], frame(TEXT, ASK)[:-1], frame(TEXT, ASK[:5], fin=False)]
+    "part",
+    [frame(TEXT, ASK)[:1], frame(TEXT, ASK)[:-1], frame(TEXT, ASK[:5], fin=False)],
+    ids=["a byte", "all but a byte", "a fragment"],
 )
 async def test_a_message_that_does_not_end_is_cut_off(part: bytes) -> None:
     async with site(quick(body_seconds=0.05)) as running:

@@ -201,7 +201,7 @@ def test_penalties_count_every_token_so_far(
     assert agrees["compared"] >= 0.8 * 3 * len(PENALTIES) * TOKENS
     for name in WRONGLY:
         differ = agrees["compared"] - agrees[name]
-        assert differ >= 30, f"nothing was proved of '{name}': {agrees}"
+        assert differ >= 12, f"nothing was proved of '{name}': {agrees}"
 
 
 def test_tokens_that_were_answered_before_count_as_generated(

@@ -29,6 +29,16 @@ def begin(disk: FakeDisk) -> tuple[PageStore, Slab] | None:
         return None
 
 
+def house(disk: FakeDisk, pages: int) -> tuple[PageStore, Slab]:
+    """A store that is open, with so many pages that are certain."""
+    opened = begin(disk)
+    assert opened is not None
+    store, slab = opened
+    assert all(slab.put([write(number) for number in range(pages)]))
+    store.gc()
+    return store, slab
+
+
 def use(store: PageStore, slab: Slab, dropped: set[int]) -> None:
     """A fixed run of everything; nothing but StoreError of a drop may come out."""
     for first in (0, 8, 16, 24, 4):
@@ -130,11 +140,7 @@ def test_short_writes_are_continued(seed: int) -> None:
 
 def test_a_failed_sync_makes_pages_since_the_last_one_misses() -> None:
     disk = FakeDisk()
-    opened = begin(disk)
-    assert opened is not None
-    store, slab = opened
-    assert all(slab.put([write(number) for number in range(4)]))
-    store.gc()
+    store, slab = house(disk, 4)
     assert all(slab.put([write(number) for number in range(8, 12)]))
     failed: list[int] = []
 
@@ -159,11 +165,7 @@ def test_a_failed_sync_makes_pages_since_the_last_one_misses() -> None:
 
 def test_pages_that_are_being_written_while_a_sync_fails_are_not_there() -> None:
     disk = FakeDisk()
-    opened = begin(disk)
-    assert opened is not None
-    store, slab = opened
-    assert all(slab.put([write(number) for number in range(4)]))
-    store.gc()
+    store, slab = house(disk, 4)
 
     def sync_fails(_: int, what: str) -> None:
         if what == "sync":
@@ -189,11 +191,7 @@ def test_pages_that_are_being_written_while_a_sync_fails_are_not_there() -> None
 
 def test_a_full_disk_stops_growth_and_gives_space_back() -> None:
     disk = FakeDisk()
-    opened = begin(disk)
-    assert opened is not None
-    store, slab = opened
-    assert all(slab.put([write(number) for number in range(16)]))
-    store.gc()
+    store, slab = house(disk, 16)
     full_at = disk.total_bytes()
 
     def no_growth(count: int, what: str) -> None:

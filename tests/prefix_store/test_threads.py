@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _cancelled(slab: Slab, numbers: list[int]) -> bool:
     return all(tickets[name(n)].cancelled for n in numbers)
 
 
-def test_a_drop_waits_for_a_write_over_what_it_drops() -> None:
+def test_a_drop_waits_for_a_write_over_what_it_drops(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = FakeDisk()
     store = open_store(disk, capacity_bytes=150_000)
     slab = store.slab(SHAPE)
@@ -138,10 +139,17 @@ def test_a_drop_waits_for_a_write_over_what_it_drops() -> None:
     assert reached.wait(30)
     (former,) = {number for number in before if not slab.contains(name(number))}
     assert any(name(former) in part for part in disk.on_disk()), "its slot is not overwritten yet"
+    waits, wait_for = threading.Event(), slab._slots.lock.wait_for
+
+    def waited(is_time: Callable[[], bool]) -> bool:
+        if not is_time():
+            waits.set()
+        return wait_for(is_time)
+
+    monkeypatch.setattr(slab._slots.lock, "wait_for", waited)
     dropping = threading.Thread(target=lambda: slab.drop([name(former)]))
     dropping.start()
-    lock = slab._slots.lock
-    while dropping.is_alive() and not lock._waiters:  # pyright: ignore
+    while dropping.is_alive() and not waits.wait(0.01):
         pass
     assert dropping.is_alive(), "it returned while the page was in its slot"
     opened.set()

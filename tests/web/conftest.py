@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser
 
+from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site, site
 from tests.web.browser import TabMaker, chromium, tabs
 from tests.wiring.server import Server, running
@@ -43,3 +44,11 @@ async def reader(browser: Browser, scripted: Site) -> AsyncGenerator[TabMaker]:
     """Somebody at the scripted one."""
     async with tabs(browser, scripted.url) as maker:
         yield maker
+
+
+@pytest.fixture
+def replies(scripted: Site) -> list[FakeChatReply]:
+    """The replies that were asked for, as they come."""
+    asked: list[FakeChatReply] = []
+    scripted.conversations.on_send = asked.append
+    return asked

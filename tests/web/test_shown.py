@@ -37,14 +37,6 @@ FINAL: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def replies(scripted: Site) -> list[FakeChatReply]:
-    """The replies that were asked for, as they come."""
-    asked: list[FakeChatReply] = []
-    scripted.conversations.on_send = asked.append
-    return asked
-
-
 def finished(scripted: Site, reply: FakeChatReply, final: dict[str, Any]) -> None:
     reply.finish(data=final)
     scripted.conversations.keep(reply)

@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 
-import pytest
 from playwright.async_api import Browser, expect
 
 from tests.api.fake_conversations import FakeChatReply
@@ -17,14 +16,6 @@ pytestmark = needs_chromium
 # The page's clock stands where a test has put it.
 STANDING_CLOCK = "window.at = 1000; performance.now = () => window.at;"
 MOVING = "() => document.getAnimations().filter((each) => each.playState === 'running').length"
-
-
-@pytest.fixture
-def replies(scripted: Site) -> list[FakeChatReply]:
-    """The replies that were asked for, as they come."""
-    asked: list[FakeChatReply] = []
-    scripted.conversations.on_send = asked.append
-    return asked
 
 
 async def hears(tab: Tab, reply: FakeChatReply, at: int, word: str, tokens: int) -> None:

@@ -18,14 +18,6 @@ from tests.web.test_reach import FINAL, file_of, imported
 pytestmark = needs_chromium
 
 
-@pytest.fixture
-def replies(scripted: Site) -> list[FakeChatReply]:
-    """The replies that were asked for, as they come."""
-    asked: list[FakeChatReply] = []
-    scripted.conversations.on_send = asked.append
-    return asked
-
-
 class Held:
     """Requests of one kind that wait until they are let go, with an answer or as they are."""
 
