@@ -34,7 +34,7 @@ HISTORY_TOKENS = 1_600
 REPLY_TOKENS = 8
 SECOND_VISIT = 100_000  # the first number of what is sent after the restart
 USERS = 7
-LARGE_USERS = 3
+LARGE_USERS = 5
 VOCABULARY = 32_768
 LARGE_OPTIONS = ("--dtype", "bfloat16", "--kv-memory", "2GiB", "--context-length", "3072")
 STATES = ("recompute", "at once", "evicted", "restarted", "once more", "cold disk")
@@ -75,6 +75,7 @@ async def measure_model(model: Sequence[str], users: int, folder: Path) -> Times
                 await times.turn(user, "evicted", chat, "And then?")
             await leave_the_device(server, folder)
         os.kill(server.pid, 9)
+    await asyncio.to_thread(os.sync)
     with server_process(options, data=folder) as server:
         await asyncio.to_thread(wait_until_ready, server)
         async with page(server) as user:
@@ -107,6 +108,8 @@ async def leave_the_device(server: ServerProcess, folder: Path, *, cold: bool = 
             if not waiting + cache["pages"]["leaving"] + cache["pages"]["sealed"]:
                 break
             await asyncio.sleep(0.02)
+        # What the kernel has yet to write of the file it writes now, not beside what is measured.
+        await asyncio.to_thread(os.sync)
         (await client.post("/admin/cache/flush", json={})).raise_for_status()
     if cold:
         await asyncio.to_thread(drop_from_page_cache, folder)

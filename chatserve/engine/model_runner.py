@@ -13,7 +13,7 @@ from chatserve.cache.page_pool import PageId
 from chatserve.engine.batch import build_batch
 from chatserve.engine.page_mover import HostMemory, Moving, PageMover
 from chatserve.engine.plan import NO_MOVES, StepPlan, StepResult
-from chatserve.engine.populate import populate
+from chatserve.engine.populate import PopulatedAhead
 from chatserve.engine.runner import DeviceLost, OutOfMemory
 from chatserve.engine.values import TokenLogprobs
 from chatserve.model.loaded import LoadedModel
@@ -52,8 +52,9 @@ class ModelRunner:
         on_cpu = model.device.type == "cpu"
         # A view for I/O threads, uint8 [pages, page_bytes]; it holds on to the pool's memory.
         self._bytes = self._pool.view(torch.uint8).numpy() if on_cpu else None
+        self._populated: PopulatedAhead | None = None
         if self._bytes is not None:
-            populate(self._bytes)
+            self._populated = PopulatedAhead(self._bytes, page_size=model.layout.page_size)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Moves, copies, one forward pass, sampling. Raises what `runner.Runner.run` may raise."""
@@ -86,12 +87,14 @@ class ModelRunner:
     def close(self) -> None:
         """Let the memory go."""
         self._pool = torch.empty(0)
-        self._bytes = self.host = self._mover = None
+        self._bytes = self._populated = self.host = self._mover = None
 
     def page_view(self, page: PageId) -> memoryview:
         """The page's bytes, writable (`traffic.PageMemory`). Only where the device's memory is the
         process's own; AssertionError elsewhere."""
         assert self._bytes is not None, "this device's memory is not the process's"
+        if (populated := self._populated) is not None:
+            populated.use(page)
         return memoryview(self._bytes[page])
 
     def _begin_moves(self, plan: StepPlan) -> AbstractContextManager[Moving | None]:
@@ -108,6 +111,8 @@ class ModelRunner:
         batch = build_batch(
             plan, self._last_tokens, page_size=model.layout.page_size, device=model.device
         )
+        if self._populated is not None:
+            self._populated.use(int(batch.attention.page_tables.max()))
         if batch.copies is not None:
             ops.copy_pages(self._pool, batch.copies[0], batch.copies[1])
         logits = model.forward(

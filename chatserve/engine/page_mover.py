@@ -7,7 +7,7 @@ which a copy would keep its caller waiting.
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from chatserve.cache.page_pool import PageId
 from chatserve.engine.checksums import checksum_weights
 from chatserve.engine.plan import Moves, PageMove
-from chatserve.engine.populate import populate
+from chatserve.engine.populate import PopulatedAhead
 from chatserve.engine.runner import OutOfMemory
 from chatserve.model.layout import KVLayout
 from chatserve_kernels import ops
@@ -43,11 +43,19 @@ class HostMemory:
             raise OutOfMemory(f"{slots} pages do not fit in host memory") from error
         # For I/O threads, uint8 [slots, page_bytes]; it holds on to the memory.
         self._bytes = self.pool.view(torch.uint8).numpy()
-        if not pinned:  # else it is there already
-            populate(self._bytes)
+        # What is page-locked is there already.
+        self._populated = (
+            None if pinned else PopulatedAhead(self._bytes, page_size=layout.page_size)
+        )
+
+    def use(self, pages: Iterable[PageId]) -> None:
+        """These slots are about to be written."""
+        if self._populated is not None:
+            self._populated.use(max(pages, default=0))
 
     def page_view(self, page: PageId) -> memoryview:
         """The slot's bytes, writable (`traffic.PageMemory`)."""
+        self.use((page,))
         return memoryview(self._bytes[page])
 
 
@@ -93,7 +101,7 @@ class PageMover:
 
     def __init__(self, pool: Tensor, host: HostMemory) -> None:
         self._pool = pool
-        self._slots = host.pool
+        self._host = host
         page_bytes = pool.shape[1] * pool.element_size()
         weights = torch.from_numpy(checksum_weights(page_bytes).view(np.int64))
         self._weights = weights.to(pool.device)
@@ -102,6 +110,7 @@ class PageMover:
     def begin(self, moves: Moves) -> Moving:
         """Start them. On the runner's thread, before the step's forward pass."""
         since = time.monotonic()
+        self._host.use(move.target for move in moves.saves)
         if self._stream is None:
             return Moving(self._move(moves), len(moves.saves), since, ())
         # Whatever still writes to a page that is to be saved was queued before this.
@@ -120,11 +129,11 @@ class PageMover:
     def _move(self, moves: Moves) -> Tensor:
         """Page by page: each is one contiguous piece on both sides."""
         for move in moves.promotions:
-            self._pool[move.target].copy_(self._slots[move.source], non_blocking=True)
+            self._pool[move.target].copy_(self._host.pool[move.source], non_blocking=True)
         touched = _pages(moves)
         sums = ops.page_checksums(self._pool, touched.to(self._pool.device), self._weights)
         for move in moves.saves:
-            self._slots[move.target].copy_(self._pool[move.source], non_blocking=True)
+            self._host.pool[move.target].copy_(self._pool[move.source], non_blocking=True)
         return sums
 
 
