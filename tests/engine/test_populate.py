@@ -75,8 +75,8 @@ def test_it_stays_ahead_of_the_highest_page_and_goes_no_further(
 def test_a_long_chats_pages_are_ahead_whatever_their_size() -> None:
     memory = _untouched(64 << 20)
     before = _resident()
-    _joined(_ahead(memory, page_bytes=192 << 10))
-    assert 47 < (_resident() - before) / (1 << 20) < 49, "4,096 tokens are 48 MiB"
+    _joined(_ahead(memory, page_bytes=48 << 10))
+    assert 47 < (_resident() - before) / (1 << 20) < 49, "16,384 tokens are 48 MiB"
 
 
 def test_where_the_kernel_cannot_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
