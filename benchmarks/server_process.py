@@ -1,13 +1,15 @@
 """A chatserve process of our own for a measurement, on a free port of the loopback device."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,15 @@ def server_process(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def end_left_behind(data: Path) -> None:
+    """End the Redis that a server which was killed has left in its data folder."""
+    folder = data / "redis"
+    with suppress(OSError, ValueError, KeyError):
+        pid = int(json.loads((folder / "server.json").read_text())["pid"])
+        if Path(f"/proc/{pid}/cwd").resolve() == folder.resolve():
+            os.kill(pid, signal.SIGTERM)
 
 
 def wait_until_ready(server: ServerProcess) -> None:

@@ -25,7 +25,12 @@ import httpx
 
 from benchmarks.drafts import message
 from benchmarks.report import run
-from benchmarks.server_process import ServerProcess, server_process, wait_until_ready
+from benchmarks.server_process import (
+    ServerProcess,
+    end_left_behind,
+    server_process,
+    wait_until_ready,
+)
 from benchmarks.serving import ask
 from prefix_store import MasterSecret, PageStore, PageWrite
 
@@ -150,6 +155,8 @@ async def measure() -> dict[str, float]:
             for kind in KINDS:
                 warm(folders[kind])
                 await start(folders[kind], question, times[kind])
+        for folder in folders.values():
+            end_left_behind(folder)
     for name in ("ready", "opened", "answered"):
         medians = {kind: statistics.median(getattr(times[kind], name)) for kind in KINDS}
         most = max(getattr(times["10 GB"], name))

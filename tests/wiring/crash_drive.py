@@ -217,8 +217,10 @@ class CrashDrive:
         revived.kill()
         print(f"{time.monotonic() - self._began:7.1f} s  {place.value}")
         self.figures.kills[place.value] += 1
-        self._redis = revived.redis_pid()
+        # None where the machine was killed and the next start was, before it had one of its own.
+        self._redis = revived.redis_pid() if revived.redis_lives() else 0
         if place is Place.MACHINE:
+            assert self._redis
             os.kill(self._redis, signal.SIGKILL)
             self._redis = 0
         revived.spawn()

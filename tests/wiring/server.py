@@ -202,6 +202,13 @@ class Revived:
         record = json.loads((self.data / "redis" / "server.json").read_text())
         return int(record["pid"])
 
+    def redis_lives(self) -> bool:
+        """Whether that process is there; its number may be another's by now."""
+        with suppress(OSError, ValueError, KeyError):
+            place = Path(f"/proc/{self.redis_pid()}/cwd").resolve()
+            return place == (self.data / "redis").resolve()
+        return False
+
     def logs(self) -> str:
         """What all processes have said."""
         return "".join(path.read_text() for path in sorted(self.folder.glob("server-*.log")))
@@ -209,10 +216,8 @@ class Revived:
     def end(self) -> None:
         """End the process and whatever a killed one has left beside it."""
         _end(self.server.process)
-        with suppress(OSError, ValueError, KeyError):
-            pid = self.redis_pid()
-            if Path(f"/proc/{pid}/cwd").resolve() == (self.data / "redis").resolve():
-                os.kill(pid, signal.SIGKILL)
+        if self.redis_lives():
+            os.kill(self.redis_pid(), signal.SIGKILL)
 
 
 @contextmanager
