@@ -1,9 +1,12 @@
 """Names that are forgotten while pages under them, or after them, are on their way."""
 
+import pytest
+
+from chatserve.cache.departures import Evicted
 from chatserve.cache.page_table import PageTable
 from prefix_store.names import token_bytes
 from tests.cache.test_block_manager import SIZE, filled, names_of, pages
-from tests.cache.test_departures import OLD, Below, house, told
+from tests.cache.test_departures import NEW, OLD, Below, house, told
 
 
 def test_what_is_loaded_under_a_page_that_was_forgotten_meanwhile_gets_no_name() -> None:
@@ -25,6 +28,27 @@ def test_what_is_loaded_under_a_page_that_was_forgotten_meanwhile_gets_no_name()
     blocks.check()
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_pages_that_were_forgotten_while_they_were_loaded_get_no_name(first: int) -> None:
+    below = Below()
+    blocks, _ = house(20, below)
+    names, tokens = names_of(OLD), token_bytes(OLD)
+    below.names.update(names)
+    load = blocks.begin_load(7, PageTable(), names, tokens)
+    assert load is not None
+    blocks.forget(names[first:])  # none of them is named yet
+    assert blocks.end_load(load, [True] * 3) == (first, [])
+    assert pages(blocks, OLD) == len(blocks._index) == first, "those before them are"
+    blocks.check()
+    rest = PageTable()
+    assert blocks.adopt(rest, names, tokens) == first
+    again = blocks.begin_load(8, rest, names[first:], tokens[4 * SIZE * first :])
+    assert again is not None
+    assert blocks.end_load(again, [True] * (3 - first)) == (3 - first, [])
+    assert pages(blocks, OLD) == 3, "what is loaded from then on has its name"
+    blocks.check()
+
+
 def test_what_is_computed_anew_is_copied_though_the_forgotten_one_is_being_copied() -> None:
     below = Below()
     blocks, _ = house(20, below)
@@ -41,6 +65,25 @@ def test_what_is_computed_anew_is_copied_though_the_forgotten_one_is_being_copie
     assert [keep.name for keep in again.pages] == names_of(OLD)
     assert not {keep.page for keep in again.pages} & {keep.page for keep in keeps.pages}
     blocks.end_keep(again, [True] * 3)
+    blocks.check()
+
+
+def test_a_late_copy_of_a_forgotten_page_is_none_of_the_page_that_was_computed_anew() -> None:
+    below = Below()
+    blocks, _ = house(6, below)
+    names = names_of(OLD)
+    told(blocks, OLD)
+    keeps = blocks.take_unkept(9)
+    assert keeps is not None
+    blocks.forget(names)
+    told(blocks, OLD)
+    assert blocks.statistics().transit.unkept == 3
+    below.names.update(names)  # by the thread that was at it, and yet to be dropped with the rest
+    assert blocks.evict(names) == Evicted(0, 3)
+    told(blocks, NEW)
+    assert pages(blocks, OLD) == 0
+    assert blocks.statistics().transit.lost_total == 3
+    blocks.end_keep(keeps, [True] * 3)
     blocks.check()
 
 
