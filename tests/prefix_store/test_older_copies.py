@@ -136,3 +136,20 @@ def test_what_was_written_over_a_dropped_page_is_on_the_disk_when_the_drop_retur
     assert slab.drop([name(former)]) == 0, "another page has its slot"
     assert not any(name(former) in part for part in disk.on_disk())
     assert get(slab, 100)
+
+
+def test_a_page_dropped_before_stays_away_when_the_tombstones_are_deleted() -> None:
+    before = settled(range(PAGES))
+    disk = FakeDisk()
+    disk.restore(before.contents())
+    store = open_store(disk)
+    assert store.slab(SHAPE).drop([name(1)]) == 1
+    store.close()
+    put_back(disk, before)
+    disk.restore({p: raw for p, raw in disk.contents().items() if p.suffix != ".gone"})
+    slab = open_store(disk).slab(SHAPE)
+    # Nobody knows any more what was dropped, so nothing of that slab is read again.
+    assert [get(slab, number) for number in range(PAGES)] == [False] * PAGES
+    assert not any(name(number) in part for number in range(PAGES) for part in disk.on_disk())
+    assert slab.put([write(0)]) == [True]
+    assert get(slab, 0)

@@ -253,6 +253,34 @@ def test_gc_removes_slabs_that_nobody_opened_for_too_long(tmp_path: Path) -> Non
     store.close()
 
 
+def test_a_page_goes_after_the_last_that_continues_it_and_not_after_the_first(
+    tmp_path: Path,
+) -> None:
+    now = [1000.0]
+    store = PageStore.open(
+        tmp_path / "pages",
+        SECRET,
+        capacity_bytes=1 << 20,
+        max_age_seconds=50.0,
+        clock=lambda: now[0],
+    )
+    slab = store.slab(SHAPE)
+    younger = replace(write(20), parent=name(0), position=1)
+    assert slab.put([write(0), write(1)]) == [True, True]
+    now[0] += 40
+    assert slab.put([younger]) == [True]
+    victims = [victim.entry.name for victim in slab._index.victims(3)]
+    assert victims == [name(1), name(20), name(0)]
+    now[0] += 20  # two of the three are too old
+    assert store.gc() == 1
+    assert [slab.contains(name(number)) for number in (0, 1, 20)] == [True, False, True]
+    assert slab.statistics().orphans == 0
+    now[0] += 40
+    assert store.gc() == 2
+    assert slab.statistics().pages == 0
+    store.close()
+
+
 def test_a_closed_store_says_no_and_closes_twice(tmp_path: Path) -> None:
     store = open_store(folder=tmp_path / "pages")
     slab = store.slab(SHAPE)
