@@ -19,7 +19,7 @@ import torch
 from chatserve.cache.block_manager import BlockManager
 from chatserve.cache.eviction import POLICIES
 from chatserve.cache.host_pages import HostPages
-from chatserve.cache.prefix_index import PrefixIndex
+from chatserve.cache.prefix_index import REMEMBERED_SLOTS, PrefixIndex
 from chatserve.cache_actions import CacheActions
 from chatserve.cache_views import CacheViews
 from chatserve.chat.audience import Clock, Patience
@@ -229,7 +229,7 @@ def assemble(
         return functools.partial(
             PrefixIndex,
             eviction=POLICIES[settings.eviction],
-            remembered=2 * pages,
+            remembered=max(REMEMBERED_SLOTS, 2 * pages),
             shares={tenant: int(share * pages) for tenant, share in cache_shares.items()},
         )
 

@@ -2,21 +2,24 @@
 
 Prints what the cached pages of a kept conversation are called, one name a line in hexadecimal, from
 the server of conversations in the data folder. For the proof that a deletion left nothing
-(docs/conversations.md): to be noted before it. Pages of public prompts stay when a conversation is
-deleted, so those that are on the disk are left out, and counted on standard error. The owner of the
-folder may look at a server that runs; nothing is changed. Exit status 1 where nothing is known of
-the conversation.
+(docs/conversations.md): to be noted before it. Two kinds are left out, and counted on standard
+error: pages of public prompts that are on the disk, for they stay when a conversation is deleted,
+and pages that another conversation begins with too, whose names that one keeps and whose bytes it
+may write anew. The owner of the folder may look at a server that runs; nothing is changed. Exit
+status 1 where nothing is known of the conversation.
 """
 
 import argparse
 import asyncio
 import struct
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
+from typing import cast
 
 from chatserve.chat.store.redis_link import RedisLink
 from chatserve.chat.store.redis_store import RedisStore
+from chatserve.chat.store.redis_values import names_key
 from chatserve.errors import ChatserveError, SettingsError
 from chatserve.kept_pages import FOLDER_NAME
 from chatserve.redis_binary import read_record
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("conversation", metavar="CONVERSATION")
     given = parser.parse_args(arguments)
     try:
-        names = asyncio.run(page_names(given.data_dir, given.conversation))
+        names, shared = asyncio.run(page_names(given.data_dir, given.conversation))
     except ChatserveError as error:
         print(f"chatserve: {error.message}", file=sys.stderr)
         return 2
@@ -46,13 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if public:
         print(f"chatserve: {len(public)} pages of public prompts are left out", file=sys.stderr)
-    for name in sorted(names - public):
+    if shared:
+        print(f"chatserve: {len(shared)} pages of other chats too are left out", file=sys.stderr)
+    for name in sorted(names - public - shared):
         print(name.hex())
     return 0 if names else 1
 
 
-async def page_names(data_dir: Path, conversation: str) -> frozenset[bytes]:
-    """The names of 32 bytes that the endings of the conversation's replies told, whoever owns it.
+async def page_names(
+    data_dir: Path, conversation: str
+) -> tuple[frozenset[bytes], frozenset[bytes]]:
+    """The names of 32 bytes that the endings of the conversation's replies told, whoever owns it;
+    and those of them that other conversations have as well.
 
     Raises SettingsError where the folder has no server, Unavailable where it does not answer.
     """
@@ -60,7 +68,26 @@ async def page_names(data_dir: Path, conversation: str) -> frozenset[bytes]:
     if record is None:
         raise SettingsError(f"{data_dir} has no server of conversations.")
     async with RedisLink(f"unix://{record.socket}") as link:
-        return await RedisStore(link).page_names(conversation)
+        store = RedisStore(link)
+        names = await store.page_names(conversation)
+        shared: set[bytes] = set()
+        before, after = names_key("\0").split("\0")
+        async for key in _keys(link, names_key("*")):
+            other = key.removeprefix(before).removesuffix(after)
+            if other != conversation:
+                shared |= names & await store.page_names(other)
+        return names, frozenset(shared)
+
+
+async def _keys(link: RedisLink, pattern: str) -> AsyncIterator[str]:
+    cursor = b"0"
+    while True:
+        (answer,) = await link.run([("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)])
+        cursor, keys = cast("tuple[bytes, list[bytes]]", answer)
+        for key in keys:
+            yield key.decode("utf-8")
+        if int(cursor) == 0:
+            return
 
 
 def public_names(data_dir: Path, names: Collection[bytes]) -> frozenset[bytes]:

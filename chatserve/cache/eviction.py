@@ -120,7 +120,7 @@ class UseMemory:
     """
 
     def __init__(self, slots: int) -> None:
-        """slots: two for each page of the cache are enough (docs/log.md); 0: none."""
+        """slots: two for each page of the cache at the least; 0: none."""
         assert slots >= 0, "a table has no negative size"
         self._slots = array("I", bytes(array("I").itemsize * slots))
 

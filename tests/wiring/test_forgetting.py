@@ -221,6 +221,30 @@ async def test_pages_of_a_public_prompt_are_no_part_of_the_proof(tmp_path: Path)
             assert sum(slab["pages"] for slab in disk["slabs"]) == left_out
 
 
+async def test_what_another_chat_begins_with_too_is_no_part_of_the_proof(tmp_path: Path) -> None:
+    """It keeps their names, and has their pages computed anew; the rest is proved to be gone."""
+    system = "You are kind to everybody who asks about pages. " * 8
+    with reviving(tmp_path) as revived:
+        await revived.ready()
+        async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
+            made: list[str] = []
+            for content in ("Hello!", f"Is it true? {SECRET}"):
+                body = {"system": system, "settings": SETTINGS}
+                made.append((await client.post("/api/conversations", json=body)).json()["id"])
+                await told(client, made[-1], {"id": "a", "content": content})
+            await _all_kept(client)
+            listed = run("chatserve.conversation_pages", str(revived.data), made[1])
+            assert "pages of other chats too are left out" in listed.stderr
+            assert int(listed.stderr.split()[1]) >= 3, listed.stderr
+            proof = await asyncio.to_thread(Proof, revived, made[1])
+            assert proof.pages == len(proof.names) >= 1, "what is its own"
+            assert (await client.delete(f"/api/conversations/{made[1]}")).status_code == 204
+            await asyncio.to_thread(proof.assert_nothing_is_left)
+            await told(client, made[0], {"id": "b", "content": "And again?"})
+            await _all_kept(client)
+            await asyncio.to_thread(proof.assert_nothing_is_left)
+
+
 def test_the_command_names_pages_as_the_server_does() -> None:
     assert conversation_pages.LAYOUT.format(16) == assembly._layout(16)
     assert f'secret.derive("{conversation_pages.NAMES_LABEL}")' in inspect.getsource(assembly.load)
