@@ -1,7 +1,9 @@
 """The store's own commands, for a folder that no server has open.
 
-python -m prefix_store check DIR       open every page; exit status 1 if anything is wrong
-python -m prefix_store stats DIR       what is there (also while a server runs)
+python -m prefix_store check DIR       open every page; exit status 1 if anything but pages is
+                                       found (after kill -9: what the next start takes in)
+python -m prefix_store stats DIR       what is there as of the last checkpoint (also while a server
+                                       runs)
 python -m prefix_store gc DIR          remove old pages, keep within a capacity
 python -m prefix_store witness DIR …   note what pages look like on the disk, before a drop (also
                                        while a server runs)
@@ -29,6 +31,7 @@ from prefix_store.recovery import MINIMUM_BYTES
 from prefix_store.slab import Slab
 from prefix_store.store import PageStore, take_lock
 
+_UNITS = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _COLUMNS = ("slots", "pages", "free", "bad", "unlisted", "forgotten", "records", "tombstones")
 
 
@@ -85,9 +88,13 @@ def _age(text: str) -> float:
 
 
 def _capacity(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < MINIMUM_BYTES:
-        raise argparse.ArgumentTypeError(f"expected bytes, {MINIMUM_BYTES} or more; got {text!r}")
-    return int(text)
+    match = re.fullmatch(r"([0-9]{1,18})([KMGT]iB)?", text)
+    value = 0 if match is None else int(match[1]) * _UNITS[match[2]]
+    if not MINIMUM_BYTES <= value < 2**63:
+        raise argparse.ArgumentTypeError(
+            f"expected bytes, such as 4GiB, {MINIMUM_BYTES} or more; got {text!r}"
+        )
+    return value
 
 
 def _secret(given: argparse.Namespace) -> MasterSecret:

@@ -116,7 +116,7 @@ def test_gc_with_room_for_one_of_many_slabs_keeps_the_one_used_last(
         assert all(store.slab(shape).put([write(number, shape) for number in range(64)]))
         sizes.append(store.statistics().slabs[0].bytes)
         store.close()
-    assert main(["gc", str(folder), "--capacity", str(sizes[-1] + 4096)]) == 0
+    assert main(["gc", str(folder), "--capacity", f"{sizes[-1] // 1024 + 4}KiB"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("0 pages and 3 whole slabs removed")
     assert err.count("went whole, to make room") == 3
@@ -133,6 +133,9 @@ def test_gc_with_room_for_one_of_many_slabs_keeps_the_one_used_last(
         ("--max-age", "a day"),
         ("--capacity", "-1"),
         ("--capacity", "4096"),
+        ("--capacity", "4KiB"),
+        ("--capacity", "1MB"),
+        ("--capacity", "9999999TiB"),
         ("--capacity", "1e9"),
     ],
 )
