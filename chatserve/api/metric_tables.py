@@ -56,6 +56,12 @@ ENGINE_METRICS = (
         "Parts of copies to and from the disk that ended with an exception, a fault of ours.",
     ),
     Metric(
+        "keep_processor_seconds_total",
+        "chatserve_keep_processor_seconds_total",
+        "counter",
+        "Processor time that threads have taken to copy pages to the disk.",
+    ),
+    Metric(
         "recoveries_total",
         "chatserve_recoveries_total",
         "counter",

@@ -284,8 +284,12 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """A frozen picture of the scheduler, and of the I/O threads."""
         known = self._scheduler.statistics()
-        size, faults = self._settings.page_bytes, self._ferry.faults
-        return replace(known, io_faults_total=faults, page_bytes=size)
+        return replace(
+            known,
+            page_bytes=self._settings.page_bytes,
+            io_faults_total=self._ferry.faults,
+            keep_processor_seconds_total=self._ferry.keep_processor_seconds,
+        )
 
     def cache_statistics(self) -> CacheStatistics:
         """A frozen picture of the cache floor."""

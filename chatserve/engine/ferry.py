@@ -42,6 +42,11 @@ class Ferry:
         """Parts of jobs that ended with an exception."""
         return 0 if self._traffic is None else self._traffic.faults
 
+    @property
+    def keep_processor_seconds(self) -> float:
+        """What the threads have taken of a processor to copy pages down."""
+        return 0.0 if self._traffic is None else self._traffic.keep_processor_seconds
+
     def begin(self) -> None:
         """Start the threads."""
         if self._traffic is not None:

@@ -42,7 +42,8 @@ class EngineStatistics:
 
     running, waiting (queued or suspect) and following are sequences. budget_tokens: the next
     step's token budget. broken: why the device is given up, if it is. io_faults: jobs of the I/O
-    threads, or parts of them, that ended with an exception. page_bytes: of a page's K and V;
+    threads, or parts of them, that ended with an exception. keep_processor_seconds: what they took
+    of a processor to copy pages down. page_bytes: of a page's K and V;
     0: not known.
     """
 
@@ -65,6 +66,7 @@ class EngineStatistics:
     drafts: int = 0
     draft_tokens_total: int = 0
     io_faults_total: int = 0
+    keep_processor_seconds_total: float = 0.0
     page_bytes: int = 0
     tiers: TierStatistics = field(default_factory=TierStatistics)
 

@@ -140,6 +140,7 @@ class Traffic:
         self.loads_in_flight = 0
         self.keeps_in_flight = 0
         self.faults = 0  # parts that ended with an exception: the depot's fault, or ours
+        self.keep_processor_seconds = 0.0  # that the threads have taken to copy pages down
 
     @property
     def in_flight(self) -> int:
@@ -224,6 +225,7 @@ class Traffic:
             began, barred = job.began, job.barred
             job.moving += 1
         done = [False] * (part.last - part.first)
+        taken = time.thread_time()
         try:
             done = move(job.job, part.first, part.last, self.depot, self.memory, barred)
         except Exception:
@@ -234,14 +236,16 @@ class Traffic:
             self._count_fault()
             raise
         finally:
-            self._done(part, job, done, began)
+            self._done(part, job, done, began, time.thread_time() - taken)
 
     def _count_fault(self) -> None:
         with self._lock:
             self.faults += 1
 
-    def _done(self, part: _Part, job: _Job, done: list[bool], began: float) -> None:
+    def _done(self, part: _Part, job: _Job, done: list[bool], began: float, taken: float) -> None:
         with self._lock:
+            if isinstance(job.job, Keeps):
+                self.keep_processor_seconds += taken
             job.done[part.first : part.last] = done
             job.parts_left -= 1
             job.moving -= 1

@@ -404,10 +404,16 @@ async def test_an_engine_with_threads_serves_from_below() -> None:
     house = build(Setup(depot=depot, pages=64))
     request, longer = ask(LONG, 3), ask((*LONG, 1, 2), 3)
     async with running(house) as engine:
+        assert not engine.statistics().keep_processor_seconds_total
         assert_right(request, await listen(engine.open(house.prepare(request))), 97)
         await quiet(house)
         while house.blocks.statistics().transit.unkept:  # noqa: ASYNC110
             await asyncio.sleep(0)
+        copying = engine.statistics().keep_processor_seconds_total
+        assert copying > 0
+        house.blocks.flush()
+        assert_right(request, await listen(engine.open(house.prepare(request))), 97)
+        assert engine.statistics().keep_processor_seconds_total == copying, "loads are not counted"
         house.blocks.flush()
         heard = await listen(engine.open(house.prepare(longer)))
         assert_right(longer, heard, 97)
