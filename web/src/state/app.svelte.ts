@@ -37,9 +37,8 @@ class App {
       this.live = false;
     },
     changed: (conversation, revision) => this.#changed(conversation, revision),
-    signedOut: () => {
-      session.wantsKey = true;
-    },
+    refused: () => void session.look(),
+    signedOut: () => session.signedOut(),
   });
 
   begin(): void {
@@ -51,18 +50,20 @@ class App {
     });
     addEventListener("hashchange", () => this.#go());
     addEventListener("online", () => {
+      if (session.owner === null) return;
       this.#socket.open();
       this.#refresh();
     });
     document.addEventListener("visibilitychange", () => this.#poll());
     setInterval(() => this.#poll(), POLL_SECONDS * 1000);
-    void session.begin(() => {
+    this.chat = this.#chat(this.#addressed);
+    session.begin(() => {
+      this.chat = this.#chat(this.#addressed); // with what was kept of it
+      void this.chat.load();
+      void library.refresh();
+      this.#tellFocus();
       this.#socket.open();
-      this.#refresh();
     });
-    void library.refresh();
-    this.#go();
-    this.#socket.open();
   }
 
   /** null: a new conversation. */
@@ -146,14 +147,18 @@ class App {
     this.#tellFocus();
   }
 
+  get #addressed(): string | null {
+    return named(location.hash.slice(1));
+  }
+
   #go(): void {
-    const id = named(location.hash.slice(1));
+    const id = this.#addressed;
     if (id !== null && id === this.chat.name) return;
     const left = this.chat;
     left.editing = null;
     if (this.dialog === "chat") this.dialog = "none"; // it was opened for the one that is left
-    const away = new Map([...this.#away].filter(([, chat]) => chat.running));
-    if (left.running && left.name !== null) away.set(left.name, left);
+    const away = new Map([...this.#away].filter(([, chat]) => unfinished(chat)));
+    if (unfinished(left) && left.name !== null) away.set(left.name, left);
     else left.close();
     const known = id === null ? undefined : away.get(id);
     if (known) away.delete(known.name ?? "");
@@ -163,7 +168,7 @@ class App {
     }
     this.#away = away;
     this.chat = known ?? this.#chat(id);
-    if (!known) void this.chat.load();
+    if (!known && session.owner !== null) void this.chat.load();
     this.#tellFocus();
   }
 
@@ -183,10 +188,13 @@ class App {
   }
 
   #poll(): void {
-    if (document.hidden || this.live || session.wantsKey) return;
+    if (document.hidden || this.live || session.owner === null) return;
     this.#refresh();
   }
 }
+
+/** What it is at goes on while another is shown. */
+const unfinished = (chat: Chat): boolean => chat.running || chat.choice.pending;
 
 function named(hash: string): string | null {
   try {

@@ -7,7 +7,6 @@ import { follow, type Errand, type Outcome, type Progress } from "../transport/f
 import { asProblem, Problem } from "../transport/problem";
 import type { Final } from "../transport/wire";
 import { Pace } from "./pace";
-import { session } from "./session.svelte";
 
 const DRAW_MILLISECONDS = 30; // between two updates, at the least
 const HIDDEN_MILLISECONDS = 250; // where no frames are drawn
@@ -80,7 +79,6 @@ export class LiveReply {
         waiting: (reason) => {
           this.waiting = reason;
         },
-        signedIn: () => session.signedIn(),
       },
       this.#leaving.signal,
     );

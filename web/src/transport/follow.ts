@@ -33,7 +33,6 @@ export interface Viewer {
   /** whole: in the place of all that was said. tokens: of the reply so far, where it is told. */
   text(text: string, whole: boolean, tokens: number | null): void;
   waiting(reason: string | null): void; // null: that is over
-  signedIn(): Promise<void>;
 }
 
 export type Outcome =
@@ -170,15 +169,12 @@ class Following {
 
   async #trouble(problem: Problem): Promise<Outcome | null> {
     if (this.signal.aborted) return { kind: "left" };
-    if (problem.status === 401) {
-      this.viewer.waiting("Sign in to go on.");
-      await this.viewer.signedIn();
-      return null;
-    }
     if (problem.status === 404 && this.#reply !== null) return { kind: "ended" };
     // A full server has kept nothing of a turn that it never had.
     const refused = problem.status === 429 && this.#reply === null && !this.#inDoubt;
-    if (refused || !problem.passing) return { kind: "failed", problem, final: null };
+    // Without a sign-in the page is about to ask for one: until then it is neither sent nor lost.
+    const passing = problem.passing || problem.status === 401;
+    if (refused || !passing) return { kind: "failed", problem, final: null };
     this.#inDoubt = true;
     this.viewer.waiting(problem.message);
     const asked = Math.min(problem.retryAfter, RETRY_AFTER_SECONDS_MAX);

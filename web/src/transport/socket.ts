@@ -25,6 +25,7 @@ export interface SocketOwner {
   opened(): void;
   closed(): void;
   changed(conversation: string | null, revision: number | null): void;
+  refused(): void; // it was not let in, as far as one can tell
   signedOut(): void;
 }
 
@@ -33,6 +34,7 @@ export class Socket {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #pinger: ReturnType<typeof setInterval> | undefined;
   #heard = true;
+  #wasOpen = false;
   #focus: Place | null = null;
   #draft: { place: Place; text: string } | null = null;
   #drafting: ReturnType<typeof setTimeout> | undefined;
@@ -77,6 +79,7 @@ export class Socket {
 
   #opened(): void {
     this.#backoff.reset();
+    this.#wasOpen = true;
     this.#heard = true;
     this.#pinger = setInterval(() => this.#ping(), PING_SECONDS * 1000);
     this.#tellFocus();
@@ -85,12 +88,15 @@ export class Socket {
 
   #closed(code: number): void {
     clearInterval(this.#pinger);
+    const wasOpen = this.#wasOpen;
+    this.#wasOpen = false;
     this.#socket = null;
     this.owner.closed();
     if (code === SIGNED_OUT) {
       this.owner.signedOut();
       return;
     }
+    if (!wasOpen) this.owner.refused();
     this.#timer = setTimeout(() => this.open(), (0.5 + this.#backoff.next()) * 1000);
   }
 
