@@ -297,6 +297,7 @@ class FakeConversations:
         found = await self.reply(owner, reply)
         if found.final is None:
             found.finish(data=DONE | {"finish_reason": "stop_requested"})
+            self.keep(found)
 
     @contextlib.contextmanager
     def changes(self, owner: str) -> Generator[AsyncIterator[ConversationChanged]]:

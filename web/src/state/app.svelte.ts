@@ -4,7 +4,7 @@
 // that is left while its reply runs is followed in the background, a few at a time: a reply that
 // nobody looks at is stopped by the server after a while.
 
-import { Socket, type Place } from "../transport/socket";
+import { socket, type Place } from "../transport/socket";
 import type { Conversation } from "../transport/wire";
 import { Chat } from "./chat.svelte";
 import { library } from "./library.svelte";
@@ -28,20 +28,21 @@ class App {
   searching = $state(0); // grows each time the search is asked for
   #away = $state.raw<ReadonlyMap<string, Chat>>(new Map());
   #noticeTimer: ReturnType<typeof setTimeout> | undefined;
-  readonly #socket = new Socket({
-    opened: () => {
-      this.live = true;
-      this.#refresh();
-    },
-    closed: () => {
-      this.live = false;
-    },
-    changed: (conversation, revision) => this.#changed(conversation, revision),
-    refused: () => void session.look(),
-    signedOut: () => session.signedOut(),
-  });
 
   begin(): void {
+    socket.owner = {
+      opened: () => {
+        this.live = true;
+        this.#reconsider();
+        this.#refresh();
+      },
+      closed: () => {
+        this.live = false;
+      },
+      changed: (conversation, revision) => this.#changed(conversation, revision),
+      refused: () => void session.look(),
+      signedOut: () => session.signedOut(),
+    };
     const narrow = matchMedia(NARROW);
     this.narrow = narrow.matches;
     narrow.addEventListener("change", () => {
@@ -51,10 +52,13 @@ class App {
     addEventListener("hashchange", () => this.#go());
     addEventListener("online", () => {
       if (session.owner === null) return;
-      this.#socket.open();
+      socket.open();
       this.#refresh();
     });
-    document.addEventListener("visibilitychange", () => this.#poll());
+    document.addEventListener("visibilitychange", () => {
+      this.#reconsider();
+      this.#poll();
+    });
     setInterval(() => this.#poll(), POLL_SECONDS * 1000);
     this.chat = this.#chat(this.#addressed);
     session.begin(() => {
@@ -62,7 +66,7 @@ class App {
       void this.chat.load();
       void library.refresh();
       this.#tellFocus();
-      this.#socket.open();
+      socket.open();
     });
   }
 
@@ -101,11 +105,11 @@ class App {
     const { name, system } = this.chat;
     const place: Place = { conversation: name, system };
     if (parent !== undefined && name !== null) place.parent = parent;
-    this.#socket.draft(place, text);
+    socket.draft(place, text);
   }
 
   sent(): void {
-    this.#socket.dropDraft();
+    socket.dropDraft();
   }
 
   tell(notice: string): void {
@@ -167,13 +171,20 @@ class App {
       away.delete(name);
     }
     this.#away = away;
+    left.isAway = true;
     this.chat = known ?? this.#chat(id);
+    this.chat.isAway = false;
+    this.#reconsider();
     if (!known && session.owner !== null) void this.chat.load();
     this.#tellFocus();
   }
 
+  #reconsider(): void {
+    for (const chat of [this.chat, ...this.#away.values()]) chat.live?.reconsider();
+  }
+
   #tellFocus(): void {
-    this.#socket.focus({ conversation: this.chat.name, system: this.chat.system });
+    socket.focus({ conversation: this.chat.name, system: this.chat.system });
   }
 
   #changed(conversation: string | null, revision: number | null): void {

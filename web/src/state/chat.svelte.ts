@@ -25,6 +25,7 @@ export class Chat {
   live = $state.raw<LiveReply | null>(null); // the one that is shown, running or ended badly
   gone = $state(false); // deleted, here or elsewhere
   editing = $state<string | null>(null); // the turn whose text the user changes
+  isAway = false; // another one is shown
   readonly #unsent = new Unsent();
   readonly choice = new Choice();
   readonly making = new Making();
@@ -257,7 +258,7 @@ export class Chat {
 
   async #run(live: LiveReply, before: string | null): Promise<void> {
     const branch = this.#branch;
-    const outcome = await live.run((turn) => {
+    const outcome = await live.run(() => this.isAway, (turn) => {
       keepTurn(live.conversation, null);
       const own = this.#optimistic;
       this.#optimistic = null;

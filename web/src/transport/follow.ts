@@ -2,19 +2,23 @@
 // docs/conversations.md. It may not know what is shown.
 //
 // Theory of operation. Until `accepted` the turn is sent, again and again with the same id, which
-// makes that safe; from then on its events are asked for from the last id on. A cursor says how many
+// makes that safe; from then on its events are asked for from the last id on, by HTTP, or through
+// the tab's socket where nobody waits for them at their source: six streams would be all that a
+// browser opens to one server, whatever its tabs have to say. A cursor says how many
 // code points are before it, so text that has a gap or comes twice is noticed: then the reply is
 // asked for anew without an id, and comes whole. A connection that is silent for longer than the
 // server ever is (it comments every 15 s) counts as lost.
 //
-//     WANTED ── POST turn | GET events ──▶ OPEN ── final event ──▶ over
-//        ▲                                  │
-//        └──── backoff ◀── lost, 429, 503 ──┘        another refusal ──▶ over
+//     WANTED ── POST turn | GET events | attach ──▶ OPEN ── final event ──▶ over
+//        ▲                                           │
+//        ├────────── backoff ◀── lost, 429, 503 ─────┤     another refusal ──▶ over
+//        └────────────── moved to the socket ────────┘
 
 import { request } from "./api";
 import { Backoff, pause } from "./backoff";
 import { asProblem, Problem } from "./problem";
-import { events, type ServerEvent } from "./sse";
+import { socket } from "./socket";
+import { events, type Told } from "./sse";
 import { fields, finalOf, type Final } from "./wire";
 
 const SILENCE_SECONDS_MAX = 40;
@@ -33,6 +37,8 @@ export interface Viewer {
   /** whole: in the place of all that was said. tokens: of the reply so far, where it is told. */
   text(text: string, whole: boolean, tokens: number | null): void;
   waiting(reason: string | null): void; // null: that is over
+  /** Whether it is watched rather than waited for: another tab's, or out of sight. */
+  isAside(): boolean;
 }
 
 export type Outcome =
@@ -48,24 +54,17 @@ export interface Errand {
   reply: string | null;
 }
 
-export async function follow(
-  errand: Errand,
-  viewer: Viewer,
-  signal: AbortSignal,
-): Promise<Outcome> {
-  const following = new Following(errand, viewer, signal);
-  for (;;) {
-    if (signal.aborted) return { kind: "left" };
-    const outcome = await following.once();
-    if (outcome !== null) return outcome;
-  }
-}
+const MOVED = "moved";
+// What a socket's `accepted` says where all has been seen, and an answer without a body means.
+const ENDED: Told = { event: "accepted", id: null, said: { ended: true } };
 
-class Following {
+export class Following {
   #cursor: string | null = null;
   #length = 0; // code points that the viewer has
   #reply: string | null;
   #inDoubt = false;
+  #trustsSocket = true; // false: what it could not say HTTP will
+  #stream: AbortController | null = null; // of the connection that there is by HTTP
   readonly #backoff = new Backoff(0.2, 10);
 
   constructor(
@@ -76,10 +75,50 @@ class Following {
     this.#reply = errand.reply;
   }
 
+  async run(): Promise<Outcome> {
+    for (;;) {
+      if (this.signal.aborted) return { kind: "left" };
+      const outcome = await this.#once();
+      if (outcome !== null) return outcome;
+    }
+  }
+
+  /** The socket is there, or the reply has gone out of sight: it may go on over there. */
+  reconsider(): void {
+    this.#trustsSocket = true;
+    if (this.#belongsToSocket && socket.isOpen) this.#stream?.abort(MOVED);
+  }
+
+  get #belongsToSocket(): boolean {
+    return this.#trustsSocket && this.#reply !== null && this.viewer.isAside();
+  }
+
   /** One connection. null: come back. */
-  async once(): Promise<Outcome | null> {
-    const quiet = new AbortController();
-    const leave = (): void => quiet.abort();
+  async #once(): Promise<Outcome | null> {
+    if (this.#belongsToSocket) await socket.settled(this.signal);
+    const reply = this.#belongsToSocket && socket.isOpen ? this.#reply : null;
+    const stream = (this.#stream = reply === null ? new AbortController() : null);
+    const told =
+      stream === null
+        ? socket.attach(reply ?? "", this.#cursor, this.signal)
+        : this.#streamed(stream);
+    try {
+      for await (const event of told) {
+        const outcome = this.#take(event);
+        if (outcome !== null) return outcome;
+      }
+      throw new Problem("The connection was lost.");
+    } catch (error) {
+      if (stream?.signal.reason === MOVED) return null;
+      this.#trustsSocket = stream !== null;
+      return stream === null ? null : await this.#trouble(asProblem(error));
+    } finally {
+      this.#stream = null;
+    }
+  }
+
+  async *#streamed(stream: AbortController): AsyncGenerator<Told, void, undefined> {
+    const leave = (): void => stream.abort();
     this.signal.addEventListener("abort", leave);
     let timer = setTimeout(leave, SILENCE_SECONDS_MAX * 1000);
     const heard = (): void => {
@@ -87,15 +126,13 @@ class Following {
       timer = setTimeout(leave, SILENCE_SECONDS_MAX * 1000);
     };
     try {
-      const response = await this.#ask(quiet.signal);
-      if (response.status === 204 || response.body === null) return { kind: "ended" };
-      for await (const event of events(response.body, heard)) {
-        const outcome = this.#take(event);
-        if (outcome !== null) return outcome;
+      const response = await this.#ask(stream.signal);
+      if (response.status === 204 || response.body === null) yield ENDED;
+      else {
+        for await (const { event, id, data } of events(response.body, heard)) {
+          yield { event, id, said: fields(JSON.parse(data)) };
+        }
       }
-      throw new Problem("The connection was lost.");
-    } catch (error) {
-      return await this.#trouble(asProblem(error));
     } finally {
       clearTimeout(timer);
       this.signal.removeEventListener("abort", leave);
@@ -113,11 +150,11 @@ class Following {
     return request("GET", path, undefined, { signal, headers });
   }
 
-  #take({ event, id, data }: ServerEvent): Outcome | null {
-    const said = fields(JSON.parse(data));
+  #take({ event, id, said }: Told): Outcome | null {
     this.#backoff.reset();
     switch (event) {
       case "accepted": {
+        if (said.ended === true) return { kind: "ended" };
         this.#reply = String(said.reply);
         this.viewer.accepted(String(said.turn), this.#reply);
         this.viewer.waiting(null);
