@@ -8,20 +8,13 @@ from playwright.async_api import Request, WebSocket, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site, until
-from tests.web.browser import Tab, TabMaker, needs_chromium
+from tests.web.browser import WITHOUT_SOCKETS, Tab, TabMaker, needs_chromium
 from tests.web.test_reach import FINAL, file_of, imported
 
 pytestmark = needs_chromium
 
 TABS = 7  # a browser has six connections to a server for all of them
 SOON_MS = 5_000  # a request that has to wait for a free connection waits for the reply's end
-WITHOUT_SOCKETS = """window.WebSocket = class extends EventTarget {
-  constructor() {
-    super();
-    setTimeout(() => this.dispatchEvent(new CloseEvent("close", { code: 1006 })), 5);
-  }
-  close() {}
-}"""
 
 
 def frames_of(tab: Tab) -> list[dict[str, Any]]:

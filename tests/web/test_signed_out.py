@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Locator, expect
 
@@ -12,7 +13,7 @@ from chatserve.api.keys import key_ring
 from chatserve.api.session import COOKIE_NAME
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site, site
-from tests.web.browser import Tab, TabMaker, needs_chromium, tabs
+from tests.web.browser import WITHOUT_SOCKETS, Tab, TabMaker, needs_chromium, tabs
 
 pytestmark = needs_chromium
 
@@ -25,6 +26,7 @@ name = "bob"
 key = "key-of-bob"
 """
 SECRETS = re.compile("moon|half a thought|once more|in another tab")
+SOON_MS = 8_000  # a page that hears nothing looks for news every 20 s
 TITLE = "What is the moon?"
 # All that a tab shows or keeps, as one text.
 ALL_OF_IT = """() => [document.documentElement.outerHTML, document.title, location.href,
@@ -104,7 +106,12 @@ async def two_tabs_of_ann(visitors: TabMaker, shared: Site) -> tuple[Tab, Tab]:
     return first, second
 
 
-async def test_nothing_is_left_for_the_next_user(visitors: TabMaker, shared: Site) -> None:
+@pytest.mark.parametrize("sockets", [True, False], ids=["sockets", "no-sockets"])
+async def test_nothing_is_left_for_the_next_user(
+    visitors: TabMaker, shared: Site, *, sockets: bool
+) -> None:
+    if not sockets:
+        await visitors.context.add_init_script(WITHOUT_SOCKETS)
     first, second = await two_tabs_of_ann(visitors, shared)
     theirs = first.conversation
     await first.button("Sign out").click()
@@ -145,6 +152,37 @@ async def test_a_key_that_counts_no_more_locks_all_tabs(visitors: TabMaker, shar
     assert [each.content for each in shared.conversations.sent] == [TITLE, "once more"]
 
 
+async def test_a_page_that_heard_nothing_looks_who_is_here(
+    visitors: TabMaker, shared: Site
+) -> None:
+    # One that the browser had put aside.
+    first, second = await two_tabs_of_ann(visitors, shared)
+    await visitors.context.clear_cookies(name=COOKIE_NAME)
+    await first.evaluate(
+        "() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))"
+    )
+    await expect(door(first)).to_be_visible(timeout=SOON_MS)
+    await expect(second.own).to_have_count(0)
+    # One whose socket is not let in any more, as after a restart with other keys.
+    await come_in(first, "key-of-ann")
+    await expect(first.own).to_have_text(TITLE)
+    await visitors.context.clear_cookies(name=COOKIE_NAME)
+    shared.conversations.break_changes(RuntimeError("for the sockets"))
+    await expect(door(first)).to_be_visible(timeout=SOON_MS)
+    await expect(first.own).to_have_count(0)
+
+
+async def test_a_sign_out_that_did_not_arrive_is_told(visitors: TabMaker, shared: Site) -> None:
+    first, _ = await two_tabs_of_ann(visitors, shared)
+    await first.page.route("**/api/session", lambda route: route.abort())
+    await first.button("Sign out").click()
+    await expect(first.page.locator(".notice")).to_have_text("The server cannot be reached.")
+    await expect(first.own).to_have_text(TITLE)
+    await first.page.unroute("**/api/session")
+    await first.button("Sign out").click()
+    await outside(first)
+
+
 async def test_somebody_elses_sign_in_takes_what_was_typed(
     visitors: TabMaker, shared: Site
 ) -> None:
@@ -183,7 +221,7 @@ async def test_a_sign_out_elsewhere_closes_the_socket_and_the_page(
     async with shared.client(cookies={COOKIE_NAME: cookie.get("value", "")}) as client:
         assert (await client.delete("/api/session")).status_code == 204
     for tab in (first, second):
-        await expect(door(tab)).to_be_visible(timeout=5_000)  # sooner than any look for news
+        await expect(door(tab)).to_be_visible(timeout=SOON_MS)
         await outside(tab)
 
 

@@ -238,6 +238,20 @@ async def test_what_is_typed_while_a_conversation_is_made_stays(
     await expect(tab.message).to_have_value("")
 
 
+async def test_what_is_typed_before_it_is_known_who_is_here_stays(reader: TabMaker) -> None:
+    tab = await reader.open()
+    await tab.message.fill("half a thought")
+    async with Held(tab.page, "**/api/session", "GET") as told:
+        await tab.page.reload()
+        await asyncio.wait_for(told.arrived.wait(), 20)
+        await expect(tab.message).to_have_value("")
+        await tab.message.press_sequentially("typed early")
+        told.let_go()
+        await expect(tab.message).to_have_value("half a thought\ntyped early")
+    await tab.page.reload()
+    await expect(tab.message).to_have_value("half a thought\ntyped early")
+
+
 async def test_a_first_message_is_asked_for_again_and_made_once(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:

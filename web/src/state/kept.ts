@@ -98,4 +98,4 @@ export const unsentKept = (conversation: string): readonly Refused[] =>
 /** A first message whose conversation is being made; "": it is made, or was refused. */
 export const keepFirst = (text: string): void => put(FIRST, text);
 
-export const firstKept = (): string => get(FIRST) ?? "";
+const firstKept = (): string => get(FIRST) ?? "";
