@@ -9,6 +9,7 @@ last id it saw. Everything here is an owner's own, so nothing of it is to be sto
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import orjson
@@ -37,7 +38,7 @@ from chatserve.api.limits import Limits
 from chatserve.api.presence import never, unless_gone
 from chatserve.api.wire import JsonObject
 from chatserve.chat.conversations.reply_events import ChatEvent, ReplyFinal
-from chatserve.chat.store.conversation import ReplyCursor
+from chatserve.chat.store.conversation import Conversation, ReplyCursor
 
 _PATH = "/api/conversations"
 
@@ -69,9 +70,22 @@ class Shelf:
 
     async def create(self, request: Request) -> Response:
         body = new_conversation(await self._body(request), self._desk.limits)
-        made = await self._conversations.create(
-            _owner(request), title=body.title, system=body.system, settings=body.settings
-        )
+        owner, now = _owner(request), time.time()
+        if body.id is None:
+            made = await self._conversations.create(
+                owner, title=body.title, system=body.system, settings=body.settings
+            )
+        else:  # an import without turns, which may be asked for again
+            empty = Conversation(
+                id="",
+                owner=owner,
+                title=body.title or "",
+                created=now,
+                updated=now,
+                system=body.system,
+                settings=body.settings,
+            )
+            made = await self._conversations.add(owner, empty, (), ask=body.id)
         return _json(shown(made), 201)
 
     async def list(self, request: Request) -> Response:

@@ -40,8 +40,9 @@ class ChatSampling(SamplingFields, kw_only=True):
 
 
 class NewConversation(Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /api/conversations`."""
+    """`POST /api/conversations`. id: the client's, which makes a retry safe."""
 
+    id: str | None = None
     title: str | None = None
     system: str | None = None
     settings: dict[str, object] = {}
@@ -169,6 +170,8 @@ def new_conversation(fields: dict[str, object], limits: Limits) -> NewConversati
     body = convert(
         {name: value for name, value in fields.items() if value is not None}, NewConversation
     )
+    if body.id is not None:
+        body.id = turn_name(body.id, "id")
     if body.title is not None:
         body.title = title(body.title, limits)
     body.settings = sampling(body.settings, limits, within="settings")

@@ -77,9 +77,7 @@ def admit(policy: Policy, method: str, path: str, headers: Headers) -> Holder | 
     if not _is_our_host(policy, headers.getlist("host")):
         raise Forbidden("This Host is not served here; see --allowed-host.")
     holder = None
-    # Who signs in or out comes without a key, or with one that has ended.
-    is_open = path in policy.open_paths or (path == _SESSION_PATH and method not in _SAFE_METHODS)
-    if not is_open:
+    if not _is_open(policy, method, path, headers):
         holder = _authenticate(policy, headers)
         if _is_for_admins(path) and not holder.admin:
             raise Forbidden("This needs an admin's key.")
@@ -88,6 +86,15 @@ def admit(policy: Policy, method: str, path: str, headers: Headers) -> Holder | 
         if method != HANDSHAKE:
             _check_media(method, headers)
     return holder
+
+
+def _is_open(policy: Policy, method: str, path: str, headers: Headers) -> bool:
+    if path != _SESSION_PATH:
+        return path in policy.open_paths
+    # Who signs in or out comes without a key, or with one that has ended. Who asks whether he is
+    # signed in may be nobody; but a key that is shown is a claim.
+    asks = method in _SAFE_METHODS
+    return not asks or ("authorization" not in headers and _signed_in(policy, headers) is None)
 
 
 def _is_for_admins(path: str) -> bool:
@@ -120,11 +127,18 @@ def _authenticate(policy: Policy, headers: Headers) -> Holder:
         if holder is None:
             raise Unauthorized("The API key is wrong.")
         return holder
-    cookie = session_cookie(headers)
-    holder = policy.sessions.find(cookie) if cookie else None
+    holder = _signed_in(policy, headers)
     if holder is None:
         raise Unauthorized("This needs an API key: Authorization: Bearer KEY.")
     return holder
+
+
+def _signed_in(policy: Policy, headers: Headers) -> Holder | None:
+    """Whose cookie it is; everybody is the local holder where there are no keys."""
+    if not policy.keys:
+        return LOCAL_HOLDER
+    cookie = session_cookie(headers)
+    return policy.sessions.find(cookie) if cookie else None
 
 
 def _signed_in_by(policy: Policy, headers: Headers) -> str | None:

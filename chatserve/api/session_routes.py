@@ -1,7 +1,8 @@
 """`POST /api/session` exchanges a key for a cookie, so that the page need not keep the key.
 
 The only route that takes a key in its body, and therefore limited in attempts by address. `GET`
-tells who one is signed in as, `DELETE` signs out.
+tells who one is signed in as, null where that is nobody: a page asks before anything that needs a
+key. `DELETE` signs out.
 """
 
 import orjson
@@ -25,7 +26,7 @@ def session_routes(
     """Sign in and out, and who is signed in."""
 
     async def tell(request: Request) -> Response:
-        holder: Holder = request.scope["state"]["holder"]
+        holder: Holder | None = request.scope["state"]["holder"]
         return _signed_in(holder)
 
     async def begin(request: Request) -> Response:
@@ -70,8 +71,10 @@ def session_routes(
     ]
 
 
-def _signed_in(holder: Holder) -> Response:
-    shown = {"name": holder.name, "role": "admin" if holder.admin else "user"}
+def _signed_in(holder: Holder | None) -> Response:
+    shown: dict[str, str | None] = {"name": None, "role": None}
+    if holder is not None:
+        shown = {"name": holder.name, "role": "admin" if holder.admin else "user"}
     return Response(
         orjson.dumps(shown), media_type="application/json", headers={"Cache-Control": "no-store"}
     )

@@ -161,6 +161,7 @@ class FakeConversations:
         self._numbers = itertools.count(1)
         self._times = itertools.count(1_700_000_000)
         self.import_asks: list[str | None] = []
+        self._named: dict[tuple[str, str], str] = {}  # conversations by what their client says
         self._listeners: list[tuple[str, asyncio.Queue[ConversationChanged | Exception]]] = []
 
     async def create(
@@ -179,10 +180,15 @@ class FakeConversations:
     ) -> Conversation:
         self._may()
         self.import_asks.append(ask)
+        known = None if ask is None else self._named.get((owner, ask))
+        if known is not None:
+            return self.known[known]
         now = float(next(self._times))
         name = f"c{next(self._numbers)}"
         made = replace(conversation, id=name, owner=owner, created=now, updated=now)
         self.known[name] = made
+        if ask is not None:
+            self._named[owner, ask] = name
         self.turns[name] = {turn.id: turn for turn in turns}
         self._tell(made)
         return made
@@ -291,6 +297,7 @@ class FakeConversations:
         found = await self.reply(owner, reply)
         if found.final is None:
             found.finish(data=DONE | {"finish_reason": "stop_requested"})
+            self.keep(found)
 
     @contextlib.contextmanager
     def changes(self, owner: str) -> Generator[AsyncIterator[ConversationChanged]]:

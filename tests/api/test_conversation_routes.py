@@ -407,6 +407,10 @@ async def test_an_import_may_have_a_name(served: Site) -> None:
             answer = await client.post("/api/conversations/import", json=FILE | more)
             assert answer.status_code == 201
         assert served.conversations.import_asks == [None, None, "mine"]
+        named = {"id": "new", "title": "One", "system": "Be kind."}
+        assert await begin(client, **named) == await begin(client, **named)
+        assert served.conversations.import_asks[3:] == ["new", "new"]
+        assert (await client.post("/api/conversations", json={"id": "?"})).status_code == 400
 
 
 def without_times(file: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,15 @@ async def chromium() -> AsyncGenerator[Browser]:
         yield browser
 
 
+# Behind a proxy that knows none.
+WITHOUT_SOCKETS = """window.WebSocket = class extends EventTarget {
+  constructor() {
+    super();
+    setTimeout(() => this.dispatchEvent(new CloseEvent("close", { code: 1006 })), 5);
+  }
+  close() {}
+}"""
+
 LONG = "Count from 1 to 80."
 
 

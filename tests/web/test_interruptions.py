@@ -9,7 +9,15 @@ import httpx
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from tests.web.browser import LONG, Tab, TabMaker, long_conversation, needs_chromium, tabs
+from tests.web.browser import (
+    LONG,
+    WITHOUT_SOCKETS,
+    Tab,
+    TabMaker,
+    long_conversation,
+    needs_chromium,
+    tabs,
+)
 from tests.wiring.server import Revived, Server, reviving
 
 pytestmark = needs_chromium
@@ -150,15 +158,7 @@ async def test_two_tabs_see_the_same_reply(user: TabMaker) -> None:
 async def test_two_tabs_without_a_socket(browser: Browser, server: Server) -> None:
     """Proxies that know no WebSockets: the page works, and looks for news by itself."""
     async with tabs(browser, server.url) as user:
-        await user.context.add_init_script(
-            """window.WebSocket = class extends EventTarget {
-              constructor() {
-                super();
-                setTimeout(() => this.dispatchEvent(new CloseEvent("close", { code: 1006 })), 5);
-              }
-              close() {}
-            }"""
-        )
+        await user.context.add_init_script(WITHOUT_SOCKETS)
         first = await user.blank()
         await begun(first)
         await whole(first)

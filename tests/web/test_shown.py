@@ -387,7 +387,9 @@ async def until(tab: Tab, condition: Any) -> None:
 async def test_a_title_without_a_reload(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:
-    tab = await reader.open()
+    async with scripted.client() as client:
+        made = await client.post("/api/conversations", json={})
+    tab = await reader.open(made.json()["id"])
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
     known = scripted.conversations.known

@@ -157,12 +157,23 @@ async def test_a_branch_chosen_without_a_network_is_told_when_it_is_back(
     await tab.button("Previous version").click()
     await expect(tab.replies).to_have_text("uno")
     await expect(tab.page.get_by_role("alert")).to_contain_text("cannot be reached")
-    await reader.context.set_offline(False)
-    await expect(tab.page.get_by_role("alert")).to_have_count(0)
+    # It is chosen for somebody who goes elsewhere and comes back, too.
+    await tab.button("New chat").first.click()
+    await expect(tab.page.get_by_text("What shall we talk about?")).to_be_visible()
+    await tab.page.go_back()
     await expect(tab.replies).to_have_text("uno")
+    await tab.button("New chat").first.click()
+    await reader.context.set_offline(False)
+    await until(tab, lambda: "uno" in shown_last(scripted))
+    await tab.page.go_back()
+    await expect(tab.replies).to_have_text("uno")
+    await expect(tab.page.get_by_role("alert")).to_have_count(0)
+
+
+def shown_last(scripted: Site) -> list[str]:
+    """The last turn of each conversation's branch, as the server keeps it."""
     kept = scripted.conversations
-    shown = kept.turns[tab.conversation][kept.known[tab.conversation].leaf or ""]
-    assert shown.text == "uno"
+    return [kept.turns[name][each.leaf or ""].text for name, each in kept.known.items()]
 
 
 TITLES = (
@@ -196,6 +207,30 @@ async def test_a_conversation_is_named_at_once(
         )
         finished(scripted, replies[0])
         await expect(tab.button("Send")).to_be_visible()
+
+
+async def test_other_tabs_have_the_name_too(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    tab, other = await reader.open(), await reader.open()
+    await tab.say(TITLES[0])
+    await until(tab, lambda: bool(replies))
+    # The reply is under way: the server would name it at its end.
+    await expect(other.rows).to_have_text([TITLES[0]])
+
+
+async def test_what_is_not_there_any_more_shows_nothing_of_itself(
+    scripted: Site, reader: TabMaker
+) -> None:
+    """No news told of it: the look after a lost network finds that out."""
+    name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    tab = await reader.open(name)
+    await expect(tab.own).to_have_text("one")
+    del scripted.conversations.known[name]
+    await tab.evaluate("() => window.dispatchEvent(new Event('online'))")
+    await expect(tab.page.get_by_role("alert")).to_have_text("There is no such conversation.")
+    await expect(tab.page.locator(".step")).to_have_count(0)
+    await expect(tab.page.locator("header h1")).to_have_text("New chat")
 
 
 async def test_nothing_can_be_done_with_what_was_deleted_elsewhere(

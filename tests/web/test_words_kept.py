@@ -6,14 +6,15 @@ import re
 from typing import Any
 
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 
-from chatserve.errors import Busy, Conflict
+from chatserve.errors import Busy, Conflict, Unavailable
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
 from tests.web.browser import LONG, Tab, TabMaker, long_conversation, needs_chromium
 from tests.web.test_interruptions import kept
 from tests.web.test_reach import FINAL, file_of, imported
+from tests.web.test_shown import until
 
 pytestmark = needs_chromium
 
@@ -211,14 +212,14 @@ async def test_what_is_typed_while_a_conversation_is_made_stays(
         await restored.page.close()
         await tab.page.reload()
         await expect(tab.message).to_have_value("first\ntyped since")
-        made.answer = refused(503, "The server is loading.")
+        made.answer = refused(409, "Not now.")
         made.arrived.clear()
         await tab.message.fill("first")
         await tab.message.press("Enter")
         await asyncio.wait_for(made.arrived.wait(), 20)
         await tab.message.press_sequentially("typed since")
         made.let_go()
-        await expect(tab.page.locator(".notice")).to_have_text("The server is loading.")
+        await expect(tab.page.locator(".notice")).to_have_text("Not now.")
         await expect(tab.message).to_have_value("first\ntyped since")
         await expect(tab.own).to_have_count(0)
     async with Held(tab.page, "**/api/conversations") as made:
@@ -235,6 +236,76 @@ async def test_what_is_typed_while_a_conversation_is_made_stays(
     await expect(tab.message).to_have_value("and more")
     await tab.page.keyboard.press("Control+Shift+O")
     await expect(tab.message).to_have_value("")
+
+
+async def test_what_is_typed_before_it_is_known_who_is_here_stays(reader: TabMaker) -> None:
+    tab = await reader.open()
+    await tab.message.fill("half a thought")
+    async with Held(tab.page, "**/api/session", "GET") as told:
+        await tab.page.reload()
+        await asyncio.wait_for(told.arrived.wait(), 20)
+        await expect(tab.message).to_have_value("")
+        await tab.message.press_sequentially("typed early")
+        told.let_go()
+        await expect(tab.message).to_have_value("half a thought\ntyped early")
+    await tab.page.reload()
+    await expect(tab.message).to_have_value("half a thought\ntyped early")
+
+
+async def test_a_first_message_is_asked_for_again_and_made_once(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    """Its answer is lost, or the server is between two processes: as a turn it waits."""
+    tab = await reader.open()
+    asked: list[Any] = []
+
+    async def made_and_lost(route: Route) -> None:
+        if route.request.method != "POST":
+            await route.continue_()
+            return
+        asked.append(route.request.post_data_json)
+        if len(asked) == 1:
+            await route.fetch()
+        if len(asked) < 3:
+            await route.fulfill(
+                **refused(503, "The server is loading."), headers={"Retry-After": "1"}
+            )
+        else:
+            await route.continue_()
+
+    await tab.page.route("**/api/conversations", made_and_lost)
+    await tab.say("first")
+    await expect(problems(tab)).to_have_text("The server is loading. Trying again…")
+    await expect(tab.own).to_have_text("first")
+    await until(tab, lambda: bool(replies))
+    await expect(problems(tab)).to_have_count(0)
+    assert len(asked) == 3
+    assert all(each == asked[0] for each in asked)
+    assert [each.title for each in scripted.conversations.known.values()] == ["first"]
+    assert [each.content for each in scripted.conversations.sent] == ["first"]
+
+
+async def test_a_stop_while_a_conversation_is_made_gives_the_text_back(
+    scripted: Site, reader: TabMaker
+) -> None:
+    tab = await reader.open()
+    arrived = asyncio.Event()
+    await tab.page.route("**/api/conversations", lambda _: arrived.set())  # and no answer
+    await tab.say("first")
+    await asyncio.wait_for(arrived.wait(), 20)
+    await tab.message.press_sequentially("typed since")
+    await tab.button("Stop").click()
+    await expect(tab.message).to_have_value("first\ntyped since")
+    await tab.page.unroute("**/api/conversations")
+    # So it does while it waits for another try.
+    scripted.conversations.refusal = Unavailable("Not now.", retry_after=60.0)
+    await tab.message.press("Enter")
+    await expect(problems(tab)).to_have_text("Not now. Trying again…")
+    await tab.button("Stop").click()
+    await expect(tab.message).to_have_value("first\ntyped since")
+    await expect(tab.own).to_have_count(0)
+    await expect(problems(tab)).to_have_count(0)
+    assert scripted.conversations.sent == []
 
 
 async def test_one_may_leave_while_a_conversation_is_made(

@@ -35,8 +35,7 @@ class Admin {
   readonly problem = $derived(this.#unheard ?? this.#unseen);
 
   begin(): void {
-    void session.begin(() => this.#restart());
-    this.#restart();
+    session.begin(() => this.#restart());
     setInterval(() => void this.#poll(), POLL_SECONDS * 1000);
     document.addEventListener("visibilitychange", () => void this.#poll());
   }
@@ -83,7 +82,7 @@ class Admin {
   }
 
   async #poll(): Promise<void> {
-    if (document.hidden || this.#busy || this.refused || session.wantsKey) return;
+    if (document.hidden || this.#busy || this.refused || session.owner === null) return;
     this.#busy = true;
     try {
       this.maps = await cache.pages();

@@ -4,7 +4,7 @@
 // that is left while its reply runs is followed in the background, a few at a time: a reply that
 // nobody looks at is stopped by the server after a while.
 
-import { Socket, type Place } from "../transport/socket";
+import { socket, type Place } from "../transport/socket";
 import type { Conversation } from "../transport/wire";
 import { Chat } from "./chat.svelte";
 import { library } from "./library.svelte";
@@ -28,21 +28,21 @@ class App {
   searching = $state(0); // grows each time the search is asked for
   #away = $state.raw<ReadonlyMap<string, Chat>>(new Map());
   #noticeTimer: ReturnType<typeof setTimeout> | undefined;
-  readonly #socket = new Socket({
-    opened: () => {
-      this.live = true;
-      this.#refresh();
-    },
-    closed: () => {
-      this.live = false;
-    },
-    changed: (conversation, revision) => this.#changed(conversation, revision),
-    signedOut: () => {
-      session.wantsKey = true;
-    },
-  });
 
   begin(): void {
+    socket.owner = {
+      opened: () => {
+        this.live = true;
+        this.#reconsider();
+        this.#refresh();
+      },
+      closed: () => {
+        this.live = false;
+      },
+      changed: (conversation, revision) => this.#changed(conversation, revision),
+      refused: () => void session.look(),
+      signedOut: () => session.signedOut(),
+    };
     const narrow = matchMedia(NARROW);
     this.narrow = narrow.matches;
     narrow.addEventListener("change", () => {
@@ -51,18 +51,23 @@ class App {
     });
     addEventListener("hashchange", () => this.#go());
     addEventListener("online", () => {
-      this.#socket.open();
+      if (session.owner === null) return;
+      socket.open();
       this.#refresh();
     });
-    document.addEventListener("visibilitychange", () => this.#poll());
+    document.addEventListener("visibilitychange", () => {
+      this.#reconsider();
+      this.#poll();
+    });
     setInterval(() => this.#poll(), POLL_SECONDS * 1000);
-    void session.begin(() => {
-      this.#socket.open();
-      this.#refresh();
+    this.chat = this.#chat(this.#addressed);
+    session.begin(() => {
+      this.chat = this.#chat(this.#addressed); // with what was kept of it
+      void this.chat.load();
+      void library.refresh();
+      this.#tellFocus();
+      socket.open();
     });
-    void library.refresh();
-    this.#go();
-    this.#socket.open();
   }
 
   /** null: a new conversation. */
@@ -100,11 +105,11 @@ class App {
     const { name, system } = this.chat;
     const place: Place = { conversation: name, system };
     if (parent !== undefined && name !== null) place.parent = parent;
-    this.#socket.draft(place, text);
+    socket.draft(place, text);
   }
 
   sent(): void {
-    this.#socket.dropDraft();
+    socket.dropDraft();
   }
 
   tell(notice: string): void {
@@ -146,14 +151,18 @@ class App {
     this.#tellFocus();
   }
 
+  get #addressed(): string | null {
+    return named(location.hash.slice(1));
+  }
+
   #go(): void {
-    const id = named(location.hash.slice(1));
+    const id = this.#addressed;
     if (id !== null && id === this.chat.name) return;
     const left = this.chat;
     left.editing = null;
     if (this.dialog === "chat") this.dialog = "none"; // it was opened for the one that is left
-    const away = new Map([...this.#away].filter(([, chat]) => chat.running));
-    if (left.running && left.name !== null) away.set(left.name, left);
+    const away = new Map([...this.#away].filter(([, chat]) => unfinished(chat)));
+    if (unfinished(left) && left.name !== null) away.set(left.name, left);
     else left.close();
     const known = id === null ? undefined : away.get(id);
     if (known) away.delete(known.name ?? "");
@@ -162,13 +171,20 @@ class App {
       away.delete(name);
     }
     this.#away = away;
+    left.isAway = true;
     this.chat = known ?? this.#chat(id);
-    if (!known) void this.chat.load();
+    this.chat.isAway = false;
+    this.#reconsider();
+    if (!known && session.owner !== null) void this.chat.load();
     this.#tellFocus();
   }
 
+  #reconsider(): void {
+    for (const chat of [this.chat, ...this.#away.values()]) chat.live?.reconsider();
+  }
+
   #tellFocus(): void {
-    this.#socket.focus({ conversation: this.chat.name, system: this.chat.system });
+    socket.focus({ conversation: this.chat.name, system: this.chat.system });
   }
 
   #changed(conversation: string | null, revision: number | null): void {
@@ -183,10 +199,13 @@ class App {
   }
 
   #poll(): void {
-    if (document.hidden || this.live || session.wantsKey) return;
+    if (document.hidden || this.live || session.owner === null) return;
     this.#refresh();
   }
 }
+
+/** What it is at goes on while another is shown. */
+const unfinished = (chat: Chat): boolean => chat.running || chat.choice.pending;
 
 function named(hash: string): string | null {
   try {

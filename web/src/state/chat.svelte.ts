@@ -5,44 +5,39 @@
 
 import * as api from "../transport/api";
 import { asProblem, GONE, Problem } from "../transport/problem";
-import type { Conversation, OpenReply, Settings, Tree, Turn } from "../transport/wire";
+import type { Conversation, Settings, Tree, Turn } from "../transport/wire";
+import { Branch } from "./branch.svelte";
 import { Choice } from "./choice";
 import { keepTurn, turnKept, type Refused } from "./kept";
+import { Making } from "./making.svelte";
 import { LiveReply } from "./reply.svelte";
 import { stepsOf } from "./steps";
 import { titleOf } from "./title";
-import { childrenOf, leafBelow, pathTo, said } from "./tree";
+import { asking, said } from "./tree";
 import { Unsent } from "./unsent.svelte";
-
-interface Sending {
-  content?: string;
-  parent?: string | null;
-}
 
 export class Chat {
   conversation = $state.raw<Conversation | null>(null); // null: a new one, not made yet
   system = $state<string | null>(null);
   settings = $state.raw<Settings>({});
-  leaf = $state.raw<string | null>(null); // the turn that is shown last
   problem = $state.raw<Problem | null>(null);
   loading = $state(false);
   live = $state.raw<LiveReply | null>(null); // the one that is shown, running or ended badly
   gone = $state(false); // deleted, here or elsewhere
-  making = $state(false); // a new one, which the server is asked for
   editing = $state<string | null>(null); // the turn whose text the user changes
+  isAway = false; // another one is shown
   readonly #unsent = new Unsent();
-  readonly #choice = new Choice();
+  readonly choice = new Choice();
+  readonly making = new Making();
   #seen = 0; // the newest revision that we were told of
   #optimistic = $state.raw<Turn | null>(null); // what was said and is not acknowledged
-  #turns = $state.raw<ReadonlyMap<string, Turn>>(new Map());
-  #broken = $state.raw<ReadonlyMap<string, OpenReply>>(new Map()); // by the turn they should answer
-  readonly #children = $derived(childrenOf(this.#turns));
-  readonly path = $derived(pathTo(this.#turns, this.leaf));
+  #branch = $state.raw(new Branch());
+  readonly path = $derived(this.#branch.path);
   readonly steps = $derived(
-    stepsOf(this.path, this.#children, {
+    stepsOf(this.path, this.#branch.children, {
       said: this.#optimistic,
       live: this.live,
-      broken: this.#broken,
+      broken: this.#branch.broken,
       unsent: this.#unsent.turns,
     }),
   );
@@ -73,20 +68,29 @@ export class Chat {
 
   async load(): Promise<void> {
     if (this.name === null) return;
-    this.loading = this.#turns.size === 0;
+    this.loading = this.#branch.isEmpty;
     try {
       this.#take(await api.open(this.name));
       this.problem = null;
       this.gone = false;
     } catch (error) {
       this.problem = asProblem(error);
-      this.gone ||= this.problem.status === 404;
+      if (this.problem.status === 404) this.#lose();
     } finally {
       this.loading = false;
     }
     this.#unsent.recall(this.name);
     const pending = turnKept(this.name);
     if (pending !== null && !this.live && this.problem === null) this.#send(pending);
+  }
+
+  /** It is not there, or not for who asks: so nothing of it is. */
+  #lose(): void {
+    this.gone = true;
+    this.live?.leave();
+    this.live = this.#optimistic = this.editing = this.conversation = this.system = null;
+    this.settings = {};
+    this.#branch = new Branch();
   }
 
   /** Word that it has changed. */
@@ -108,23 +112,21 @@ export class Chat {
   #take(tree: Tree): void {
     // A turn whose text is being changed stays in sight.
     const fixed = this.path.find((turn) => turn.id === this.editing);
-    const moved = tree.conversation.leaf !== this.conversation?.leaf && !this.#choice.pending;
+    const moved = tree.conversation.leaf !== this.conversation?.leaf && !this.choice.pending;
     this.conversation = tree.conversation;
     this.system = tree.conversation.system;
     this.settings = tree.conversation.settings;
-    this.#turns = new Map(tree.turns.map((turn) => [turn.id, turn]));
-    this.#broken = new Map(
-      tree.replies.filter((reply) => reply.state !== "running").map((reply) => [reply.turn, reply]),
-    );
-    const may = (leaf: string | null) => !fixed || pathTo(this.#turns, leaf).some(({ id }) => id === fixed.id);
+    const branch = this.#branch;
+    branch.take(tree);
+    const may = (leaf: string | null) => !fixed || branch.leads(leaf, fixed.id);
     const { leaf } = tree.conversation;
-    if (!this.#turns.has(this.leaf ?? "") || (moved && may(leaf))) this.leaf = leaf;
-    if (this.live?.over && this.live.id !== null && this.#turns.has(this.live.id)) this.live = null;
+    if (!branch.turn(branch.leaf) || (moved && may(leaf))) branch.leaf = leaf;
+    if (this.live?.over && branch.turn(this.live.id)) this.live = null;
     if (this.running) return;
     const shown = new Set(this.path.map((turn) => turn.id));
     const open = tree.replies.find((reply) => reply.state === "running" && shown.has(reply.turn));
     if (open && may(open.turn)) {
-      this.leaf = open.turn;
+      branch.leaf = open.turn;
       const errand = { conversation: tree.conversation.id, turn: null, reply: open.id };
       this.#follow(new LiveReply(errand, open.turn, open.content));
     }
@@ -136,20 +138,20 @@ export class Chat {
   async say(content: string): Promise<void> {
     // After a message without an answer nothing can follow: this one takes its place.
     const last = this.path.at(-1);
-    const parent = last?.role === "user" ? last.parent : this.leaf;
-    const body = this.#turn({ content, parent });
+    const parent = last?.role === "user" ? last.parent : this.#branch.leaf;
+    const body = asking({ content, parent }, this.#branch.isEmpty);
     await this.#make(body);
     this.#send(body);
   }
 
   /** Say something else in the place of a turn: a branch. */
   edit(turn: Turn, content: string): void {
-    this.#send(this.#turn({ content, parent: turn.parent }));
+    this.#send(asking({ content, parent: turn.parent }));
   }
 
   /** Answer a user's turn once more. */
   regenerate(turn: string): void {
-    this.#send(this.#turn({ parent: turn }));
+    this.#send(asking({ parent: turn }));
   }
 
   /** Try again what has failed. */
@@ -178,16 +180,22 @@ export class Chat {
   }
 
   turn(id: string): Turn | undefined {
-    return this.#turns.get(id);
+    return this.#branch.turn(id);
+  }
+
+  /** End what runs, or take back what has not arrived. */
+  stop(): void {
+    this.making.stop();
+    void this.live?.stop();
   }
 
   /** Show the newest branch through this turn. */
   async show(turn: string): Promise<void> {
     if (this.running) return;
     this.live = null;
-    this.leaf = leafBelow(this.#children, turn);
-    const { leaf } = this;
-    await this.#choice.tell(() => this.change({ leaf }), (problem) => (this.problem = problem));
+    this.#branch.show(turn);
+    const { leaf } = this.#branch;
+    await this.choice.tell(() => this.change({ leaf: leaf ?? turn }), (problem) => (this.problem = problem));
   }
 
   /** Change what is kept with it. Of a new one it is kept here until it is made. Raises Problem. */
@@ -202,7 +210,7 @@ export class Chat {
 
   /** Look away. */
   close(): void {
-    this.#choice.cancel();
+    this.choice.cancel();
     this.live?.leave();
   }
 
@@ -210,24 +218,17 @@ export class Chat {
 
   async #make(first: Record<string, unknown>): Promise<void> {
     if (this.name !== null) return;
-    this.making = true;
-    this.#optimistic = said(first, null);
+    const optimistic = (this.#optimistic = said(first, null));
+    const { system, settings } = this;
     try {
-      this.conversation = await api.create(this.system, this.settings);
+      // With its title, so that other tabs have it too.
+      const what = { title: titleOf(optimistic?.content ?? "") || null, system, settings };
+      this.conversation = await this.making.run(what, (problem) => (this.problem = problem));
     } catch (error) {
       this.#optimistic = null;
       throw error;
-    } finally {
-      this.making = false;
     }
     this.onMade(this.conversation, this);
-  }
-
-  #turn(what: Sending): Record<string, unknown> {
-    const id = crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint32Array(4))).join("-");
-    // Where a conversation begins there is no turn to name, and null would mean a branch.
-    const { parent, ...rest } = what;
-    return this.#turns.size === 0 ? { id, ...rest } : { id, parent, ...rest };
   }
 
   #send(body: Record<string, unknown>): void {
@@ -237,11 +238,12 @@ export class Chat {
       return;
     }
     // Without a parent it follows what is there.
-    const parent = body.parent === undefined ? this.leaf : (body.parent as string | null);
+    const branch = this.#branch;
+    const parent = body.parent === undefined ? branch.leaf : (body.parent as string | null);
     this.problem = null;
-    this.#choice.cancel();
-    const before = this.leaf;
-    this.leaf = parent;
+    this.choice.cancel();
+    const before = branch.leaf;
+    branch.leaf = parent;
     this.#optimistic = said(body, parent);
     keepTurn(this.name, body);
     const errand = { conversation: this.name, turn: body, reply: null };
@@ -249,30 +251,31 @@ export class Chat {
   }
 
   /** before: the leaf to go back to where the turn is refused. */
-  #follow(live: LiveReply, before = this.leaf): void {
+  #follow(live: LiveReply, before = this.#branch.leaf): void {
     this.live = live;
     void this.#run(live, before);
   }
 
   async #run(live: LiveReply, before: string | null): Promise<void> {
-    const outcome = await live.run((turn) => {
+    const branch = this.#branch;
+    const outcome = await live.run(() => this.isAway, (turn) => {
       keepTurn(live.conversation, null);
       const own = this.#optimistic;
       this.#optimistic = null;
-      if (own !== null && !this.#turns.has(turn)) this.#add({ ...own, id: turn, created: Date.now() / 1000 });
-      this.leaf = turn;
+      if (own !== null && !branch.turn(turn)) branch.add({ ...own, id: turn, created: Date.now() / 1000 });
+      branch.leaf = turn;
       this.onChange();
     });
     if (outcome.kind === "left" && !live.stopping) return;
     if (live.id === null) keepTurn(live.conversation, null);
     if (live.unsent?.content !== undefined) {
       this.#optimistic = null;
-      this.leaf = before;
+      branch.leaf = before;
       if (this.live === live) this.live = null;
       this.#unsent.keep(live.conversation, live.unsent, outcome.kind === "failed" ? outcome.problem.message : "");
     }
     if (outcome.kind === "done" && live.id !== null && live.turn !== null) {
-      this.#add({
+      branch.add({
         id: live.id,
         parent: live.turn,
         role: "assistant",
@@ -280,7 +283,7 @@ export class Chat {
         created: Date.now() / 1000,
         final: outcome.final,
       });
-      if (this.leaf === live.turn) this.leaf = live.id;
+      if (branch.leaf === live.turn) branch.leaf = live.id;
       if (this.live === live) this.live = null;
     }
     if (outcome.kind === "ended") {
@@ -292,9 +295,5 @@ export class Chat {
       await this.#catchUp();
     }
     this.onChange();
-  }
-
-  #add(turn: Turn): void {
-    this.#turns = new Map(this.#turns).set(turn.id, turn);
   }
 }

@@ -1,7 +1,7 @@
 // Choice: the branch that is shown, told to the server until it knows: over a lost network too,
 // unless another branch is chosen or another turn sent meanwhile.
 
-import { Backoff, pause } from "../transport/backoff";
+import { persist } from "../transport/persist";
 import { asProblem, type Problem } from "../transport/problem";
 
 export class Choice {
@@ -21,16 +21,10 @@ export class Choice {
   async tell(ask: () => Promise<void>, heard: (problem: Problem | null) => void): Promise<void> {
     this.cancel();
     const telling = new AbortController();
-    const { signal } = telling;
-    const backoff = new Backoff(1, 10);
     this.#telling = telling;
-    while (!signal.aborted) {
-      const problem = await ask().then(() => null, asProblem);
-      if (signal.aborted) return;
-      heard(problem);
-      if (!problem?.passing) break;
-      await pause(Math.max(backoff.next(), problem.retryAfter), signal);
-    }
+    const problem = await persist(ask, heard, telling.signal).then(() => null, asProblem);
+    if (telling.signal.aborted) return;
+    heard(problem);
     if (this.#telling === telling) this.#telling = null;
   }
 }

@@ -1,7 +1,12 @@
 // What of this tab outlives a reload: text that was typed and not sent, by conversation, a turn that
 // went out and was not acknowledged, and turns that were refused. In sessionStorage, so that two
 // tabs are two tabs.
+//
+// It is one user's: until the server has said who is here nothing of it is shown, and what is typed
+// meanwhile waits in memory; what was another's is forgotten.
 
+const ALL = "chatserve.";
+const OWNER = "chatserve.owner";
 const TEXT = "chatserve.text.";
 const TURN = "chatserve.turn.";
 const UNSENT = "chatserve.unsent.";
@@ -13,7 +18,45 @@ export interface Refused {
   reason: string;
 }
 
+let isOwned = false;
+const early = new Map<string, string>(); // by its name, while nobody is known
+
+/** What is kept is this user's from now on. */
+export function keepFor(owner: string): void {
+  isOwned = true;
+  if (get(OWNER) !== owner) forgetKept();
+  put(OWNER, owner);
+  // The page was left before the conversation of this message was made.
+  keepText(null, joined(firstKept(), textKept(null)));
+  keepFirst("");
+  for (const [name, text] of early) put(name, joined(get(name) ?? "", text));
+  early.clear();
+}
+
+/** Nothing is kept any more, and nothing shown of what is. */
+export function keepNothing(): void {
+  isOwned = false;
+}
+
+export function forgetKept(): void {
+  try {
+    const names = Object.keys(sessionStorage).filter((name) => name.startsWith(ALL));
+    for (const name of names) sessionStorage.removeItem(name);
+  } catch {
+    // What a browser refuses to show it has not kept.
+  }
+}
+
+/** Two texts as one. */
+export function joined(first: string, second: string): string {
+  return [first, second].filter((each) => each.trim() !== "").join("\n");
+}
+
 function put(name: string, value: string | null): void {
+  if (!isOwned) {
+    early.set(name, value ?? "");
+    return;
+  }
   try {
     if (value) sessionStorage.setItem(name, value);
     else sessionStorage.removeItem(name);
@@ -23,6 +66,7 @@ function put(name: string, value: string | null): void {
 }
 
 function get(name: string): string | null {
+  if (!isOwned) return early.get(name) ?? null;
   try {
     return sessionStorage.getItem(name);
   } catch {
@@ -54,4 +98,4 @@ export const unsentKept = (conversation: string): readonly Refused[] =>
 /** A first message whose conversation is being made; "": it is made, or was refused. */
 export const keepFirst = (text: string): void => put(FIRST, text);
 
-export const firstKept = (): string => get(FIRST) ?? "";
+const firstKept = (): string => get(FIRST) ?? "";

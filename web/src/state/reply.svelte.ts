@@ -3,11 +3,11 @@
 // is drawn between costs as much again.
 
 import * as api from "../transport/api";
-import { follow, type Errand, type Outcome, type Progress } from "../transport/follow";
+import { Following, type Errand, type Outcome, type Progress } from "../transport/follow";
 import { asProblem, Problem } from "../transport/problem";
+import { socket } from "../transport/socket";
 import type { Final } from "../transport/wire";
 import { Pace } from "./pace";
-import { session } from "./session.svelte";
 
 const DRAW_MILLISECONDS = 30; // between two updates, at the least
 const HIDDEN_MILLISECONDS = 250; // where no frames are drawn
@@ -32,6 +32,7 @@ export class LiveReply {
   #drawn = 0; // when, by performance.now()
   readonly #leaving = new AbortController();
   readonly #errand: Errand;
+  #following: Following | null = null;
 
   /** text: what is known to have been said, until the stream tells. */
   constructor(errand: Errand, turn: string | null, text = "") {
@@ -55,9 +56,9 @@ export class LiveReply {
     return this.id === null ? this.#errand.turn : null;
   }
 
-  /** Follow it to its end. onAccepted: the server keeps the turn. */
-  async run(onAccepted: (turn: string, reply: string) => void): Promise<Outcome> {
-    const outcome = await follow(
+  /** Follow it to its end. isAway: it is not shown. onAccepted: the server keeps the turn. */
+  async run(isAway: () => boolean, onAccepted: (turn: string) => void): Promise<Outcome> {
+    this.#following = new Following(
       this.#errand,
       {
         accepted: (turn, reply) => {
@@ -67,7 +68,7 @@ export class LiveReply {
           this.turn = turn;
           this.id = reply;
           if (this.phase === "sending") this.phase = "reading";
-          if (first) onAccepted(turn, reply);
+          if (first) onAccepted(turn);
           if (this.stopping) void this.#stopAtServer();
         },
         progress: (progress) => {
@@ -80,10 +81,12 @@ export class LiveReply {
         waiting: (reason) => {
           this.waiting = reason;
         },
-        signedIn: () => session.signedIn(),
+        isAside: () => this.#errand.turn === null || document.hidden || isAway(),
       },
       this.#leaving.signal,
     );
+    const outcome = await this.#following.run();
+    this.#leaving.abort(); // whoever waits for its end has it
     if (outcome.kind === "done") this.final = outcome.final;
     if (outcome.kind === "failed") {
       this.problem = outcome.problem;
@@ -109,10 +112,16 @@ export class LiveReply {
     this.#leaving.abort();
   }
 
+  /** It may be followed in another way, now that one can, or that nobody looks. */
+  reconsider(): void {
+    this.#following?.reconsider();
+  }
+
   async #stopAtServer(): Promise<void> {
-    if (this.id === null) return;
+    const { id } = this;
+    if (id === null) return;
     try {
-      await api.stop(this.id);
+      await socket.stop(id, this.#leaving.signal).catch(() => api.stop(id));
     } catch (error) {
       // 404: it has ended meanwhile, and its last event says how.
       if (asProblem(error).status !== 404) this.stopping = false;

@@ -1,4 +1,5 @@
-// The tree of a conversation's turns, and the paths through it. Plain functions of plain values.
+// The tree of a conversation's turns, the paths through it, and what is asked to make it grow.
+// Plain functions of plain values.
 
 import type { Turn } from "../transport/wire";
 
@@ -34,6 +35,20 @@ export function leafBelow(children: ReadonlyMap<string, string[]>, turn: string)
     leaf = next;
   }
   return leaf;
+}
+
+/** A name for what the server does not know yet. */
+export const newName = (): string =>
+  crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint32Array(4))).join("-");
+
+/** The body of a request for a turn. isFirst: where a conversation begins there is no turn to name,
+ * and null would mean a branch. */
+export function asking(
+  what: { content?: string; parent?: string | null },
+  isFirst = false,
+): Record<string, unknown> {
+  const { parent, ...rest } = what;
+  return isFirst ? { id: newName(), ...rest } : { id: newName(), parent, ...rest };
 }
 
 /** The turn that this body of a request asks for; null: it says nothing of its own. */

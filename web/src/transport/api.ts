@@ -3,14 +3,15 @@
 import { asProblem, Problem, problemOf, UNREACHABLE } from "./problem";
 import {
   conversationOf,
-  fields,
   modelOf,
   pageOf,
   treeOf,
+  visitorOf,
   type Conversation,
   type Model,
   type Settings,
   type Tree,
+  type Visitor,
 } from "./wire";
 
 const CALL_SECONDS_MAX = 30;
@@ -20,6 +21,13 @@ export interface Changes {
   system?: string | null;
   settings?: Settings;
   leaf?: string;
+}
+
+/** What a conversation begins with. title null: the server gives it one with its first answer. */
+export interface Begun {
+  title: string | null;
+  system: string | null;
+  settings: Settings;
 }
 
 let signIn: (problem: Problem) => void = () => undefined;
@@ -53,8 +61,14 @@ export async function request(
 }
 
 /** What the server answers, as JSON; null: nothing. */
-export async function call(method: string, path: string, body?: unknown): Promise<unknown> {
-  const signal = AbortSignal.timeout(CALL_SECONDS_MAX * 1000);
+export async function call(
+  method: string,
+  path: string,
+  body?: unknown,
+  until?: AbortSignal,
+): Promise<unknown> {
+  const patience = AbortSignal.timeout(CALL_SECONDS_MAX * 1000);
+  const signal = until ? AbortSignal.any([patience, until]) : patience;
   const response = await request(method, path, body, { signal });
   if (response.status === 204) return null;
   try {
@@ -83,8 +97,9 @@ export async function list(
   return pageOf(await call("GET", `/api/conversations?${query}`));
 }
 
-export async function create(system: string | null, settings: Settings): Promise<Conversation> {
-  return conversationOf(await call("POST", "/api/conversations", { system, settings }));
+/** id: the client's, so that asking again is safe. */
+export async function create(id: string, what: Begun, until: AbortSignal): Promise<Conversation> {
+  return conversationOf(await call("POST", "/api/conversations", { id, ...what }, until));
 }
 
 export async function open(id: string): Promise<Tree> {
@@ -114,13 +129,16 @@ export async function stop(reply: string): Promise<void> {
   await call("DELETE", `/api/replies/${encodeURIComponent(reply)}`);
 }
 
-export async function signInWith(key: string): Promise<void> {
-  await call("POST", "/api/session", { key });
+/** Who is signed in now. */
+export async function signInWith(key: string): Promise<Visitor> {
+  const visitor = visitorOf(await call("POST", "/api/session", { key }));
+  if (visitor === null) throw new Problem("The server knows nobody of this key.", 500);
+  return visitor;
 }
 
-/** Whether the server takes us for an admin. */
-export async function isAdmin(): Promise<boolean> {
-  return fields(await call("GET", "/api/session")).role === "admin";
+/** Who we are to the server; null: nobody, so that whatever else is asked needs a key first. */
+export async function visitor(): Promise<Visitor | null> {
+  return visitorOf(await call("GET", "/api/session"));
 }
 
 export async function signOut(): Promise<void> {

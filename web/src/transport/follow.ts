@@ -2,19 +2,23 @@
 // docs/conversations.md. It may not know what is shown.
 //
 // Theory of operation. Until `accepted` the turn is sent, again and again with the same id, which
-// makes that safe; from then on its events are asked for from the last id on. A cursor says how many
+// makes that safe; from then on its events are asked for from the last id on, by HTTP, or through
+// the tab's socket where nobody waits for them at their source: six streams would be all that a
+// browser opens to one server, whatever its tabs have to say. A cursor says how many
 // code points are before it, so text that has a gap or comes twice is noticed: then the reply is
 // asked for anew without an id, and comes whole. A connection that is silent for longer than the
 // server ever is (it comments every 15 s) counts as lost.
 //
-//     WANTED ── POST turn | GET events ──▶ OPEN ── final event ──▶ over
-//        ▲                                  │
-//        └──── backoff ◀── lost, 429, 503 ──┘        another refusal ──▶ over
+//     WANTED ── POST turn | GET events | attach ──▶ OPEN ── final event ──▶ over
+//        ▲                                           │
+//        ├────────── backoff ◀── lost, 429, 503 ─────┤     another refusal ──▶ over
+//        └────────────── moved to the socket ────────┘
 
 import { request } from "./api";
 import { Backoff, pause } from "./backoff";
 import { asProblem, Problem } from "./problem";
-import { events, type ServerEvent } from "./sse";
+import { socket } from "./socket";
+import { events, type Told } from "./sse";
 import { fields, finalOf, type Final } from "./wire";
 
 const SILENCE_SECONDS_MAX = 40;
@@ -33,7 +37,8 @@ export interface Viewer {
   /** whole: in the place of all that was said. tokens: of the reply so far, where it is told. */
   text(text: string, whole: boolean, tokens: number | null): void;
   waiting(reason: string | null): void; // null: that is over
-  signedIn(): Promise<void>;
+  /** Whether it is watched rather than waited for: another tab's, or out of sight. */
+  isAside(): boolean;
 }
 
 export type Outcome =
@@ -49,24 +54,17 @@ export interface Errand {
   reply: string | null;
 }
 
-export async function follow(
-  errand: Errand,
-  viewer: Viewer,
-  signal: AbortSignal,
-): Promise<Outcome> {
-  const following = new Following(errand, viewer, signal);
-  for (;;) {
-    if (signal.aborted) return { kind: "left" };
-    const outcome = await following.once();
-    if (outcome !== null) return outcome;
-  }
-}
+const MOVED = "moved";
+// What a socket's `accepted` says where all has been seen, and an answer without a body means.
+const ENDED: Told = { event: "accepted", id: null, said: { ended: true } };
 
-class Following {
+export class Following {
   #cursor: string | null = null;
   #length = 0; // code points that the viewer has
   #reply: string | null;
   #inDoubt = false;
+  #trustsSocket = true; // false: what it could not say HTTP will
+  #stream: AbortController | null = null; // of the connection that there is by HTTP
   readonly #backoff = new Backoff(0.2, 10);
 
   constructor(
@@ -77,10 +75,50 @@ class Following {
     this.#reply = errand.reply;
   }
 
+  async run(): Promise<Outcome> {
+    for (;;) {
+      if (this.signal.aborted) return { kind: "left" };
+      const outcome = await this.#once();
+      if (outcome !== null) return outcome;
+    }
+  }
+
+  /** The socket is there, or the reply has gone out of sight: it may go on over there. */
+  reconsider(): void {
+    this.#trustsSocket = true;
+    if (this.#belongsToSocket && socket.isOpen) this.#stream?.abort(MOVED);
+  }
+
+  get #belongsToSocket(): boolean {
+    return this.#trustsSocket && this.#reply !== null && this.viewer.isAside();
+  }
+
   /** One connection. null: come back. */
-  async once(): Promise<Outcome | null> {
-    const quiet = new AbortController();
-    const leave = (): void => quiet.abort();
+  async #once(): Promise<Outcome | null> {
+    if (this.#belongsToSocket) await socket.settled(this.signal);
+    const reply = this.#belongsToSocket && socket.isOpen ? this.#reply : null;
+    const stream = (this.#stream = reply === null ? new AbortController() : null);
+    const told =
+      stream === null
+        ? socket.attach(reply ?? "", this.#cursor, this.signal)
+        : this.#streamed(stream);
+    try {
+      for await (const event of told) {
+        const outcome = this.#take(event);
+        if (outcome !== null) return outcome;
+      }
+      throw new Problem("The connection was lost.");
+    } catch (error) {
+      if (stream?.signal.reason === MOVED) return null;
+      this.#trustsSocket = stream !== null;
+      return stream === null ? null : await this.#trouble(asProblem(error));
+    } finally {
+      this.#stream = null;
+    }
+  }
+
+  async *#streamed(stream: AbortController): AsyncGenerator<Told, void, undefined> {
+    const leave = (): void => stream.abort();
     this.signal.addEventListener("abort", leave);
     let timer = setTimeout(leave, SILENCE_SECONDS_MAX * 1000);
     const heard = (): void => {
@@ -88,15 +126,13 @@ class Following {
       timer = setTimeout(leave, SILENCE_SECONDS_MAX * 1000);
     };
     try {
-      const response = await this.#ask(quiet.signal);
-      if (response.status === 204 || response.body === null) return { kind: "ended" };
-      for await (const event of events(response.body, heard)) {
-        const outcome = this.#take(event);
-        if (outcome !== null) return outcome;
+      const response = await this.#ask(stream.signal);
+      if (response.status === 204 || response.body === null) yield ENDED;
+      else {
+        for await (const { event, id, data } of events(response.body, heard)) {
+          yield { event, id, said: fields(JSON.parse(data)) };
+        }
       }
-      throw new Problem("The connection was lost.");
-    } catch (error) {
-      return await this.#trouble(asProblem(error));
     } finally {
       clearTimeout(timer);
       this.signal.removeEventListener("abort", leave);
@@ -114,11 +150,11 @@ class Following {
     return request("GET", path, undefined, { signal, headers });
   }
 
-  #take({ event, id, data }: ServerEvent): Outcome | null {
-    const said = fields(JSON.parse(data));
+  #take({ event, id, said }: Told): Outcome | null {
     this.#backoff.reset();
     switch (event) {
       case "accepted": {
+        if (said.ended === true) return { kind: "ended" };
         this.#reply = String(said.reply);
         this.viewer.accepted(String(said.turn), this.#reply);
         this.viewer.waiting(null);
@@ -170,15 +206,12 @@ class Following {
 
   async #trouble(problem: Problem): Promise<Outcome | null> {
     if (this.signal.aborted) return { kind: "left" };
-    if (problem.status === 401) {
-      this.viewer.waiting("Sign in to go on.");
-      await this.viewer.signedIn();
-      return null;
-    }
     if (problem.status === 404 && this.#reply !== null) return { kind: "ended" };
     // A full server has kept nothing of a turn that it never had.
     const refused = problem.status === 429 && this.#reply === null && !this.#inDoubt;
-    if (refused || !problem.passing) return { kind: "failed", problem, final: null };
+    // Without a sign-in the page is about to ask for one: until then it is neither sent nor lost.
+    const passing = problem.passing || problem.status === 401;
+    if (refused || !passing) return { kind: "failed", problem, final: null };
     this.#inDoubt = true;
     this.viewer.waiting(problem.message);
     const asked = Math.min(problem.retryAfter, RETRY_AFTER_SECONDS_MAX);

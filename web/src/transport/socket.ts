@@ -1,17 +1,25 @@
-// The one WebSocket of a tab: hints to the server (`focus`, `draft`) and word of what changed.
+// The one WebSocket of a tab: hints to the server (`focus`, `draft`), word of what changed, replies
+// that are only watched here (`attach`), and `stop`. It takes up none of the few connections that a
+// browser has to a server for all its tabs.
 //
-// Nothing depends on it. Replies come over SSE, lists can be asked for; where a proxy blocks sockets
-// the page works without, and this tries again with growing waits. Of `focus` and `draft` only the
-// newest counts, so nothing is queued: after a reconnection the focus is told again, a draft is not.
+// Nothing depends on it. Replies come over SSE too, lists can be asked for; where a proxy blocks
+// sockets the page works without, and this tries again with growing waits. Of `focus` and `draft`
+// only the newest counts, so nothing is queued: after a reconnection the focus is told again, a
+// draft is not. What an `attach` or a `stop` cannot have here, or loses, is to be asked for by HTTP,
+// which says why.
 
-import { Backoff } from "./backoff";
+import { Backoff, pause } from "./backoff";
+import { Problem } from "./problem";
+import type { Told } from "./sse";
 import { fields } from "./wire";
 
 const SUBPROTOCOL = "chatserve.v1";
 const SIGNED_OUT = 4401;
+const LOST = "The connection was lost.";
 const DRAFT_SECONDS_MIN = 0.25;
 const DRAFT_LENGTH_MAX = 256 * 1024;
 const PING_SECONDS = 20;
+const CONNECT_SECONDS_MAX = 2; // that who would rather use the socket waits for it
 
 /** Where something is typed. conversation null: a new one, which will have `system`. parent: as in a
  * turn; undefined: at the leaf. */
@@ -25,21 +33,36 @@ export interface SocketOwner {
   opened(): void;
   closed(): void;
   changed(conversation: string | null, revision: number | null): void;
+  refused(): void; // it was not let in, as far as one can tell
   signedOut(): void;
 }
 
+type Fields = Record<string, unknown>;
+/** null: the connection was lost. */
+type Hear = (frame: Fields | null) => void;
+
+const NOBODY: SocketOwner = {
+  opened: () => undefined,
+  closed: () => undefined,
+  changed: () => undefined,
+  refused: () => undefined,
+  signedOut: () => undefined,
+};
+
 export class Socket {
+  owner = NOBODY;
   #socket: WebSocket | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #pinger: ReturnType<typeof setInterval> | undefined;
   #heard = true;
+  #wasOpen = false;
   #focus: Place | null = null;
   #draft: { place: Place; text: string } | null = null;
   #drafting: ReturnType<typeof setTimeout> | undefined;
   #requests = 0;
   readonly #backoff = new Backoff(1, 60);
-
-  constructor(readonly owner: SocketOwner) {}
+  readonly #asked = new Map<string, Hear>(); // by request, until its asker is done
+  readonly #viewings = new Map<string, string>(); // requests by the reply that they look at
 
   get isOpen(): boolean {
     return this.#socket?.readyState === WebSocket.OPEN;
@@ -75,8 +98,66 @@ export class Socket {
     this.#draft = null;
   }
 
+  /** Wait for a connection that is being made, for a while. */
+  async settled(signal: AbortSignal): Promise<void> {
+    const socket = this.#socket;
+    if (socket?.readyState !== WebSocket.CONNECTING) return;
+    const over = new AbortController();
+    const end = (): void => over.abort();
+    for (const kind of ["open", "close"]) socket.addEventListener(kind, end, { once: true });
+    await pause(CONNECT_SECONDS_MAX, AbortSignal.any([signal, over.signal]));
+  }
+
+  /** A reply's events from a cursor on. Raises Problem. */
+  async *attach(
+    reply: string,
+    after: string | null,
+    signal: AbortSignal,
+  ): AsyncGenerator<Told, void, undefined> {
+    const frames: (Fields | null)[] = [];
+    let answered = false; // what comes before is of an older look
+    let wake = (): void => undefined;
+    const leave = (): void => wake();
+    const request = this.#ask({ type: "attach", reply, ...(after && { after }) }, (frame) => {
+      answered ||= frame === null || "request" in frame;
+      if (answered) frames.push(frame);
+      wake();
+    });
+    this.#viewings.set(reply, request);
+    signal.addEventListener("abort", leave);
+    try {
+      while (!signal.aborted) {
+        const frame = frames.shift();
+        if (frame === undefined) await new Promise<void>((resolve) => (wake = resolve));
+        else yield toldBy(frame);
+      }
+    } finally {
+      signal.removeEventListener("abort", leave);
+      this.#asked.delete(request);
+      // A newer look at it has taken its place.
+      if (this.#viewings.get(reply) === request) {
+        this.#viewings.delete(reply);
+        this.#send({ type: "detach", reply });
+      }
+    }
+  }
+
+  /** Ask for a reply's end, which the signal tells. Raises Problem: it may not be heard. */
+  async stop(reply: string, signal: AbortSignal): Promise<void> {
+    let request = "";
+    try {
+      await new Promise<void>((resolve, reject) => {
+        signal.addEventListener("abort", () => resolve(), { once: true });
+        request = this.#ask({ type: "stop", reply }, () => reject(new Problem(LOST)));
+      });
+    } finally {
+      this.#asked.delete(request);
+    }
+  }
+
   #opened(): void {
     this.#backoff.reset();
+    this.#wasOpen = true;
     this.#heard = true;
     this.#pinger = setInterval(() => this.#ping(), PING_SECONDS * 1000);
     this.#tellFocus();
@@ -85,19 +166,29 @@ export class Socket {
 
   #closed(code: number): void {
     clearInterval(this.#pinger);
+    const wasOpen = this.#wasOpen;
+    this.#wasOpen = false;
     this.#socket = null;
+    this.#viewings.clear();
+    for (const hear of [...this.#asked.values()]) hear(null);
     this.owner.closed();
     if (code === SIGNED_OUT) {
       this.owner.signedOut();
       return;
     }
+    if (!wasOpen) this.owner.refused();
     this.#timer = setTimeout(() => this.open(), (0.5 + this.#backoff.next()) * 1000);
   }
 
   #take(data: unknown): void {
     this.#heard = true;
     const frame = fields(JSON.parse(String(data)));
-    if (frame.event !== "changed") return;
+    if (frame.event !== "changed") {
+      // Of a reply's events only `accepted`, or that there are none, says what it answers.
+      const request = frame.request ?? this.#viewings.get(String(frame.reply));
+      this.#asked.get(String(request))?.(frame);
+      return;
+    }
     const { conversation, revision } = frame;
     this.owner.changed(
       typeof conversation === "string" ? conversation : null,
@@ -123,11 +214,29 @@ export class Socket {
     if (draft !== null) this.#send({ type: "draft", ...placed(draft.place, true), text: draft.text });
   }
 
-  #send(frame: Record<string, unknown>): void {
-    if (!this.isOpen) return;
-    this.#requests += 1;
-    this.#socket?.send(JSON.stringify({ ...frame, request: String(this.#requests) }));
+  #ask(frame: Fields, hear: Hear): string {
+    if (!this.isOpen) throw new Problem(LOST);
+    const request = this.#send(frame);
+    this.#asked.set(request, hear);
+    return request;
   }
+
+  #send(frame: Fields): string {
+    this.#requests += 1;
+    const request = String(this.#requests);
+    if (this.isOpen) this.#socket?.send(JSON.stringify({ ...frame, request }));
+    return request;
+  }
+}
+
+export const socket = new Socket();
+
+function toldBy(frame: Fields | null): Told {
+  if (frame === null) throw new Problem(LOST);
+  const id = typeof frame.id === "string" ? frame.id : null;
+  // Only a final event has a place in the reply.
+  if (frame.event === "failed" && id === null) throw new Problem(String(frame.message));
+  return { event: String(frame.event), id, said: frame };
 }
 
 function placed(place: Place, typed: boolean): Record<string, unknown> {

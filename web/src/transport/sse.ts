@@ -8,6 +8,13 @@ export interface ServerEvent {
   data: string;
 }
 
+/** An event with what its data says. */
+export interface Told {
+  event: string;
+  id: string | null;
+  said: Record<string, unknown>;
+}
+
 export class EventReader {
   #tail = "";
   #event = "";

@@ -75,6 +75,12 @@ export interface Model {
   contextLength: number; // tokens
 }
 
+/** A user of the server. name: of his key. */
+export interface Visitor {
+  name: string;
+  isAdmin: boolean;
+}
+
 type Fields = Record<string, unknown>;
 
 export function fields(value: unknown): Fields {
@@ -174,6 +180,11 @@ export function modelOf(value: unknown): Model | null {
   return typeof from.id === "string"
     ? { id: from.id, contextLength: count(from.max_model_len) }
     : null;
+}
+
+export function visitorOf(value: unknown): Visitor | null {
+  const { name, role } = fields(value);
+  return typeof name === "string" ? { name, isAdmin: role === "admin" } : null;
 }
 
 export function pageOf(value: unknown): { conversations: Conversation[]; next: string | null } {
