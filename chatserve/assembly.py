@@ -35,6 +35,7 @@ from chatserve.chat.text.prompt_ids import HistoryMode
 from chatserve.chat.text.text_floor import TextFloor, read_text_floor
 from chatserve.chat.text_threads import TextThreads
 from chatserve.chat.values import SamplingDefaults
+from chatserve.engine import trial
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.model_runner import ModelRunner
 from chatserve.engine.other_models import OtherModels
@@ -85,6 +86,7 @@ class Loaded:
     slots: int
     name_key: bytes
     kept: KeptPages | None = None
+    trial_token_seconds: float | None = None
 
 
 def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded:
@@ -120,6 +122,10 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
     pages, slots = page_count(settings, model), slot_count(settings, model)
     try:
         runner = ModelRunner(model, pages=pages, slots=slots)
+        tokens = min(trial.TOKENS, model.context_length, pages * settings.page_size)
+        token_seconds = trial.prompt_token_seconds(
+            runner, tokens=tokens, page_size=settings.page_size
+        )
     except OutOfMemory as error:
         raise SettingsError(f"--kv-memory, --host-memory: {error}.") from error
     fingerprint = model.fingerprint()
@@ -132,6 +138,7 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         slots=slots,
         name_key=secret.derive("page names"),
         kept=_kept_pages(settings, secret, model, fingerprint, slots=slots),
+        trial_token_seconds=token_seconds,
     )
 
 
@@ -162,6 +169,7 @@ def _tier_limits(loaded: Loaded, settings: Settings) -> TierLimits:
         limits,
         move_pages=max(1, MOVE_BYTES // loaded.model.layout.page_bytes),
         idle_seconds=settings.max_memory_idle,
+        trial_token_seconds=loaded.trial_token_seconds,
     )
 
 
