@@ -25,7 +25,7 @@ class App {
   live = $state(false); // the socket is open
   notice = $state.raw("");
   announcement = $state.raw("");
-  searching = $state(0); // grows each time the search is asked for
+  searching = $state(false); // the search is asked for, and does not have the focus yet
   #away = $state.raw<ReadonlyMap<string, Chat>>(new Map());
   #noticeTimer: ReturnType<typeof setTimeout> | undefined;
   readonly #socket = new Socket({
@@ -122,7 +122,7 @@ class App {
   showSearch(): void {
     if (this.narrow) this.drawer = true;
     else preferences.set({ sidebar: true });
-    this.searching += 1;
+    this.searching = true;
   }
 
   // -- inside
