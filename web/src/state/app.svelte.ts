@@ -148,6 +148,7 @@ class App {
 
   #go(): void {
     const id = named(location.hash.slice(1));
+    if (id !== null) library.endSearch();
     if (id !== null && id === this.chat.name) return;
     const left = this.chat;
     left.editing = null;
