@@ -7,6 +7,7 @@
 import { Socket, type Place } from "../transport/socket";
 import type { Conversation } from "../transport/wire";
 import { Chat } from "./chat.svelte";
+import { beginningKept, keepMade } from "./kept";
 import { library } from "./library.svelte";
 import { preferences } from "./preferences.svelte";
 import { session } from "./session.svelte";
@@ -137,6 +138,7 @@ class App {
 
   #made(made: Conversation, chat: Chat): void {
     library.add(made);
+    keepMade(made.id);
     if (chat !== this.chat) {
       // The user has gone elsewhere meanwhile: its first reply is followed from there.
       this.#away = new Map(this.#away).set(made.id, chat);
@@ -164,6 +166,7 @@ class App {
     }
     this.#away = away;
     this.chat = known ?? this.#chat(id);
+    if (id === null && !left.making) Object.assign(this.chat, beginningKept());
     if (!known) void this.chat.load();
     this.#tellFocus();
   }
