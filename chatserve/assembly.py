@@ -35,6 +35,7 @@ from chatserve.chat.text.prompt_ids import HistoryMode
 from chatserve.chat.text.text_floor import TextFloor, read_text_floor
 from chatserve.chat.text_threads import TextThreads
 from chatserve.chat.values import SamplingDefaults
+from chatserve.engine import trial
 from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.model_runner import ModelRunner
 from chatserve.engine.other_models import OtherModels
@@ -65,6 +66,9 @@ _log = logging.getLogger(__name__)
 
 # Between device and host memory, in each direction, of one step: some milliseconds of a bus.
 MOVE_BYTES = 64 << 20
+# Up to here the trial's steps take a CPU some tens of milliseconds; of a larger model each would be
+# as long as a user's wait, and its prompts soon tell.
+TRIAL_PARAMETERS_MAX = 50_000_000
 
 HISTORY_MODES: dict[str, HistoryMode | None] = {
     "auto": None,
@@ -85,6 +89,7 @@ class Loaded:
     slots: int
     name_key: bytes
     kept: KeptPages | None = None
+    trial_token_seconds: float | None = None
 
 
 def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded:
@@ -120,6 +125,7 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
     pages, slots = page_count(settings, model), slot_count(settings, model)
     try:
         runner = ModelRunner(model, pages=pages, slots=slots)
+        token_seconds = _try_prompt(runner, model, positions=pages * settings.page_size)
     except OutOfMemory as error:
         raise SettingsError(f"--kv-memory, --host-memory: {error}.") from error
     fingerprint = model.fingerprint()
@@ -132,6 +138,7 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         slots=slots,
         name_key=secret.derive("page names"),
         kept=_kept_pages(settings, secret, model, fingerprint, slots=slots),
+        trial_token_seconds=token_seconds,
     )
 
 
@@ -156,12 +163,21 @@ def _traffic(loaded: Loaded) -> Traffic | None:
     return Traffic(loaded.kept.depot, memory, page_bytes=loaded.model.layout.page_bytes)
 
 
+def _try_prompt(runner: ModelRunner, model: LoadedModel, *, positions: int) -> float | None:
+    """What a prompt's token takes, where it costs the start next to nothing to know; else None."""
+    if model.device.type == "cpu" and model.parameter_count > TRIAL_PARAMETERS_MAX:
+        return None
+    tokens = min(trial.TOKENS, model.context_length, positions)
+    return trial.prompt_token_seconds(runner, tokens=tokens, page_size=model.layout.page_size)
+
+
 def _tier_limits(loaded: Loaded, settings: Settings) -> TierLimits:
     limits = TierLimits() if loaded.kept is None else loaded.kept.limits(settings)
     return replace(
         limits,
         move_pages=max(1, MOVE_BYTES // loaded.model.layout.page_bytes),
         idle_seconds=settings.max_memory_idle,
+        trial_token_seconds=loaded.trial_token_seconds,
     )
 
 

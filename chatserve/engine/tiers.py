@@ -48,6 +48,7 @@ class TierLimits:
     write_pages_a_second: in the long run, None without a bound; bursts of up to an hour's worth.
     move_pages: between device and host memory, of one step, in each direction. idle_seconds: after
     so long without use pages leave memory for the tier below, None: only for others.
+    trial_token_seconds: what a prompt's token took before there were any, None where nobody tried.
     """
 
     keep_pages: int = 16
@@ -55,6 +56,7 @@ class TierLimits:
     write_pages_a_second: float | None = None
     move_pages: int = 256
     idle_seconds: float | None = None
+    trial_token_seconds: float | None = None
 
 
 class Rate:
@@ -349,7 +351,9 @@ class Tiers:
         hosted = [way for index, way in sequence.loaded.items() if index < matched]
         host = min(hit, blocks.page_size * sum(hosted))
         disk = min(hit - host, blocks.page_size * (len(hosted) - sum(hosted)))
+        # A trial tells an asker enough, but says too little to decide by it.
         rate = self._compute_rate.seconds
+        rate = self._limits.trial_token_seconds if rate is None else rate
         saved = None if rate is None else max(0.0, rate * hit - sequence.loading_seconds)
         miss = None
         if matched < len(sequence.names) and blocks.caching:

@@ -96,9 +96,9 @@ class Receipt:
     length.
 
     For a full hit the one recomputed position counts as computed. saved: seconds that computing
-    what was found would have taken, by what was measured lately, less those that loading it took;
-    None where nothing was measured yet. miss: why the first whole page that was not found was not;
-    None where all were.
+    what was found would have taken, by what was measured lately or else by a trial at the start,
+    less those that loading it took; None where there was neither. miss: why the first whole page
+    that was not found was not; None where all were.
     """
 
     device: int = 0

@@ -190,7 +190,7 @@ async def test_evict_and_warm_move_a_conversation(admin: TabMaker, cached: Serve
     await expect(tab.page.locator(".notice")).to_contain_text("Evicted: ")
     await expect(where).not_to_contain_text("device")
     await act(tab, name, "Warm…", "Warm")
-    await expect(tab.page.locator(".notice")).to_contain_text("Warm: ")
+    await expect(tab.page.locator(".notice")).to_contain_text("Warm, its current branch: ")
     await expect(where).to_contain_text("device")
 
 

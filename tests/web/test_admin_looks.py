@@ -77,18 +77,25 @@ async def test_nothing_of_a_small_windows_head_or_tiles_is_cut(
         tab = await opened(maker)
         await expect(tab.page.locator('[data-tile="At work"] .value')).to_contain_text("running")
         await expect(tab.button("Sign out")).to_be_visible()
-        edges, cut = await tab.evaluate(
+        rows, room, cut = await tab.evaluate(
             """() => {
-              const head = ["h1", "nav", "select", "button"].map((each) =>
+              const boxes = (names) => names.map((each) =>
                 document.querySelector(`header ${each}`).getBoundingClientRect());
-              const values = [...document.querySelectorAll("[data-tile] .value")];
-              return [head.flatMap((box) => [box.left, box.right]),
+              const edges = (...names) => boxes(names).flatMap((box) => [box.left, box.right]);
+              const select = document.querySelector("header select");
+              const shown = select.offsetWidth;
+              select.style.width = "max-content";
+              const room = shown - select.offsetWidth;
+              const values = [...document.querySelectorAll("[data-tile] .value, header .model")];
+              return [[edges("h1", ".model"), edges("nav", "select", "button")], room,
                 values.filter((each) => each.scrollWidth > each.clientWidth)
                   .map((each) => each.textContent)];
             }"""
         )
-        assert edges == sorted(edges), "one lies over another"
-        assert edges[-1] <= SMALL["width"]
+        for edges in rows:
+            assert edges == sorted(edges), "one lies over another"
+            assert edges[-1] <= SMALL["width"]
+        assert room >= 0, "the choice of colours is cut"
         assert cut == []
 
 

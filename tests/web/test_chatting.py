@@ -233,7 +233,7 @@ async def test_the_list_is_searched_renamed_and_deleted_from(user: TabMaker) -> 
     await expect(tab.rows).to_have_count(1)
     await search.press("Enter")
     await expect(tab.own).to_have_text("Say the word xylophone.")
-    await tab.menu(tab.rows.first, "Rename")
+    await tab.menu(tab.page.locator("nav li.current a"), "Rename")
     title = tab.page.get_by_label("Title")
     await title.fill("Wood & <b>sound</b>")
     await title.press("Enter")

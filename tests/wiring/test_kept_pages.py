@@ -75,6 +75,7 @@ async def test_the_same_answer_from_every_place_that_pages_come_from(tmp_path: P
         async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
             after_kill, receipt = await _answer(client)
             assert (after_kill, receipt["disk"]) == (computed, whole)
+            assert receipt["saved"] is not None, "told though no prompt was computed before"
             table = await asyncio.to_thread(_table, revived.server.url)
             assert f"{whole // 16:,} loaded, 0 not there" in table
             assert "in order" in table

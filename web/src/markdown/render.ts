@@ -11,7 +11,7 @@ import { Lexer, Marked, type Tokens } from "marked";
 const SAFE_URL = /^(https?:\/\/|mailto:)/i;
 const TAGS = [
   ...["a", "p", "br", "hr", "em", "strong", "del", "code", "pre", "blockquote", "span", "sup"],
-  ...["h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li"],
+  ...["h2", "h3", "h4", "h5", "h6", "ul", "ol", "li"],
   ...["table", "thead", "tbody", "tr", "th", "td"],
 ];
 const ATTRIBUTES = ["href", "title", "start", "align", "class", "target", "rel", "dir"];
@@ -33,6 +33,11 @@ const marked = new Marked({
   gfm: true,
   breaks: true,
   renderer: {
+    // The page has a title of its own, under which a reply stands.
+    heading({ tokens, depth }: Tokens.Heading) {
+      const name = `h${Math.min(6, depth + 1)}`;
+      return `<${name}>${this.parser.parseInline(tokens)}</${name}>\n`;
+    },
     html: ({ text }: Tokens.HTML | Tokens.Tag) => escaped(text),
     // A picture would tell its server who reads this. Its address can be followed, as any other.
     image: ({ href, text }: Tokens.Image) =>

@@ -7,6 +7,7 @@
 import { socket, type Place } from "../transport/socket";
 import type { Conversation } from "../transport/wire";
 import { Chat } from "./chat.svelte";
+import { beginningKept, keepMade } from "./kept";
 import { library } from "./library.svelte";
 import { preferences } from "./preferences.svelte";
 import { session } from "./session.svelte";
@@ -25,7 +26,7 @@ class App {
   live = $state(false); // the socket is open
   notice = $state.raw("");
   announcement = $state.raw("");
-  searching = $state(0); // grows each time the search is asked for
+  searching = $state(false); // the search is asked for, and does not have the focus yet
   #away = $state.raw<ReadonlyMap<string, Chat>>(new Map());
   #noticeTimer: ReturnType<typeof setTimeout> | undefined;
 
@@ -62,7 +63,7 @@ class App {
     setInterval(() => this.#poll(), POLL_SECONDS * 1000);
     this.chat = this.#chat(this.#addressed);
     session.begin(() => {
-      this.chat = this.#chat(this.#addressed); // with what was kept of it
+      this.chat = this.#begun(this.#addressed); // with what was kept of it
       void this.chat.load();
       void library.refresh();
       this.#tellFocus();
@@ -127,7 +128,7 @@ class App {
   showSearch(): void {
     if (this.narrow) this.drawer = true;
     else preferences.set({ sidebar: true });
-    this.searching += 1;
+    this.searching = true;
   }
 
   // -- inside
@@ -140,8 +141,16 @@ class App {
     );
   }
 
+  /** With what was chosen for it, where it is a new one; for the one before, if that is being made. */
+  #begun(id: string | null): Chat {
+    const chat = this.#chat(id);
+    if (id === null && !this.chat.making.isUnderWay) Object.assign(chat, beginningKept());
+    return chat;
+  }
+
   #made(made: Conversation, chat: Chat): void {
     library.add(made);
+    keepMade(made.id);
     if (chat !== this.chat) {
       // The user has gone elsewhere meanwhile: its first reply is followed from there.
       this.#away = new Map(this.#away).set(made.id, chat);
@@ -157,6 +166,7 @@ class App {
 
   #go(): void {
     const id = this.#addressed;
+    if (id !== null) library.endSearch();
     if (id !== null && id === this.chat.name) return;
     const left = this.chat;
     left.editing = null;
@@ -172,7 +182,7 @@ class App {
     }
     this.#away = away;
     left.isAway = true;
-    this.chat = known ?? this.#chat(id);
+    this.chat = known ?? this.#begun(id);
     this.chat.isAway = false;
     this.#reconsider();
     if (!known && session.owner !== null) void this.chat.load();

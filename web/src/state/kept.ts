@@ -1,9 +1,11 @@
 // What of this tab outlives a reload: text that was typed and not sent, by conversation, a turn that
-// went out and was not acknowledged, and turns that were refused. In sessionStorage, so that two
-// tabs are two tabs.
+// went out and was not acknowledged, turns that were refused, a text that is being changed, and
+// settings that the server does not have. In sessionStorage, so that two tabs are two tabs.
 //
 // It is one user's: until the server has said who is here nothing of it is shown, and what is typed
 // meanwhile waits in memory; what was another's is forgotten.
+
+import type { Settings } from "../transport/wire";
 
 const ALL = "chatserve.";
 const OWNER = "chatserve.owner";
@@ -11,6 +13,9 @@ const TEXT = "chatserve.text.";
 const TURN = "chatserve.turn.";
 const UNSENT = "chatserve.unsent.";
 const FIRST = "chatserve.first";
+const EDIT = "chatserve.edit.";
+const FORM = "chatserve.form.";
+const NEW = "chatserve.new";
 
 /** A turn that the server does not have and will not be sent by itself. reason: in words. */
 export interface Refused {
@@ -29,7 +34,8 @@ export function keepFor(owner: string): void {
   // The page was left before the conversation of this message was made.
   keepText(null, joined(firstKept(), textKept(null)));
   keepFirst("");
-  for (const [name, text] of early) put(name, joined(get(name) ?? "", text));
+  for (const [name, text] of early)
+    put(name, name.startsWith(TEXT) ? joined(get(name) ?? "", text) : text);
   early.clear();
 }
 
@@ -50,6 +56,26 @@ export function forgetKept(): void {
 /** Two texts as one. */
 export function joined(first: string, second: string): string {
   return [first, second].filter((each) => each.trim() !== "").join("\n");
+}
+
+/** A text that is put in the place of a turn's. open: it is still being changed. */
+export interface Edit {
+  turn: string;
+  text: string;
+  open: boolean;
+}
+
+/** The settings of a conversation as they were typed, and not saved. */
+export interface Form {
+  system: string;
+  values: Record<string, number | null>;
+  stop: string;
+}
+
+/** What a conversation that is not made yet will be made with. */
+export interface Beginning {
+  system: string | null;
+  settings: Settings;
 }
 
 function put(name: string, value: string | null): void {
@@ -74,6 +100,15 @@ function get(name: string): string | null {
   }
 }
 
+function putValue(name: string, value: object | null): void {
+  put(name, value && JSON.stringify(value));
+}
+
+function value<T>(name: string): T | null {
+  const found = get(name);
+  return found ? (JSON.parse(found) as T) : null;
+}
+
 export const keepText = (conversation: string | null, text: string): void =>
   put(TEXT + (conversation ?? ""), text);
 
@@ -82,20 +117,42 @@ export const textKept = (conversation: string | null): string =>
 
 /** A turn's body; null: it was acknowledged, or given up. */
 export const keepTurn = (conversation: string, turn: Record<string, unknown> | null): void =>
-  put(TURN + conversation, turn && JSON.stringify(turn));
+  putValue(TURN + conversation, turn);
 
-export function turnKept(conversation: string): Record<string, unknown> | null {
-  const found = get(TURN + conversation);
-  return found === null ? null : (JSON.parse(found) as Record<string, unknown>);
-}
+export const turnKept = (conversation: string): Record<string, unknown> | null =>
+  value(TURN + conversation);
 
 export const keepUnsent = (conversation: string, unsent: readonly Refused[]): void =>
-  put(UNSENT + conversation, unsent.length > 0 ? JSON.stringify(unsent) : null);
+  putValue(UNSENT + conversation, unsent.length > 0 ? unsent : null);
 
 export const unsentKept = (conversation: string): readonly Refused[] =>
-  JSON.parse(get(UNSENT + conversation) ?? "[]") as Refused[];
+  value<Refused[]>(UNSENT + conversation) ?? [];
 
 /** A first message whose conversation is being made; "": it is made, or was refused. */
 export const keepFirst = (text: string): void => put(FIRST, text);
 
 const firstKept = (): string => get(FIRST) ?? "";
+
+/** null: it was sent, or given up. */
+export const keepEdit = (conversation: string, edit: Edit | null): void =>
+  putValue(EDIT + conversation, edit);
+
+export const editKept = (conversation: string): Edit | null => value(EDIT + conversation);
+
+/** null: it was saved, or given up. */
+export const keepForm = (conversation: string | null, form: Form | null): void =>
+  putValue(FORM + (conversation ?? ""), form);
+
+export const formKept = (conversation: string | null): Form | null =>
+  value(FORM + (conversation ?? ""));
+
+export const keepBeginning = (beginning: Beginning): void => putValue(NEW, beginning);
+
+export const beginningKept = (): Beginning | null => value(NEW);
+
+/** A conversation is made: the next one begins without anything of it. */
+export function keepMade(conversation: string): void {
+  put(NEW, null);
+  keepForm(conversation, formKept(null));
+  keepForm(null, null);
+}

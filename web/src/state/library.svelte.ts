@@ -43,6 +43,11 @@ class Library {
     this.refreshSoon();
   }
 
+  /** Somebody has found what he looked for, or does something else. */
+  endSearch(): void {
+    if (this.search) this.searchFor("");
+  }
+
   async more(): Promise<void> {
     const after = this.next;
     if (after === null) return;
@@ -70,6 +75,7 @@ class Library {
   }
 
   add(made: Conversation): void {
+    this.endSearch();
     this.conversations = [made, ...this.conversations.filter((each) => each.id !== made.id)];
   }
 }

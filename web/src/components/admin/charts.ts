@@ -15,7 +15,7 @@ export interface ChartKind {
   note: string;
   lines: Line[];
   stacked?: boolean;
-  top?: (last: Sample | undefined) => number | null; // where the scale ends; else at what there is
+  limit?: (last: Sample | undefined) => number | null; // more there cannot be
   binary?: boolean; // the scale ends at a power of two
   show: (value: number) => string;
 }
@@ -35,7 +35,7 @@ export const charts: ChartKind[] = [
     note: "pages by state",
     lines: byState("device", ["sealed", "open", "loading", "leaving", "cached"]),
     stacked: true,
-    top: (last) => number(last, "device_pages"),
+    limit: (last) => number(last, "device_pages"),
     show: whole,
   },
   {
@@ -43,7 +43,7 @@ export const charts: ChartKind[] = [
     note: "pages by state",
     lines: byState("host", ["held", "filling", "cached"]),
     stacked: true,
-    top: (last) => number(last, "host_pages"),
+    limit: (last) => number(last, "host_pages"),
     show: whole,
   },
   {

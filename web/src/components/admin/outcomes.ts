@@ -14,7 +14,7 @@ export function warmed(counts: Counts): string {
   const parts = [`${pages(of(counts, "device"))} on the device`, `${whole(of(counts, "coming"))} on the way there`];
   if (of(counts, "below")) parts.push(`${whole(of(counts, "below"))} left below for want of room`);
   if (of(counts, "nowhere")) parts.push(`${whole(of(counts, "nowhere"))} nowhere`);
-  return `Warm: ${parts.join(", ")}.`;
+  return `Warm, its current branch: ${parts.join(", ")}.`;
 }
 
 export function leased(counts: Counts, seconds: number): string {

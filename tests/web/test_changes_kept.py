@@ -1,0 +1,149 @@
+"""Texts that are being changed, and settings that are not saved, outlive a reload and a detour."""
+
+import pytest
+from playwright.async_api import Locator, expect
+
+from tests.api.fake_conversations import FakeChatReply
+from tests.api.harness import Site
+from tests.web.browser import Tab, TabMaker, needs_chromium
+from tests.web.test_reach import FINAL, file_of, imported
+
+pytestmark = needs_chromium
+
+THOUGHT = "a text of much thought"
+PROMPT = "Your name is Ophelia. You speak of flowers."
+
+
+async def elsewhere_and_back(tab: Tab, other: str, name: str) -> None:
+    """Another conversation, a new one, and this one again, without a load of the page."""
+    for place in (other, "", name):
+        await tab.evaluate("(place) => { location.hash = place; }", place)
+        await expect(tab.page.locator("nav li.current")).to_have_count(1 if place else 0)
+
+
+def editor(tab: Tab) -> Locator:
+    return tab.page.get_by_role("textbox", name="Edit your message")
+
+
+def dialog(tab: Tab) -> Locator:
+    return tab.page.get_by_role("dialog")
+
+
+async def settings(tab: Tab) -> Locator:
+    await tab.button("Settings of this conversation").click()
+    await expect(dialog(tab)).to_be_visible()
+    return dialog(tab).get_by_label("System prompt")
+
+
+@pytest.mark.parametrize("way", ["reload", "detour"])
+async def test_a_text_that_is_being_changed_is_there_again(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply], way: str
+) -> None:
+    name = await imported(scripted.url, file_of("one", "uno", "two", "due", final=FINAL))
+    other = await imported(scripted.url, file_of("x", "y", final=FINAL))
+    tab = await reader.open(name)
+    await tab.button("Edit your message").first.click()
+    await editor(tab).fill(THOUGHT)
+    if way == "reload":
+        await tab.page.reload()
+    else:
+        await elsewhere_and_back(tab, other, name)
+    await expect(editor(tab)).to_have_value(THOUGHT)
+    await expect(tab.own).to_have_text(["two"])
+    await editor(tab).press("Enter")
+    await expect(tab.own).to_have_text([THOUGHT])
+    sent = scripted.conversations.sent[-1]
+    assert (sent.content, sent.parent) == (THOUGHT, None)
+    replies[0].finish(data=FINAL)
+    scripted.conversations.keep(replies[0])
+    await expect(tab.receipts).to_have_count(1)
+    await tab.page.reload()
+    await expect(tab.own).to_have_text([THOUGHT])
+    await expect(editor(tab)).to_have_count(0)
+
+
+async def test_escape_closes_a_change_and_cancel_gives_it_up(
+    scripted: Site, reader: TabMaker
+) -> None:
+    name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    tab = await reader.open(name)
+    edit = tab.button("Edit your message")
+    await edit.click()
+    await editor(tab).fill(THOUGHT)
+    await editor(tab).press("Escape")
+    await expect(tab.own).to_have_text("one")
+    await tab.page.reload()
+    await expect(tab.own).to_have_text("one")
+    await edit.click()
+    await expect(editor(tab)).to_have_value(THOUGHT)
+    await expect(editor(tab)).to_be_focused()
+    await tab.button("Cancel").click()
+    await edit.click()
+    await expect(editor(tab)).to_have_value("one")
+
+
+async def test_settings_of_a_chat_that_is_not_made_yet_stay(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    other = await imported(scripted.url, file_of("x", "y", final=FINAL))
+    tab = await reader.open()
+    await (await settings(tab)).fill(PROMPT)
+    await dialog(tab).get_by_label("Temperature").fill("0.25")
+    await dialog(tab).get_by_role("button", name="Save").click()
+    await expect(dialog(tab)).to_have_count(0)
+    await elsewhere_and_back(tab, other, "")
+    await tab.page.reload()
+    await expect(await settings(tab)).to_have_value(PROMPT)
+    await expect(dialog(tab).get_by_label("Temperature")).to_have_value("0.25")
+    await tab.page.keyboard.press("Escape")
+    await tab.say("Who are you?")
+    await expect(tab.own).to_have_text("Who are you?")
+    made = scripted.conversations.known[replies[0].conversation]
+    assert made.system == PROMPT
+    replies[0].finish(data=FINAL)
+    scripted.conversations.keep(replies[0])
+    await expect(tab.receipts).to_have_count(1)
+    # They belong to that one, not to the next.
+    await tab.button("New chat").first.click()
+    await expect(await settings(tab)).to_have_value("")
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["new", "known"])
+async def test_a_dialog_that_is_left_keeps_what_was_typed(
+    scripted: Site, reader: TabMaker, fresh: bool
+) -> None:
+    name = "" if fresh else await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    tab = await reader.open(name)
+    await (await settings(tab)).fill(PROMPT)
+    await dialog(tab).get_by_label("Longest reply").fill("7")
+    await tab.page.keyboard.press("Escape")
+    await expect(tab.page.locator(".notice")).to_contain_text("is not saved")
+    await tab.page.reload()
+    prompt = await settings(tab)
+    await expect(prompt).to_have_value(PROMPT)
+    await expect(dialog(tab).get_by_label("Longest reply")).to_have_value("7")
+    await expect(dialog(tab).get_by_text("Not saved yet")).to_be_visible()
+    await tab.page.reload()  # with the dialog open
+    await expect(await settings(tab)).to_have_value(PROMPT)
+    await dialog(tab).get_by_role("button", name="Discard").click()
+    await expect(dialog(tab)).to_have_count(0)
+    await expect(await settings(tab)).to_have_value("")
+    await expect(dialog(tab).get_by_text("Not saved yet")).to_have_count(0)
+    await dialog(tab).get_by_role("button", name="Cancel").click()
+    await expect(tab.page.locator(".notice")).to_have_count(0)
+
+
+async def test_what_was_typed_for_a_new_chat_goes_with_it(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    tab = await reader.open()
+    await (await settings(tab)).fill(PROMPT)
+    await tab.page.keyboard.press("Escape")
+    await tab.say("Who are you?")
+    await expect(tab.button("Stop")).to_be_visible()
+    await expect(await settings(tab)).to_have_value(PROMPT)
+    await dialog(tab).get_by_role("button", name="Save").click()
+    await expect(dialog(tab)).to_have_count(0)
+    assert scripted.conversations.known[replies[0].conversation].system == PROMPT
+    await tab.button("New chat").first.click()
+    await expect(await settings(tab)).to_have_value("")

@@ -1,0 +1,78 @@
+"""A search of the list ends when something is opened or made: what one does is seen in the list."""
+
+from playwright.async_api import Locator, expect
+
+from tests.api.fake_conversations import FakeChatReply
+from tests.api.harness import Site
+from tests.web.browser import Tab, TabMaker, needs_chromium
+from tests.web.test_reach import FINAL, file_of, imported
+
+pytestmark = needs_chromium
+
+TITLES = ["About stars", "About ships", "About bread"]
+
+
+async def titled(scripted: Site) -> list[str]:
+    """A conversation of each title; their ids."""
+    names = [await imported(scripted.url, file_of("one", "uno", final=FINAL)) for _ in TITLES]
+    async with scripted.client() as client:
+        for name, title in zip(names, TITLES, strict=True):
+            await client.patch(f"/api/conversations/{name}", json={"title": title})
+    return names
+
+
+def search(tab: Tab) -> Locator:
+    return tab.page.get_by_label("Search conversations")
+
+
+async def narrowed(tab: Tab) -> None:
+    await search(tab).fill("ships")
+    await expect(tab.rows).to_have_text(["About ships"])
+
+
+async def test_a_hit_that_is_opened_is_seen_among_the_others(
+    scripted: Site, reader: TabMaker
+) -> None:
+    names = await titled(scripted)
+    tab = await reader.open(names[0])
+    for way in ("Enter", "click"):
+        await narrowed(tab)
+        if way == "Enter":
+            await search(tab).press("Enter")
+        else:
+            await tab.rows.click()
+        await expect(tab.page.locator("header h1")).to_have_text("About ships")
+        await expect(search(tab)).to_have_value("")
+        await expect(tab.rows).to_have_count(3)
+        await expect(tab.page.locator("nav li.current")).to_have_text("About ships")
+        await tab.rows.get_by_text("About stars").click()
+        await expect(tab.page.locator("header h1")).to_have_text("About stars")
+
+
+async def test_a_search_does_not_hide_what_is_begun(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    await titled(scripted)
+    tab = await reader.open()
+    await narrowed(tab)
+    await tab.button("New chat").click()
+    await tab.say("Something else")
+    await expect(tab.rows).to_have_count(4)
+    await expect(tab.page.locator("nav li.current")).to_have_text("Something else")
+    replies[0].finish(data=FINAL)
+    scripted.conversations.keep(replies[0])
+    await expect(tab.receipts).to_have_count(1)
+    await expect(tab.rows).to_have_count(4)
+    await expect(search(tab)).to_have_value("")
+
+
+async def test_a_search_goes_on_while_hits_are_deleted(scripted: Site, reader: TabMaker) -> None:
+    names = await titled(scripted)
+    tab = await reader.open(names[1])
+    await search(tab).fill("About s")
+    await expect(tab.rows).to_have_count(2)
+    await tab.menu(tab.rows.get_by_text("About ships"), "Delete")
+    await tab.page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await expect(tab.page.get_by_text("What shall we talk about?")).to_be_visible()
+    await expect(tab.rows).to_have_text(["About stars"])
+    await expect(search(tab)).to_have_value("About s")
