@@ -1,10 +1,11 @@
 """Pictures of both pages for the documentation: `python -m benchmarks.screenshots`, or
 `make screenshots`.
 
-A server of its own with the demonstration model, little memory and three keys: a user's with a few
-conversations, a user's with none, an admin's. All that is said in the pictures was said by that
-model. The admin page is looked at while several people chat at once, for long enough that its
-charts have something to show. Nothing in a picture names the machine or a path of it.
+A server of its own with the demonstration model, little memory and four keys: an admin's with a few
+conversations, a user's with some, a user's with none, an operator's. All that is said in the
+pictures was said by that model. The admin page is looked at while several people chat at once, for
+long enough that its charts have something to show. Nothing in a picture names the machine or a path
+of it.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from benchmarks.server_process import ServerProcess, server_process, wait_until_
 PICTURES = Path(__file__).parents[1] / "docs" / "screenshots"
 PICTURES_TAKEN = (
     *("chat-sign-in", "chat-first-visit", "chat-light", "chat-dark", "chat-receipt", "chat-phone"),
+    "chat-streaming",
     *("admin-light", "admin-dark", "admin-phone", "admin-prefixes"),
 )
 PICTURE_BYTES_MAX = 300_000
@@ -41,6 +43,7 @@ role = "admin"
 [[keys]]
 name = "ann"
 key = "key-of-ann"
+role = "admin"
 [[keys]]
 name = "ben"
 key = "key-of-ben"
@@ -65,6 +68,7 @@ PATIENCE_MS = 60_000.0
 
 Scheme = Literal["light", "dark"]
 
+ASKED_LAST = "How do I load a real model?"
 OTHERS = (
     ("Will my chat survive a restart?",),
     ("Is my chat private?",),
@@ -148,7 +152,7 @@ async def conversations(ann: Person) -> str:
         name = await ann.conversation()
         for question in questions:
             await ann.say(name, question)
-    name = await ann.conversation()
+    name = await ann.conversation(SYSTEMS[1])
     await ann.say(name, "What is a prefix cache?")
     await ann.instead(name, "What is a prefix cache, exactly?")
     await ann.say(name, "How do I use it from Python?")
@@ -175,6 +179,27 @@ async def of_the_chat(browser: Browser, served: ServerProcess, name: str, folder
     async with opened(browser, served, f"/#{name}", ANN, PHONE) as page:
         await conversation_is_drawn(page)
         await picture(page, folder, "chat-phone")
+    await of_a_reply_that_comes(browser, served, name, folder)
+
+
+async def of_a_reply_that_comes(
+    browser: Browser, served: ServerProcess, name: str, folder: Path
+) -> None:
+    """With its pace. Others chat too, so that it takes long enough to be looked at."""
+    async with (
+        opened(browser, served, f"/#{name}", ANN, WIDE) as page,
+        asyncio.TaskGroup() as group,
+    ):
+        await conversation_is_drawn(page)
+        chatting = [group.create_task(chats(served, BEN)) for _ in CHATTING]
+        await page.get_by_label("Message", exact=True).fill(ASKED_LAST)
+        await page.get_by_role("button", name="Send", exact=True).click()
+        coming = page.locator('.reply[aria-busy="true"] .figures:not(:empty)')
+        await coming.wait_for()
+        await picture(page, folder, "chat-streaming")
+        assert await coming.is_visible(), "it was over before its picture was taken"
+        for task in chatting:
+            task.cancel()
 
 
 async def conversation_is_drawn(page: Page) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, ViewportSize, expect
 
+from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
 from tests.web.browser import PHONE, Tab, TabMaker, needs_chromium, tabs
 from tests.web.test_reach import AXE, FINAL, file_of, imported
@@ -138,3 +139,31 @@ async def test_a_small_window_cuts_no_word_of_a_table(browser: Browser, scripted
         assert tall == [], "these are cut"
         wide = await tab.page.locator(".scroller").evaluate("(each) => each.scrollWidth")
         assert wide <= SMALL["width"]
+
+
+async def test_code_stays_in_its_box_while_the_next_words_come(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    tab = await reader.open()
+    await tab.say("go")
+    await expect(tab.button("Stop")).to_be_visible()
+    code = tab.replies.locator(".code pre")
+    parts = {"As here:\n\n```bash\nls\n": "ls", "```\n\nIt lists": "It lists", " all.": "all."}
+    for part, seen in parts.items():
+        replies[0].say(part)
+        await expect(tab.replies).to_contain_text(seen)
+        await expect(code).to_have_text("ls")
+        await expect(tab.replies.locator("pre")).to_have_count(1)
+    replies[0].finish(data=FINAL)
+    scripted.conversations.keep(replies[0])
+    await expect(tab.receipts).to_have_count(1)
+    await expect(code).to_have_text("ls")
+
+
+async def test_code_within_a_list_has_a_box_too(reader: TabMaker) -> None:
+    text = "1. First:\n\n   ```bash\n   ls -l\n   ```\n\n2. Then no more.\n"
+    tab = await reader.open(await imported(reader.url, file_of("Hello", text, final=FINAL)))
+    box = tab.replies.locator("li pre")
+    await expect(box).to_have_text(re.compile("ls -l"))
+    await expect(box).to_have_css("border-top-style", "solid")
+    await expect(box).to_have_css("overflow-x", "auto")

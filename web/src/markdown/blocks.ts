@@ -61,8 +61,7 @@ export class Blocks {
     const tokens: Token[] = lexed(part);
     let last = tokens.length - 1;
     while (last >= 0 && tokens[last]?.type === "space") last -= 1;
-    // The last one may grow; but a definition before an empty line is as long as it will be.
-    if (tokens[last]?.type === "def" && tokens[last + 1]?.type === "space") last += 1;
+    if (complete(tokens[last], tokens[last + 1])) last += 1; // any other may grow
     const whole = over ? tokens : tokens.slice(0, Math.max(0, last));
     this.#define(whole);
     const blocks: Block[] = [];
@@ -141,6 +140,14 @@ export class Blocks {
 /** A name as marked compares it. */
 const folded = (name: string): string =>
   name.trim().replace(/\s+/g, " ").toLowerCase().toUpperCase().toLowerCase();
+
+/** Whether a block will not grow: a definition before an empty line, or a fence that is closed. */
+function complete(token: Token | undefined, next: Token | undefined): boolean {
+  if (token?.type === "def") return next?.type === "space";
+  if (token?.type !== "code") return false;
+  const fence = FENCE.exec(token.raw);
+  return fence !== null && closes(token.raw, fence[1] ?? "");
+}
 
 /** Whether a fence that this text begins with ends in it. */
 function closes(text: string, mark: string): boolean {
