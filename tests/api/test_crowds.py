@@ -71,7 +71,8 @@ async def drop_all(count: int, rounds: int) -> None:
                 running.service.replies.get_nowait()
             # Whatever sse-starlette keeps is one task for the whole loop.
             assert len(asyncio.all_tasks()) <= baseline[1] + 1
-            assert psutil.Process().num_fds() == baseline[0]
+            # Fewer: something of an earlier test was collected meanwhile.
+            assert psutil.Process().num_fds() <= baseline[0]
     print(f"{count} dropped at once, {rounds} times: all gone after {slowest:.2f} s at the most")
 
 

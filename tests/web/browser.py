@@ -7,7 +7,7 @@ test breaks on purpose (a server that is away) it names beforehand.
 
 import os
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ from playwright.async_api import (
 
 from benchmarks.browser import chromium as started
 from benchmarks.browser import chromium_path
+from tests.api.fake_conversations import FakeChatReply
+from tests.api.harness import until
 
 CHROMIUM = chromium_path()
 PATIENCE_MS = 20_000
@@ -69,6 +71,11 @@ async def long_conversation(url: str, tokens: int) -> str:
         made = await client.post("/api/conversations", json={"settings": settings})
         made.raise_for_status()
         return made.json()["id"]
+
+
+async def asked(replies: Sequence[FakeChatReply], count: int = 1) -> None:
+    """Wait until the server was asked for so many replies: the page says Stop before that."""
+    await until(lambda: len(replies) >= count)
 
 
 class Tab:

@@ -5,7 +5,7 @@ from playwright.async_api import Locator, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import Tab, TabMaker, needs_chromium
+from tests.web.browser import Tab, TabMaker, asked, needs_chromium
 from tests.web.test_reach import FINAL, file_of, imported
 
 pytestmark = needs_chromium
@@ -54,6 +54,7 @@ async def test_a_text_that_is_being_changed_is_there_again(
     await expect(tab.own).to_have_text([THOUGHT])
     sent = scripted.conversations.sent[-1]
     assert (sent.content, sent.parent) == (THOUGHT, None)
+    await asked(replies)
     replies[0].finish(data=FINAL)
     scripted.conversations.keep(replies[0])
     await expect(tab.receipts).to_have_count(1)
@@ -98,6 +99,7 @@ async def test_settings_of_a_chat_that_is_not_made_yet_stay(
     await tab.page.keyboard.press("Escape")
     await tab.say("Who are you?")
     await expect(tab.own).to_have_text("Who are you?")
+    await asked(replies)
     made = scripted.conversations.known[replies[0].conversation]
     assert made.system == PROMPT
     replies[0].finish(data=FINAL)
@@ -144,6 +146,7 @@ async def test_what_was_typed_for_a_new_chat_goes_with_it(
     await expect(await settings(tab)).to_have_value(PROMPT)
     await dialog(tab).get_by_role("button", name="Save").click()
     await expect(dialog(tab)).to_have_count(0)
+    await asked(replies)
     assert scripted.conversations.known[replies[0].conversation].system == PROMPT
     await tab.button("New chat").first.click()
     await expect(await settings(tab)).to_have_value("")

@@ -8,7 +8,7 @@ from playwright.async_api import Browser, ViewportSize, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import PHONE, Tab, TabMaker, needs_chromium, tabs
+from tests.web.browser import PHONE, Tab, TabMaker, asked, needs_chromium, tabs
 from tests.web.test_reach import AXE, FINAL, file_of, imported
 
 pytestmark = needs_chromium
@@ -150,6 +150,7 @@ async def test_code_stays_in_its_box_while_the_next_words_come(
     code = tab.replies.locator(".code pre")
     parts = {"As here:\n\n```bash\nls\n": "ls", "```\n\nIt lists": "It lists", " all.": "all."}
     for part, seen in parts.items():
+        await asked(replies)
         replies[0].say(part)
         await expect(tab.replies).to_contain_text(seen)
         await expect(code).to_have_text("ls")

@@ -8,7 +8,7 @@ from playwright.async_api import Request, WebSocket, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site, until
-from tests.web.browser import WITHOUT_SOCKETS, Tab, TabMaker, needs_chromium
+from tests.web.browser import WITHOUT_SOCKETS, Tab, TabMaker, asked, needs_chromium
 from tests.web.test_reach import FINAL, file_of, imported
 
 pytestmark = needs_chromium
@@ -45,6 +45,7 @@ async def begun(reader: TabMaker, tab: Tab, replies: list[FakeChatReply]) -> Fak
     await tab.open(await imported(reader.url, file_of("one", "uno", final=FINAL)))
     await tab.say("two")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     replies[0].say("due")
     await expect(tab.replies.last).to_have_text("due")
     return replies[0]
@@ -173,4 +174,5 @@ async def test_a_stop_before_the_message_is_acknowledged(
     hold.set()
     await expect(tab.receipts).to_have_count(2)
     assert scripted.conversations.stopping == 1
+    await asked(replies)
     assert replies[0].final is not None

@@ -4,7 +4,7 @@ from playwright.async_api import Locator, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import Tab, TabMaker, needs_chromium
+from tests.web.browser import Tab, TabMaker, asked, needs_chromium
 from tests.web.test_reach import FINAL, file_of, imported
 
 pytestmark = needs_chromium
@@ -59,6 +59,7 @@ async def test_a_search_does_not_hide_what_is_begun(
     await tab.say("Something else")
     await expect(tab.rows).to_have_count(4)
     await expect(tab.page.locator("nav li.current")).to_have_text("Something else")
+    await asked(replies)
     replies[0].finish(data=FINAL)
     scripted.conversations.keep(replies[0])
     await expect(tab.receipts).to_have_count(1)

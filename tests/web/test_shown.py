@@ -16,7 +16,7 @@ from chatserve.chat.conversations.reply_events import ReplyProgress
 from chatserve.errors import Busy
 from tests.api.fake_conversations import DONE, FakeChatReply
 from tests.api.harness import Site, site
-from tests.web.browser import Tab, TabMaker, needs_chromium, tabs
+from tests.web.browser import Tab, TabMaker, asked, needs_chromium, tabs
 
 pytestmark = needs_chromium
 
@@ -76,6 +76,7 @@ async def test_a_receipt_in_numbers(
     tab = await reader.open()
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     replies[0].say("all of it")
     finished(scripted, replies[0], FINAL)
     figures = tab.page.locator(".figures")
@@ -124,6 +125,7 @@ async def test_times_to_three_digits_at_the_most(
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
     timings = {"to_first_token": value, "total": value + 1.0}
+    await asked(replies)
     finished(scripted, replies[0], FINAL | {"timings": timings})
     await expect(tab.page.locator(".figures")).to_contain_text(f" {shown} to first token")
 
@@ -204,6 +206,7 @@ async def test_a_failed_reply_says_why_and_can_be_tried_again(
     tab = await reader.open()
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     replies[0].say("half an ans")
     replies[0].finish(
         "failed", {"code": "step_fault", "message": "A step failed.", "retry_after": None}
@@ -215,6 +218,7 @@ async def test_a_failed_reply_says_why_and_can_be_tried_again(
     await expect(tab.button("Stop")).to_be_visible()
     assert scripted.conversations.sent[1].content is None
     assert scripted.conversations.sent[1].parent == replies[0].turn
+    await asked(replies, 2)
     replies[1].say("a whole answer")
     finished(scripted, replies[1], FINAL)
     await expect(tab.replies).to_have_text("a whole answer")
@@ -227,6 +231,7 @@ async def test_a_full_server_keeps_nothing_and_can_be_asked_again(
     tab = await reader.open()
     await tab.say("one")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     replies[0].say("fine")
     finished(scripted, replies[0], FINAL)
     await expect(tab.receipts).to_have_count(1)
@@ -242,6 +247,7 @@ async def test_a_full_server_keeps_nothing_and_can_be_asked_again(
     assert {each.ask for each in scripted.conversations.sent[1:]} == {
         scripted.conversations.sent[1].ask
     }
+    await asked(replies, 2)
     replies[1].say("fine too")
     finished(scripted, replies[1], FINAL)
     await expect(tab.receipts).to_have_count(2)
@@ -253,6 +259,7 @@ async def test_after_a_message_without_an_answer_one_can_go_on(
     tab = await reader.open()
     await tab.say("too long")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     replies[0].finish(
         "failed", {"code": "too_long", "message": "It does not fit.", "retry_after": 0}
     )
@@ -262,6 +269,7 @@ async def test_after_a_message_without_an_answer_one_can_go_on(
     assert scripted.conversations.sent[1].parent is None
     await expect(tab.own).to_have_text(["shorter"])
     await expect(tab.page.locator(".place")).to_have_text("2/2")
+    await asked(replies, 2)
     finished(scripted, replies[1], FINAL)
     await expect(tab.button("Send")).to_be_visible()
 
@@ -292,6 +300,7 @@ async def test_reasoning_is_folded(
     tab = await reader.open()
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     replies[0].say("<thi")
     replies[0].say("nk>Let me see.")
     await expect(tab.page.locator("summary")).to_have_text("Reasoning…")
@@ -394,6 +403,7 @@ async def test_a_title_without_a_reload(
     await expect(tab.button("Stop")).to_be_visible()
     known = scripted.conversations.known
     known[tab.conversation] = replace(known[tab.conversation], title="Found by itself")
+    await asked(replies)
     finished(scripted, replies[0], FINAL)
     await expect(tab.page.locator("header h1")).to_have_text("Found by itself")
     await expect(tab.page).to_have_title("Found by itself · chatserve")

@@ -11,7 +11,7 @@ from playwright.async_api import Browser, Route, WebSocket, expect
 from chatserve.chat.conversations.outcome import title_of
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import Tab, TabMaker, needs_chromium, tabs
+from tests.web.browser import Tab, TabMaker, asked, needs_chromium, tabs
 from tests.web.test_reach import FINAL, file_of, imported
 from tests.web.test_shown import until
 
@@ -69,6 +69,7 @@ async def test_the_focus_stays_where_it_was(
     await expect(tab.button("Stop")).to_be_visible()
     # The button is away while the reply runs: its message stands in for it.
     await expect(tab.page.locator(".step").nth(1)).to_be_focused()
+    await asked(replies)
     replies[0].say("eins")
     finished(scripted, replies[0])
     await expect(tab.button("Regenerate")).to_be_focused()
@@ -85,6 +86,7 @@ async def test_the_focus_stays_where_it_was(
     await tab.button("Regenerate").focus()
     await keys.press("Enter")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies, 2)
     finished(scripted, replies[1])
     await expect(place).to_have_text("3/3")
     await tab.button("Previous version").focus()
@@ -240,6 +242,7 @@ async def test_nothing_can_be_done_with_what_was_deleted_elsewhere(
     tab = await reader.open(name)
     await tab.button("Regenerate").click()
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     finished(scripted, replies[0])
     await tab.message.fill("more")
     for button in ("Edit your message", "Regenerate", "Previous version", "Send"):
@@ -350,6 +353,7 @@ async def test_enter_belongs_to_the_input_method_while_it_composes(
     await tab.message.press("Enter")
     await expect(tab.button("Stop")).to_be_visible()
     assert [each.content for each in scripted.conversations.sent] == ["にほん"]
+    await asked(replies)
     finished(scripted, replies[0])
     await tab.menu(tab.rows.first, "Rename")
     title = tab.page.get_by_label("Title", exact=True)

@@ -7,7 +7,16 @@ from playwright.async_api import Browser, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import LONG, PHONE, Tab, TabMaker, long_conversation, needs_chromium, tabs
+from tests.web.browser import (
+    LONG,
+    PHONE,
+    Tab,
+    TabMaker,
+    asked,
+    long_conversation,
+    needs_chromium,
+    tabs,
+)
 from tests.web.test_reach import FINAL, file_of, imported
 from tests.wiring.server import Server
 
@@ -90,6 +99,7 @@ async def test_nothing_moves_while_replies_stream(
     await tab.say("go on")
     await expect(tab.button("Stop")).to_be_visible()
     for word in ("one", "two", "three"):
+        await asked(replies, 2)
         replies[1].say(f"{word} ")
         await expect(tab.replies).to_contain_text(word)
         await still(tab)

@@ -11,7 +11,7 @@ from playwright.async_api import Locator, Page, Route, expect
 from chatserve.errors import Busy, Conflict, Unavailable
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import LONG, Tab, TabMaker, long_conversation, needs_chromium
+from tests.web.browser import LONG, Tab, TabMaker, asked, long_conversation, needs_chromium
 from tests.web.test_interruptions import kept
 from tests.web.test_reach import FINAL, file_of, imported
 from tests.web.test_shown import until
@@ -75,6 +75,7 @@ async def test_news_leave_the_text_alone_that_is_being_changed(
         body = {"id": "other", "content": "three", "parent": None}
         async with client.stream("POST", f"/api/conversations/{name}/turns", json=body):
             await expect(tab.rows.first).to_have_attribute("aria-current", "page")
+            await asked(replies)
             replies[0].say("tre")
             replies[0].finish(data=FINAL)
             scripted.conversations.keep(replies[0])
@@ -103,6 +104,7 @@ async def test_a_reply_above_the_text_that_is_being_changed_waits_its_turn(
         await expect(tab.page.locator("header h1")).to_have_text("Renamed elsewhere")
         await expect(editor).to_have_value("a text of much thought")
         await expect(tab.own).to_have_text("one")
+        await asked(replies)
         replies[0].finish(data=FINAL)
         scripted.conversations.keep(replies[0])
     await editor.press("Enter")
@@ -126,6 +128,7 @@ async def test_a_change_that_is_sent_while_another_reply_runs_is_kept(
         await editor.press("Enter")
         await expect(problems(tab)).to_contain_text("Not sent. Another reply is running.")
         await expect(tab.own).to_have_text(["one", "two", "a text of much thought"])
+        await asked(replies)
         replies[0].finish(data=FINAL)
         scripted.conversations.keep(replies[0])
     await tab.button("Try again").click()
@@ -185,6 +188,7 @@ async def test_a_refused_message_can_be_taken_back(
     await problems(tab).get_by_role("button", name="Try again").click()
     await expect(tab.button("Stop")).to_be_visible()
     assert scripted.conversations.sent[-1].content == "two"
+    await asked(replies)
     replies[0].finish(data=FINAL)
     scripted.conversations.keep(replies[0])
     await expect(problems(tab)).to_have_count(0)
@@ -229,6 +233,7 @@ async def test_what_is_typed_while_a_conversation_is_made_stays(
         made.let_go()
         await expect(tab.button("Stop")).to_be_visible()
     await expect(tab.message).to_have_value("and more")
+    await asked(replies)
     replies[0].finish(data=FINAL)
     scripted.conversations.keep(replies[0])
     await tab.page.reload()
@@ -324,6 +329,7 @@ async def test_one_may_leave_while_a_conversation_is_made(
     assert tab.conversation == there
     await tab.rows.first.click()
     await expect(tab.own).to_have_text("a new thought")
+    await asked(replies)
     assert tab.conversation == replies[0].conversation
     replies[0].say("followed all the while")
     replies[0].finish(data=FINAL)
