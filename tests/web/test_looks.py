@@ -10,6 +10,7 @@ from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
 from tests.web.browser import PHONE, Tab, TabMaker, asked, needs_chromium, tabs
 from tests.web.test_reach import AXE, FINAL, file_of, imported
+from tests.web.test_words_kept import refused
 
 pytestmark = needs_chromium
 
@@ -121,6 +122,18 @@ async def test_the_composer_has_an_edge_in_the_dark(reader: TabMaker) -> None:
     )
     contrast = (luminance(edge) + 0.05) / (luminance(page) + 0.05)
     assert contrast >= EDGE_CONTRAST
+
+
+async def test_a_notice_has_the_width_of_a_small_window(browser: Browser, scripted: Site) -> None:
+    async with tabs(browser, scripted.url, viewport=SMALL) as maker:
+        tab = await maker.open()
+        words = "The server has no room for another conversation now. " * 2
+        refusal = refused(409, words.strip())
+        await tab.page.route("**/api/conversations", lambda route: route.fulfill(**refusal))
+        await tab.say("go")
+        notice = await tab.page.locator(".notice").bounding_box()
+        assert notice is not None
+        assert notice["width"] == pytest.approx(SMALL["width"] - 32, abs=2)
 
 
 async def test_a_small_window_cuts_no_word_of_a_table(browser: Browser, scripted: Site) -> None:

@@ -6,6 +6,7 @@ from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
 from tests.web.browser import Tab, TabMaker, asked, needs_chromium
 from tests.web.test_reach import FINAL, file_of, imported
+from tests.web.test_words_kept import Held
 
 pytestmark = needs_chromium
 
@@ -47,6 +48,27 @@ async def test_a_hit_that_is_opened_is_seen_among_the_others(
         await expect(tab.page.locator("nav li.current")).to_have_text("About ships")
         await tab.rows.get_by_text("About stars").click()
         await expect(tab.page.locator("header h1")).to_have_text("About stars")
+
+
+async def test_enter_opens_what_was_searched_for_and_not_what_was_listed(
+    scripted: Site, reader: TabMaker
+) -> None:
+    names = await titled(scripted)
+    tab = await reader.open(names[0])
+    await expect(tab.rows.first).to_have_text("About bread")
+    async with Held(tab.page, "**/api/conversations?*ships*", "GET") as answer:
+        await search(tab).fill("ships")
+        await search(tab).press("Enter")
+        await answer.arrived.wait()
+        await expect(tab.page.locator("header h1")).to_have_text("About stars")
+        answer.let_go()
+        await expect(tab.page.locator("header h1")).to_have_text("About ships")
+    await expect(tab.rows).to_have_count(3)
+    # Where nothing is found nothing is opened.
+    await search(tab).fill("nowhere")
+    await search(tab).press("Enter")
+    await expect(tab.rows).to_have_count(0)
+    await expect(tab.page.locator("header h1")).to_have_text("About ships")
 
 
 async def test_a_search_does_not_hide_what_is_begun(

@@ -195,6 +195,18 @@ async def test_somebody_elses_sign_in_takes_what_was_typed(
         await expect(tab.message).to_have_value("")
         await expect(tab.page.get_by_text("Your conversations will be here.")).to_be_visible()
         await nothing_of_ann(tab)
+        assert tab.conversation == "", "the address was hers"
+
+
+@pytest.mark.parametrize("path", ["", "/admin"])
+async def test_the_door_stays_shut(visitors: TabMaker, path: str) -> None:
+    tab = await visitors.blank()
+    await tab.page.goto(visitors.url + path)
+    for _ in range(3):  # Chromium asks a page at the first only
+        await expect(door(tab)).to_be_visible()
+        await tab.page.keyboard.press("Escape")
+    await expect(door(tab)).to_be_visible()
+    await expect(door(tab).get_by_label("API key")).to_be_focused()
 
 
 async def test_a_tab_that_nobody_told_asks_who_is_here(visitors: TabMaker, shared: Site) -> None:

@@ -26,10 +26,11 @@ export interface Refused {
 let isOwned = false;
 const early = new Map<string, string>(); // by its name, while nobody is known
 
-/** What is kept is this user's from now on. */
-export function keepFor(owner: string): void {
+/** What is kept is this user's from now on. Whether this tab was another's before. */
+export function keepFor(owner: string): boolean {
   isOwned = true;
-  if (get(OWNER) !== owner) forgetKept();
+  const before = get(OWNER);
+  if (before !== owner) forgetKept();
   put(OWNER, owner);
   // The page was left before the conversation of this message was made.
   keepText(null, joined(firstKept(), textKept(null)));
@@ -37,6 +38,7 @@ export function keepFor(owner: string): void {
   for (const [name, text] of early)
     put(name, name.startsWith(TEXT) ? joined(get(name) ?? "", text) : text);
   early.clear();
+  return before !== null && before !== owner;
 }
 
 /** Nothing is kept any more, and nothing shown of what is. */

@@ -14,18 +14,21 @@ class Library {
   loaded = $state(false);
   problem = $state.raw<Problem | null>(null);
   #asked = 0;
+  #answered: string | null = null; // the search whose answer the list is
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   /** Ask for the first page, and for what of the list was shown behind it. */
   async refresh(): Promise<void> {
     clearTimeout(this.#timer);
     const asked = ++this.#asked;
+    const search = this.search.trim();
     try {
       const limit = Math.min(100, Math.max(PAGE, this.conversations.length));
-      const page = await api.list(this.search.trim(), null, limit);
+      const page = await api.list(search, null, limit);
       if (asked !== this.#asked) return; // a later question is under way
       this.conversations = page.conversations;
       this.next = page.next;
+      this.#answered = search;
       this.loaded = true;
       this.problem = null;
     } catch (error) {
@@ -41,6 +44,17 @@ class Library {
   searchFor(text: string): void {
     this.search = text;
     this.refreshSoon();
+  }
+
+  /** The first that is found, when that is known; none where the search is another one by then. */
+  async first(): Promise<Conversation | undefined> {
+    const search = this.search.trim();
+    const isAsked = (): boolean => this.search.trim() === search;
+    while (this.#answered !== search && isAsked()) {
+      await this.refresh();
+      if (this.problem) return undefined;
+    }
+    return isAsked() ? this.conversations[0] : undefined;
   }
 
   /** Somebody has found what he looked for, or does something else. */

@@ -105,7 +105,7 @@ class Session {
     this.wantsKey = visitor === null;
     this.isAdmin = visitor?.isAdmin ?? false;
     if (visitor === null || this.owner !== null) return;
-    keepFor(visitor.name);
+    if (keepFor(visitor.name)) forgetAddress();
     this.owner = visitor.name;
     this.#onEnter();
     void this.#loadModel();
@@ -118,7 +118,7 @@ class Session {
     keepNothing();
     if (forget) {
       forgetKept();
-      history.replaceState(null, "", location.pathname);
+      forgetAddress();
     }
     document.title = "chatserve";
     document.body.replaceChildren();
@@ -152,6 +152,11 @@ class Session {
       // Then the page does not offer to sign out after a reload.
     }
   }
+}
+
+/** Which conversation is open is its reader's alone. */
+function forgetAddress(): void {
+  history.replaceState(null, "", location.pathname);
 }
 
 export const session = new Session();
