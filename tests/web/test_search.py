@@ -1,5 +1,7 @@
 """A search of the list ends when something is opened or made: what one does is seen in the list."""
 
+import asyncio
+
 from playwright.async_api import Locator, expect
 
 from tests.api.fake_conversations import FakeChatReply
@@ -59,7 +61,7 @@ async def test_enter_opens_what_was_searched_for_and_not_what_was_listed(
     async with Held(tab.page, "**/api/conversations?*ships*", "GET") as answer:
         await search(tab).fill("ships")
         await search(tab).press("Enter")
-        await answer.arrived.wait()
+        await asyncio.wait_for(answer.arrived.wait(), 20)
         await expect(tab.page.locator("header h1")).to_have_text("About stars")
         answer.let_go()
         await expect(tab.page.locator("header h1")).to_have_text("About ships")
