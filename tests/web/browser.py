@@ -53,6 +53,8 @@ async def chromium() -> AsyncGenerator[Browser]:
 
 # Behind a proxy that knows none.
 WITHOUT_SOCKETS = """window.WebSocket = class extends EventTarget {
+  static OPEN = 1;
+  readyState = 0;
   constructor() {
     super();
     setTimeout(() => this.dispatchEvent(new CloseEvent("close", { code: 1006 })), 5);

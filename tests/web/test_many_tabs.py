@@ -74,7 +74,7 @@ async def test_the_last_of_seven_tabs_stops_what_all_look_at(
 
 
 async def test_a_tab_out_of_sight_lets_its_connection_go(
-    reader: TabMaker, replies: list[FakeChatReply]
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:
     tab = await reader.blank()
     said = frames_of(tab)
@@ -92,6 +92,7 @@ async def test_a_tab_out_of_sight_lets_its_connection_go(
     reply.say(" e tre")
     await expect(tab.replies.last).to_have_text("due e tre")
     reply.finish(data=FINAL)
+    scripted.conversations.keep(reply)
     await expect(tab.receipts).to_have_count(2)
 
 
@@ -129,6 +130,7 @@ async def test_a_watcher_whose_socket_is_lost_goes_on_by_itself(
     reply.say(" e quattro")
     await expect(second.replies.last).to_have_text("due e tre e quattro")
     reply.finish(data=FINAL)
+    scripted.conversations.keep(reply)
     await expect(second.receipts).to_have_count(2)
 
 

@@ -101,3 +101,29 @@ async def test_a_search_goes_on_while_hits_are_deleted(scripted: Site, reader: T
     await expect(tab.page.get_by_text("What shall we talk about?")).to_be_visible()
     await expect(tab.rows).to_have_text(["About stars"])
     await expect(search(tab)).to_have_value("About s")
+
+
+async def test_more_of_a_search_that_has_ended_is_not_listed(
+    scripted: Site, reader: TabMaker
+) -> None:
+    titles = [f"{'ships' if number % 2 else 'stars'} {number}" for number in range(100)]
+    async with scripted.client() as client:
+        for title in titles:
+            await client.post("/api/conversations", json={"title": title})
+    latest = titles[::-1]
+    tab = await reader.open()
+    await search(tab).fill("ships")
+    await expect(tab.rows).to_have_text([title for title in latest if "ships" in title][:40])
+    async with Held(tab.page, "**/api/conversations?*after=*", "GET") as more:
+        await tab.evaluate("() => document.querySelector('nav .list').scrollTo(0, 1e6)")
+        await asyncio.wait_for(more.arrived.wait(), 20)
+        await tab.evaluate("() => document.querySelector('nav .list').scrollTo(0, 0)")
+        await search(tab).fill("")
+        await expect(tab.rows).to_have_text(latest[:40])
+        async with tab.page.expect_response("**/api/conversations?*search=ships*") as answer:
+            more.let_go()
+        await (await answer.value).finished()
+        await tab.evaluate("() => fetch('/api/session').then(() => undefined)")
+        await expect(tab.rows).to_have_text(latest[:40])
+    await tab.evaluate("() => document.querySelector('nav .list').scrollTo(0, 1e6)")
+    await expect(tab.rows).to_have_text(latest[:80])

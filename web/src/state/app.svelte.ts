@@ -23,7 +23,7 @@ class App {
   dialog = $state<Dialog>("none");
   drawer = $state(false); // the list over the chat, in a narrow window
   narrow = $state(false);
-  live = $state(false); // the socket is open
+  live = $state(false); // the socket is open, and something comes through
   notice = $state.raw("");
   announcement = $state.raw("");
   searching = $state(false); // the search is asked for, and does not have the focus yet

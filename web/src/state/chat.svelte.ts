@@ -113,13 +113,12 @@ export class Chat {
     // A turn whose text is being changed stays in sight.
     const fixed = this.path.find((turn) => turn.id === this.editing);
     const moved = tree.conversation.leaf !== this.conversation?.leaf && !this.choice.pending;
-    this.conversation = tree.conversation;
-    this.system = tree.conversation.system;
-    this.settings = tree.conversation.settings;
+    const { leaf, system, settings } = (this.conversation = tree.conversation);
+    Object.assign(this, { system, settings });
     const branch = this.#branch;
     branch.take(tree);
+    const arrived = this.#unsent.arrived(tree.conversation.id, (turn) => !!branch.turn(turn));
     const may = (leaf: string | null) => !fixed || branch.leads(leaf, fixed.id);
-    const { leaf } = tree.conversation;
     if (!branch.turn(branch.leaf) || (moved && may(leaf))) branch.leaf = leaf;
     if (this.live?.over && branch.turn(this.live.id)) this.live = null;
     if (this.running) return;
@@ -128,7 +127,9 @@ export class Chat {
     if (open && may(open.turn)) {
       branch.leaf = open.turn;
       const errand = { conversation: tree.conversation.id, turn: null, reply: open.id };
-      this.#follow(new LiveReply(errand, open.turn, open.content));
+      const live = new LiveReply(errand, open.turn, open.content);
+      this.#follow(live);
+      if (arrived.has(open.turn)) void live.stop();
     }
   }
 

@@ -66,13 +66,16 @@ class Library {
     const after = this.next;
     if (after === null) return;
     this.next = null; // one question at a time
+    const asked = this.#asked;
     try {
       const page = await api.list(this.search.trim(), after, PAGE);
+      if (asked !== this.#asked) return; // it follows a list that is not shown any more
       const known = new Set(this.conversations.map((each) => each.id));
       const fresh = page.conversations.filter((each) => !known.has(each.id));
       this.conversations = [...this.conversations, ...fresh];
       this.next = page.next;
     } catch (error) {
+      if (asked !== this.#asked) return;
       this.next = after;
       this.problem = asProblem(error);
     }

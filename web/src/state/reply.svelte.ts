@@ -4,6 +4,7 @@
 
 import * as api from "../transport/api";
 import { Following, type Errand, type Outcome, type Progress } from "../transport/follow";
+import { persist } from "../transport/persist";
 import { asProblem, Problem } from "../transport/problem";
 import { socket } from "../transport/socket";
 import type { Final } from "../transport/wire";
@@ -31,6 +32,7 @@ export class LiveReply {
   #drawing = false;
   #drawn = 0; // when, by performance.now()
   readonly #leaving = new AbortController();
+  #stop = new AbortController(); // of the asking for its end that is under way
   readonly #errand: Errand;
   #following: Following | null = null;
 
@@ -80,6 +82,7 @@ export class LiveReply {
         },
         waiting: (reason) => {
           this.waiting = reason;
+          if (reason !== null && this.#isTakenBack) this.#leaving.abort();
         },
         isAside: () => this.#errand.turn === null || document.hidden || isAway(),
       },
@@ -103,8 +106,13 @@ export class LiveReply {
   async stop(): Promise<void> {
     if (this.over || this.stopping) return;
     this.stopping = true;
-    if (this.id === null && this.waiting !== null) this.#leaving.abort();
+    if (this.#isTakenBack && this.waiting !== null) this.#leaving.abort();
     else if (this.id !== null) await this.#stopAtServer();
+  }
+
+  /** Stopped before the server has it, as far as one knows. What is on its way may arrive yet. */
+  get #isTakenBack(): boolean {
+    return this.stopping && this.id === null;
   }
 
   /** Look away; the reply goes on at the server. */
@@ -117,14 +125,20 @@ export class LiveReply {
     this.#following?.reconsider();
   }
 
+  /** Ask for its end until that is heard of, or is here. */
   async #stopAtServer(): Promise<void> {
     const { id } = this;
     if (id === null) return;
+    this.#stop.abort(); // a server that took the reply up since has not heard of it
+    this.#stop = new AbortController();
+    const signal = AbortSignal.any([this.#leaving.signal, this.#stop.signal]);
     try {
-      await socket.stop(id, this.#leaving.signal).catch(() => api.stop(id));
+      await socket
+        .stop(id, signal)
+        .catch(() => persist(() => api.stop(id), () => undefined, signal));
     } catch (error) {
       // 404: it has ended meanwhile, and its last event says how.
-      if (asProblem(error).status !== 404) this.stopping = false;
+      if (!signal.aborted && asProblem(error).status !== 404) this.stopping = false;
     }
   }
 

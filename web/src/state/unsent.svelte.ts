@@ -19,6 +19,15 @@ export class Unsent {
     this.#set(conversation, this.turns.filter((each) => each !== refused));
   }
 
+  /** A message that was taken back may have reached the server all the same: then it is not unsent.
+   * The ids of such. */
+  arrived(conversation: string, isThere: (turn: string) => boolean): Set<string> {
+    this.recall(conversation);
+    const arrived = this.turns.filter(({ body }) => isThere(String(body.id)));
+    for (const each of arrived) this.drop(conversation, each);
+    return new Set(arrived.map(({ body }) => String(body.id)));
+  }
+
   #set(conversation: string, turns: readonly Refused[]): void {
     this.turns = turns;
     keepUnsent(conversation, turns);

@@ -21,6 +21,7 @@ export class Backoff {
 
 /** Wait; a network that is back, or a signal, ends it early. */
 export function pause(seconds: number, signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
   return new Promise((resolve) => {
     const end = (): void => {
       clearTimeout(timer);

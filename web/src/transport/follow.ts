@@ -85,8 +85,9 @@ export class Following {
 
   /** The socket is there, or the reply has gone out of sight: it may go on over there. */
   reconsider(): void {
+    if (!socket.isOpen) return;
     this.#trustsSocket = true;
-    if (this.#belongsToSocket && socket.isOpen) this.#stream?.abort(MOVED);
+    if (this.#belongsToSocket) this.#stream?.abort(MOVED);
   }
 
   get #belongsToSocket(): boolean {

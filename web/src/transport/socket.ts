@@ -7,6 +7,11 @@
 // only the newest counts, so nothing is queued: after a reconnection the focus is told again, a
 // draft is not. What an `attach` or a `stop` cannot have here, or loses, is to be asked for by HTTP,
 // which says why.
+//
+// A socket may be open and pass nothing: a proxy that buffers, a line that has died without a word.
+// So it counts from the first frame that came through it, which answers the ping that it begins with;
+// and while somebody waits for something here, two seconds of silence are asked about with another,
+// and two more without a word are its end.
 
 import { Backoff, pause } from "./backoff";
 import { Problem } from "./problem";
@@ -18,8 +23,11 @@ const SIGNED_OUT = 4401;
 const LOST = "The connection was lost.";
 const DRAFT_SECONDS_MIN = 0.25;
 const DRAFT_LENGTH_MAX = 256 * 1024;
-const PING_SECONDS = 20;
+const IDLE_SECONDS_MAX = 20; // of silence, until it is asked about
+const WATCHED_SECONDS_MAX = 2; // the same, while somebody waits for an answer or watches a reply
+const ANSWER_SECONDS_MAX = 2;
 const CONNECT_SECONDS_MAX = 2; // that who would rather use the socket waits for it
+const STEADY_SECONDS = 20; // so long a connection has to last until the next one is made at once
 
 /** Where something is typed. conversation null: a new one, which will have `system`. parent: as in a
  * turn; undefined: at the leaf. */
@@ -30,7 +38,7 @@ export interface Place {
 }
 
 export interface SocketOwner {
-  opened(): void;
+  opened(): void; // and something has come through
   closed(): void;
   changed(conversation: string | null, revision: number | null): void;
   refused(): void; // it was not let in, as far as one can tell
@@ -53,9 +61,12 @@ export class Socket {
   owner = NOBODY;
   #socket: WebSocket | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
-  #pinger: ReturnType<typeof setInterval> | undefined;
-  #heard = true;
+  #watch: ReturnType<typeof setInterval> | undefined;
+  #patience: ReturnType<typeof setTimeout> | undefined; // until a ping counts as unanswered
+  #begun = 0; // when it was last connected, by performance.now()
+  #heard = 0; // and when it has last been heard
   #wasOpen = false;
+  #passes = false; // something has come through this connection
   #focus: Place | null = null;
   #draft: { place: Place; text: string } | null = null;
   #drafting: ReturnType<typeof setTimeout> | undefined;
@@ -65,7 +76,7 @@ export class Socket {
   readonly #viewings = new Map<string, string>(); // requests by the reply that they look at
 
   get isOpen(): boolean {
-    return this.#socket?.readyState === WebSocket.OPEN;
+    return this.#passes && this.#socket?.readyState === WebSocket.OPEN;
   }
 
   /** Connect, now. */
@@ -76,9 +87,15 @@ export class Socket {
     url.protocol = url.protocol.replace("http", "ws");
     const socket = new WebSocket(url, SUBPROTOCOL);
     this.#socket = socket;
+    this.#begun = performance.now();
     socket.addEventListener("open", () => this.#opened());
-    socket.addEventListener("message", (event) => this.#take(event.data));
-    socket.addEventListener("close", (event) => this.#closed(event.code));
+    // One that was given up may say something yet, and is long in closing.
+    socket.addEventListener("message", (event) => {
+      if (socket === this.#socket) this.#take(event.data);
+    });
+    socket.addEventListener("close", (event) => {
+      if (socket === this.#socket) this.#closed(event.code);
+    });
   }
 
   focus(place: Place): void {
@@ -98,14 +115,15 @@ export class Socket {
     this.#draft = null;
   }
 
-  /** Wait for a connection that is being made, for a while. */
+  /** Wait for a connection that is being made, for a while from its beginning. */
   async settled(signal: AbortSignal): Promise<void> {
     const socket = this.#socket;
-    if (socket?.readyState !== WebSocket.CONNECTING) return;
+    const seconds = CONNECT_SECONDS_MAX - (performance.now() - this.#begun) / 1000;
+    if (socket === null || this.#passes || seconds <= 0) return;
     const over = new AbortController();
     const end = (): void => over.abort();
-    for (const kind of ["open", "close"]) socket.addEventListener(kind, end, { once: true });
-    await pause(CONNECT_SECONDS_MAX, AbortSignal.any([signal, over.signal]));
+    for (const kind of ["message", "close"]) socket.addEventListener(kind, end, { once: true });
+    await pause(seconds, AbortSignal.any([signal, over.signal]));
   }
 
   /** A reply's events from a cursor on. Raises Problem. */
@@ -156,19 +174,21 @@ export class Socket {
   }
 
   #opened(): void {
-    this.#backoff.reset();
     this.#wasOpen = true;
-    this.#heard = true;
-    this.#pinger = setInterval(() => this.#ping(), PING_SECONDS * 1000);
+    this.#heard = performance.now();
+    this.#watch = setInterval(() => this.#look(), WATCHED_SECONDS_MAX * 1000);
     this.#tellFocus();
-    this.owner.opened();
+    this.#send({ type: "ping" });
   }
 
   #closed(code: number): void {
-    clearInterval(this.#pinger);
+    clearInterval(this.#watch);
+    clearTimeout(this.#patience);
+    this.#patience = undefined;
     const wasOpen = this.#wasOpen;
-    this.#wasOpen = false;
+    this.#wasOpen = this.#passes = false;
     this.#socket = null;
+    if (performance.now() - this.#begun > STEADY_SECONDS * 1000) this.#backoff.reset();
     this.#viewings.clear();
     for (const hear of [...this.#asked.values()]) hear(null);
     this.owner.closed();
@@ -181,7 +201,13 @@ export class Socket {
   }
 
   #take(data: unknown): void {
-    this.#heard = true;
+    this.#heard = performance.now();
+    clearTimeout(this.#patience);
+    this.#patience = undefined;
+    if (!this.#passes) {
+      this.#passes = true;
+      this.owner.opened();
+    }
     const frame = fields(JSON.parse(String(data)));
     if (frame.event !== "changed") {
       // Of a reply's events only `accepted`, or that there are none, says what it answers.
@@ -196,11 +222,19 @@ export class Socket {
     );
   }
 
-  #ping(): void {
-    // A line that is dead without a word would stay open for many minutes.
-    if (!this.#heard) this.#socket?.close();
-    this.#heard = false;
+  #look(): void {
+    const silence = (performance.now() - this.#heard) / 1000;
+    const most = this.#asked.size > 0 ? WATCHED_SECONDS_MAX : IDLE_SECONDS_MAX;
+    if (silence >= most) this.#probe();
+  }
+
+  /** Ask for a sign of life: a line that is dead would stay open for many minutes. */
+  #probe(): void {
     this.#send({ type: "ping" });
+    this.#patience ??= setTimeout(() => {
+      this.#socket?.close();
+      this.#closed(0);
+    }, ANSWER_SECONDS_MAX * 1000);
   }
 
   #tellFocus(): void {
@@ -218,13 +252,14 @@ export class Socket {
     if (!this.isOpen) throw new Problem(LOST);
     const request = this.#send(frame);
     this.#asked.set(request, hear);
+    this.#probe();
     return request;
   }
 
   #send(frame: Fields): string {
     this.#requests += 1;
     const request = String(this.#requests);
-    if (this.isOpen) this.#socket?.send(JSON.stringify({ ...frame, request }));
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify({ ...frame, request }));
     return request;
   }
 }
