@@ -138,6 +138,7 @@ async def test_a_receipt_is_seen_whole(
     for number in range(8):
         await tab.say("go")
         await expect(tab.button("Stop")).to_be_visible()
+        await asked(replies, number + 1)
         replies[number].say("short")
         finished(scripted, replies[number], FINAL)
         await expect(tab.receipts).to_have_count(number + 1)
