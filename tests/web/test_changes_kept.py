@@ -5,7 +5,7 @@ from playwright.async_api import Locator, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import Tab, TabMaker, asked, needs_chromium
+from tests.web.browser import WITHOUT_SOCKETS, Tab, TabMaker, asked, needs_chromium
 from tests.web.test_reach import FINAL, file_of, imported
 
 pytestmark = needs_chromium
@@ -205,6 +205,8 @@ async def test_nothing_is_kept_of_a_conversation_that_is_deleted(
     scripted: Site, reader: TabMaker, way: str
 ) -> None:
     name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    if way == "here":  # where no news of it come
+        await reader.context.add_init_script(WITHOUT_SOCKETS)
     tab = await reader.open(name)
     await tab.message.fill(THOUGHT)
     await tab.button("Edit your message").click()

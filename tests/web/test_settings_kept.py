@@ -84,6 +84,25 @@ async def test_what_another_tab_has_set_stays(
     assert (known.system, known.settings) == (OTHER, {"top_k": 7})
 
 
+async def test_what_is_typed_during_a_save_is_not_lost(scripted: Site, reader: TabMaker) -> None:
+    name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    tab = await reader.open(name)
+    prompt = await settings(tab)
+    await prompt.fill(PROMPT[:9])
+    async with Held(tab.page, f"**/api/conversations/{name}", "PATCH") as told:
+        await dialog(tab).get_by_role("button", name="Save").click()
+        await asyncio.wait_for(told.arrived.wait(), 20)
+        await prompt.fill(PROMPT)
+        async with tab.page.expect_response(lambda it: it.request.method == "PATCH"):
+            told.let_go()
+    await expect(dialog(tab).get_by_text("Not saved yet")).to_be_visible()
+    await tab.page.reload()
+    await expect(await settings(tab)).to_have_value(PROMPT)
+    assert scripted.conversations.known[name].system == PROMPT[:9]
+    await save(tab)
+    assert scripted.conversations.known[name].system == PROMPT
+
+
 async def test_settings_count_that_are_saved_while_a_conversation_is_made(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:
