@@ -1,5 +1,5 @@
-// What of this tab outlives a reload: text that was typed and not sent, a turn that went out and was
-// not acknowledged, turns that were refused, texts that are being changed, and settings that the
+// What of this tab outlives a reload: text that was typed and not sent, a turn that went out and
+// was not acknowledged, turns that were refused, texts that are being changed, and settings that the
 // server does not have. In sessionStorage, so that two tabs are two tabs.
 //
 // Each has its place: a conversation's id, or the name that one has here until it is made. Then all
@@ -79,13 +79,13 @@ export function joined(first: string, second: string): string {
   return [first, second].filter((each) => each.trim() !== "").join("\n");
 }
 
-/** Texts that are put in the place of turns', by turn. open: the one that is still being changed. */
+/** Texts in the place of turns', by turn. open: the one that is still being changed. */
 interface Edits {
   open: string | null;
   texts: Record<string, string>;
 }
 
-/** The settings of a conversation as they were changed, and not saved; what is not there was not. */
+/** Settings as they were changed, and not saved; what is not there was not changed. */
 export interface Form {
   system?: string;
   values: Record<string, number | null>;

@@ -12,8 +12,12 @@ export class Making {
   readonly #name = newName();
   #asking = new AbortController();
 
-  /** what: as it is to be now. heard: what is in the way; null: nothing any more. Raises Problem. */
-  async run(what: () => api.Begun, heard: (problem: Problem | null) => void): Promise<Conversation> {
+  /** what: as it is to be now. heard: what is in the way; null: nothing any more. Raises
+   * Problem. */
+  async run(
+    what: () => api.Begun,
+    heard: (problem: Problem | null) => void,
+  ): Promise<Conversation> {
     const { signal } = (this.#asking = new AbortController());
     this.isUnderWay = true;
     let told = what();
