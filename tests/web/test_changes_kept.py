@@ -5,7 +5,7 @@ from playwright.async_api import Locator, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import Tab, TabMaker, asked, needs_chromium
+from tests.web.browser import WITHOUT_SOCKETS, Tab, TabMaker, asked, needs_chromium
 from tests.web.test_reach import FINAL, file_of, imported
 
 pytestmark = needs_chromium
@@ -150,3 +150,85 @@ async def test_what_was_typed_for_a_new_chat_goes_with_it(
     assert scripted.conversations.known[replies[0].conversation].system == PROMPT
     await tab.button("New chat").first.click()
     await expect(await settings(tab)).to_have_value("")
+
+
+async def test_each_text_that_is_being_changed_is_kept(scripted: Site, reader: TabMaker) -> None:
+    name = await imported(scripted.url, file_of("one", "uno", "two", "due", final=FINAL))
+    tab = await reader.open(name)
+    edit = tab.button("Edit your message")
+    await edit.first.click()
+    await editor(tab).fill(THOUGHT)
+    await edit.last.click()
+    await expect(editor(tab)).to_have_value("two")
+    await expect(editor(tab)).to_be_focused()
+    await edit.first.click()
+    await expect(editor(tab)).to_have_value(THOUGHT)
+    await expect(editor(tab)).to_be_focused()
+    await edit.last.click()
+    await editor(tab).fill("another one")
+    await tab.page.reload()
+    await expect(editor(tab)).to_have_value("another one")  # which was the last
+    await editor(tab).press("Escape")
+    await edit.first.click()
+    await expect(editor(tab)).to_have_value(THOUGHT)
+    await tab.button("Cancel").click()
+    await edit.first.click()
+    await expect(editor(tab)).to_have_value("one")
+    await edit.last.click()
+    await expect(editor(tab)).to_have_value("another one")
+
+
+async def test_an_untouched_change_ends_as_one_looks_elsewhere(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    """Of a conversation that is followed meanwhile, too."""
+    name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    other = await imported(scripted.url, file_of("x", "y", final=FINAL))
+    tab = await reader.open(name)
+    await tab.button("Edit your message").click()
+    await expect(editor(tab)).to_be_focused()
+    body = {"id": "other", "content": "two"}
+    url = f"/api/conversations/{name}/turns"
+    async with scripted.client() as client, client.stream("POST", url, json=body):
+        await expect(tab.button("Stop")).to_be_visible()
+        await elsewhere_and_back(tab, other, name)
+        await expect(tab.own).to_have_text(["one", "two"])
+        await expect(editor(tab)).to_have_count(0)
+        await expect(tab.message).to_be_focused()
+        await asked(replies)
+        replies[0].finish(data=FINAL)
+        scripted.conversations.keep(replies[0])
+
+
+@pytest.mark.parametrize("way", ["here", "elsewhere", "unseen"])
+async def test_nothing_is_kept_of_a_conversation_that_is_deleted(
+    scripted: Site, reader: TabMaker, way: str
+) -> None:
+    name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    if way == "here":  # where no news of it come
+        await reader.context.add_init_script(WITHOUT_SOCKETS)
+    tab = await reader.open(name)
+    await tab.message.fill(THOUGHT)
+    await tab.button("Edit your message").click()
+    await editor(tab).fill(THOUGHT)
+    await (await settings(tab)).fill(THOUGHT)
+    await tab.page.keyboard.press("Escape")
+    kept = "() => Object.values({ ...sessionStorage }).join().split('much thought').length - 1"
+    assert await tab.evaluate(kept) == 3
+    if way == "here":
+        await tab.menu(tab.rows.first, "Delete")
+        await dialog(tab).get_by_role("button", name="Delete").click()
+    else:
+        if way == "unseen":
+            await tab.button("New chat").first.click()
+            await expect(tab.own).to_have_count(0)
+        async with scripted.client() as client:
+            await client.delete(f"/api/conversations/{name}")
+        if way == "elsewhere":
+            # As long as one looks at it, one may copy it.
+            await expect(tab.page.get_by_role("alert")).to_be_visible()
+            await expect(editor(tab)).to_have_value(THOUGHT)
+            await tab.button("New chat").first.click()
+    await expect(tab.rows).to_have_count(0)
+    await tab.page.wait_for_function(f"() => ({kept})() === 0")
+    await expect(tab.message).to_have_value("")

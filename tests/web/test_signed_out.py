@@ -224,6 +224,23 @@ async def test_a_tab_that_nobody_told_asks_who_is_here(visitors: TabMaker, share
     await nothing_of_ann(restored)
 
 
+async def test_a_sign_out_is_heard_at_the_door(visitors: TabMaker, shared: Site) -> None:
+    """What waits there for its writer is not to wait any more."""
+    first, second = await two_tabs_of_ann(visitors, shared)
+    await visitors.context.clear_cookies(name=COOKIE_NAME)
+    # The other tab cannot ask who is here, so it stays as it is.
+    await second.page.route(
+        "**/api/session",
+        lambda route: route.abort() if route.request.method == "GET" else route.continue_(),
+    )
+    await first.page.reload()
+    await expect(door(first)).to_be_visible()
+    assert "half a thought" in await first.evaluate(ALL_OF_IT)
+    await second.button("Sign out").click()
+    await first.page.wait_for_function(f"() => !({ALL_OF_IT})().includes('half a thought')")
+    await outside(first)
+
+
 async def test_a_sign_out_elsewhere_closes_the_socket_and_the_page(
     visitors: TabMaker, shared: Site
 ) -> None:

@@ -339,6 +339,64 @@ async def test_one_may_leave_while_a_conversation_is_made(
     await expect(tab.own).to_have_text("one")
 
 
+async def test_first_messages_that_wait_are_all_there_after_a_reload(
+    scripted: Site, reader: TabMaker
+) -> None:
+    tab = await reader.open()
+    arrived = asyncio.Event()
+    await tab.page.route("**/api/conversations", lambda _: arrived.set())  # and no answer
+    for text in ("a first one", "a second one"):
+        arrived.clear()
+        await tab.say(text)
+        await asyncio.wait_for(arrived.wait(), 20)
+        await tab.message.fill(f"after {text}")
+        await tab.button("New chat").first.click()
+        await expect(tab.own).to_have_count(0)
+        await expect(tab.message).to_have_value("")
+    await tab.message.fill("a third one")
+    await tab.page.reload()
+    await expect(tab.message).to_have_value(re.compile("third"))
+    text = await tab.message.input_value()
+    # No order is promised between the two that waited.
+    halves = [f"a {each} one\nafter a {each} one" for each in ("first", "second")]
+    assert text in ["\n".join([*each, "a third one"]) for each in (halves, halves[::-1])]
+    # They are the next one's from now on, and nobody else's.
+    await tab.page.reload()
+    await expect(tab.message).to_have_value(text)
+    assert scripted.conversations.known == {}
+
+
+@pytest.mark.parametrize("place", ["new", "known"])
+async def test_a_first_message_is_given_back_to_who_is_elsewhere(
+    scripted: Site, reader: TabMaker, place: str
+) -> None:
+    await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    tab = await reader.open()
+    async with Held(tab.page, "**/api/conversations") as made:
+        await tab.say("a new thought")
+        await asyncio.wait_for(made.arrived.wait(), 20)
+        await tab.message.fill("and more")
+        if place == "new":
+            await tab.button("New chat").first.click()
+            await expect(tab.own).to_have_count(0)
+        else:
+            await tab.rows.first.click()
+            await expect(tab.own).to_have_text("one")
+        await tab.message.fill("typed since")
+        made.answer = refused(409, "Not now.")
+        made.let_go()
+        await expect(tab.page.locator(".notice")).to_have_text("Not now.")
+    if place == "known":
+        await expect(tab.message).to_have_value("typed since")
+        await tab.button("New chat").first.click()
+        await expect(tab.message).to_have_value("a new thought\nand more")
+    else:
+        await expect(tab.message).to_have_value("a new thought\nand more\ntyped since")
+        await tab.page.reload()
+        await expect(tab.message).to_have_value("a new thought\nand more\ntyped since")
+    assert scripted.conversations.sent == []
+
+
 async def test_a_card_is_said_beside_what_is_typed(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:

@@ -7,7 +7,7 @@
 import { socket, type Place } from "../transport/socket";
 import type { Conversation } from "../transport/wire";
 import { Chat } from "./chat.svelte";
-import { beginningKept, keepMade } from "./kept";
+import { beginningKept, forgetPlace, newPlace } from "./kept";
 import { library } from "./library.svelte";
 import { preferences } from "./preferences.svelte";
 import { session } from "./session.svelte";
@@ -99,6 +99,7 @@ class App {
   forget(id: string): void {
     this.#away.get(id)?.close();
     if (this.chat.name === id) this.open(null);
+    forgetPlace(id);
   }
 
   typed(text: string, parent?: string | null): void {
@@ -136,21 +137,21 @@ class App {
   #chat(id: string | null): Chat {
     return new Chat(
       id,
+      id === null ? newPlace() : "",
       (made, chat) => this.#made(made, chat),
       () => library.refreshSoon(),
     );
   }
 
-  /** With what was chosen for it, where it is a new one; for the one before, if that is being made. */
+  /** With what was chosen for it, where it is a new one. */
   #begun(id: string | null): Chat {
     const chat = this.#chat(id);
-    if (id === null && !this.chat.making.isUnderWay) Object.assign(chat, beginningKept());
+    if (id === null) Object.assign(chat, beginningKept(chat.place));
     return chat;
   }
 
   #made(made: Conversation, chat: Chat): void {
     library.add(made);
-    keepMade(made.id);
     if (chat !== this.chat) {
       // The user has gone elsewhere meanwhile: its first reply is followed from there.
       this.#away = new Map(this.#away).set(made.id, chat);
@@ -170,6 +171,7 @@ class App {
     if (id !== null && id === this.chat.name) return;
     const left = this.chat;
     left.editing = null;
+    if (left.gone) forgetPlace(left.place);
     if (this.dialog === "chat") this.dialog = "none"; // it was opened for the one that is left
     const away = new Map([...this.#away].filter(([, chat]) => unfinished(chat)));
     if (unfinished(left) && left.name !== null) away.set(left.name, left);
@@ -201,6 +203,7 @@ class App {
     library.refreshSoon();
     if (conversation === null) void this.chat.load();
     else if (conversation === this.chat.name) void this.chat.refresh(revision);
+    else if (revision === null) forgetPlace(conversation);
   }
 
   #refresh(): void {

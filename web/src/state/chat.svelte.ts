@@ -8,16 +8,17 @@ import { asProblem, GONE, Problem } from "../transport/problem";
 import type { Conversation, Settings, Tree, Turn } from "../transport/wire";
 import { Branch } from "./branch.svelte";
 import { Choice } from "./choice";
-import { keepTurn, turnKept, type Refused } from "./kept";
+import { keepMade, keepTurn, turnKept, type Refused } from "./kept";
 import { Making } from "./making.svelte";
 import { LiveReply } from "./reply.svelte";
 import { stepsOf } from "./steps";
 import { titleOf } from "./title";
-import { asking, said } from "./tree";
+import { answered, asking, said } from "./tree";
 import { Unsent } from "./unsent.svelte";
 
 export class Chat {
-  conversation = $state.raw<Conversation | null>(null); // null: a new one, not made yet
+  name = $state<string | null>(null); // null: a new one, not made yet
+  conversation = $state.raw<Conversation | null>(null); // null: not made, or not loaded
   system = $state<string | null>(null);
   settings = $state.raw<Settings>({});
   problem = $state.raw<Problem | null>(null);
@@ -51,17 +52,21 @@ export class Chat {
   );
 
   constructor(
-    readonly id: string | null,
+    id: string | null,
+    readonly unmade: string, // where what is kept of a new one is
     readonly onMade: (made: Conversation, chat: Chat) => void,
     readonly onChange: () => void,
-  ) {}
+  ) {
+    this.name = id;
+  }
 
   get running(): boolean {
     return this.live !== null && !this.live.over;
   }
 
-  get name(): string | null {
-    return this.conversation?.id ?? this.id;
+  /** Where what is kept of it is. */
+  get place(): string {
+    return this.name ?? this.unmade;
   }
 
   // -- from the server
@@ -177,7 +182,7 @@ export class Chat {
 
   /** It is not to be sent any more. */
   drop(refused: Refused): void {
-    if (this.name !== null) this.#unsent.drop(this.name, refused);
+    this.#unsent.drop(this.place, refused);
   }
 
   turn(id: string): Turn | undefined {
@@ -220,15 +225,17 @@ export class Chat {
   async #make(first: Record<string, unknown>): Promise<void> {
     if (this.name !== null) return;
     const optimistic = (this.#optimistic = said(first, null));
-    const { system, settings } = this;
+    // With its title, so that other tabs have it too.
+    const title = titleOf(optimistic?.content ?? "") || null;
+    const what = () => ({ title, system: this.system, settings: this.settings });
     try {
-      // With its title, so that other tabs have it too.
-      const what = { title: titleOf(optimistic?.content ?? "") || null, system, settings };
       this.conversation = await this.making.run(what, (problem) => (this.problem = problem));
     } catch (error) {
       this.#optimistic = null;
       throw error;
     }
+    keepMade(this.place, this.conversation.id);
+    this.name = this.conversation.id;
     this.onMade(this.conversation, this);
   }
 
@@ -276,14 +283,7 @@ export class Chat {
       this.#unsent.keep(live.conversation, live.unsent, outcome.kind === "failed" ? outcome.problem.message : "");
     }
     if (outcome.kind === "done" && live.id !== null && live.turn !== null) {
-      branch.add({
-        id: live.id,
-        parent: live.turn,
-        role: "assistant",
-        content: live.text,
-        created: Date.now() / 1000,
-        final: outcome.final,
-      });
+      branch.add(answered(live.id, live.turn, live.text, outcome.final));
       if (branch.leaf === live.turn) branch.leaf = live.id;
       if (this.live === live) this.live = null;
     }

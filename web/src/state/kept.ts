@@ -1,21 +1,26 @@
-// What of this tab outlives a reload: text that was typed and not sent, by conversation, a turn that
-// went out and was not acknowledged, turns that were refused, a text that is being changed, and
-// settings that the server does not have. In sessionStorage, so that two tabs are two tabs.
+// What of this tab outlives a reload: text that was typed and not sent, a turn that went out and
+// was not acknowledged, turns that were refused, texts that are being changed, and settings that the
+// server does not have. In sessionStorage, so that two tabs are two tabs.
+//
+// Each has its place: a conversation's id, or the name that one has here until it is made. Then all
+// that is kept of it moves.
 //
 // It is one user's: until the server has said who is here nothing of it is shown, and what is typed
 // meanwhile waits in memory; what was another's is forgotten.
 
 import type { Settings } from "../transport/wire";
+import { newName } from "./tree";
 
 const ALL = "chatserve.";
 const OWNER = "chatserve.owner";
 const TEXT = "chatserve.text.";
 const TURN = "chatserve.turn.";
 const UNSENT = "chatserve.unsent.";
-const FIRST = "chatserve.first";
-const EDIT = "chatserve.edit.";
+const FIRST = "chatserve.first.";
+const EDITS = "chatserve.edits.";
 const FORM = "chatserve.form.";
-const NEW = "chatserve.new";
+const BEGINNING = "chatserve.beginning.";
+const NEW = "chatserve.new"; // the place of the next conversation
 
 /** A turn that the server does not have and will not be sent by itself. reason: in words. */
 export interface Refused {
@@ -32,12 +37,13 @@ export function keepFor(owner: string): boolean {
   const before = get(OWNER);
   if (before !== owner) forgetKept();
   put(OWNER, owner);
-  // The page was left before the conversation of this message was made.
-  keepText(null, joined(firstKept(), textKept(null)));
-  keepFirst("");
+  const left = [get(NEW) ?? "", ...names(FIRST).map((name) => name.slice(FIRST.length))];
   for (const [name, text] of early)
     put(name, name.startsWith(TEXT) ? joined(get(name) ?? "", text) : text);
   early.clear();
+  // The page was left before these were made: the next one has what they were to say.
+  const place = newPlace();
+  for (const each of left) if (each && each !== place) move(each, place);
   return before !== null && before !== owner;
 }
 
@@ -47,12 +53,27 @@ export function keepNothing(): void {
 }
 
 export function forgetKept(): void {
-  try {
-    const names = Object.keys(sessionStorage).filter((name) => name.startsWith(ALL));
-    for (const name of names) sessionStorage.removeItem(name);
-  } catch {
-    // What a browser refuses to show it has not kept.
-  }
+  for (const name of names(ALL)) sessionStorage.removeItem(name);
+}
+
+/** All that is kept of one conversation. */
+export function forgetPlace(place: string): void {
+  for (const kind of [TEXT, TURN, UNSENT, FIRST, EDITS, FORM, BEGINNING]) put(kind + place, null);
+}
+
+/** Where what the next conversation begins with is kept. */
+export function newPlace(): string {
+  const known = get(NEW);
+  if (known && !get(FIRST + known)) return known; // or it is being made
+  const place = newName();
+  put(NEW, place);
+  return place;
+}
+
+function move(from: string, to: string): void {
+  keepText(to, joined(joined(get(FIRST + from) ?? "", textKept(from)), textKept(to)));
+  for (const kind of [FORM, BEGINNING]) if (!get(kind + to)) put(kind + to, get(kind + from));
+  forgetPlace(from);
 }
 
 /** Two texts as one. */
@@ -60,18 +81,17 @@ export function joined(first: string, second: string): string {
   return [first, second].filter((each) => each.trim() !== "").join("\n");
 }
 
-/** A text that is put in the place of a turn's. open: it is still being changed. */
-export interface Edit {
-  turn: string;
-  text: string;
-  open: boolean;
+/** Texts in the place of turns', by turn. open: the one that is still being changed. */
+interface Edits {
+  open: string | null;
+  texts: Record<string, string>;
 }
 
-/** The settings of a conversation as they were typed, and not saved. */
+/** Settings as they were changed, and not saved; what is not there was not changed. */
 export interface Form {
-  system: string;
+  system?: string;
   values: Record<string, number | null>;
-  stop: string;
+  stop?: string;
 }
 
 /** What a conversation that is not made yet will be made with. */
@@ -102,6 +122,14 @@ function get(name: string): string | null {
   }
 }
 
+function names(prefix: string): string[] {
+  try {
+    return Object.keys(sessionStorage).filter((name) => name.startsWith(prefix));
+  } catch {
+    return []; // what a browser refuses to show it has not kept
+  }
+}
+
 function putValue(name: string, value: object | null): void {
   put(name, value && JSON.stringify(value));
 }
@@ -111,50 +139,73 @@ function value<T>(name: string): T | null {
   return found ? (JSON.parse(found) as T) : null;
 }
 
-export const keepText = (conversation: string | null, text: string): void =>
-  put(TEXT + (conversation ?? ""), text);
+export const keepText = (place: string, text: string): void => put(TEXT + place, text);
 
-export const textKept = (conversation: string | null): string =>
-  get(TEXT + (conversation ?? "")) ?? "";
+export const textKept = (place: string): string => get(TEXT + place) ?? "";
 
 /** A turn's body; null: it was acknowledged, or given up. */
-export const keepTurn = (conversation: string, turn: Record<string, unknown> | null): void =>
-  putValue(TURN + conversation, turn);
+export const keepTurn = (place: string, turn: Record<string, unknown> | null): void =>
+  putValue(TURN + place, turn);
 
-export const turnKept = (conversation: string): Record<string, unknown> | null =>
-  value(TURN + conversation);
+export const turnKept = (place: string): Record<string, unknown> | null => value(TURN + place);
 
-export const keepUnsent = (conversation: string, unsent: readonly Refused[]): void =>
-  putValue(UNSENT + conversation, unsent.length > 0 ? unsent : null);
+export const keepUnsent = (place: string, unsent: readonly Refused[]): void =>
+  putValue(UNSENT + place, unsent.length > 0 ? unsent : null);
 
-export const unsentKept = (conversation: string): readonly Refused[] =>
-  value<Refused[]>(UNSENT + conversation) ?? [];
+export const unsentKept = (place: string): readonly Refused[] =>
+  value<Refused[]>(UNSENT + place) ?? [];
 
-/** A first message whose conversation is being made; "": it is made, or was refused. */
-export const keepFirst = (text: string): void => put(FIRST, text);
+const edits = (place: string): Edits => value<Edits>(EDITS + place) ?? { open: null, texts: {} };
 
-const firstKept = (): string => get(FIRST) ?? "";
+/** text null: it was sent, or given up. open: it is still being changed. */
+export function keepEdit(place: string, turn: string, text: string | null, open: boolean): void {
+  const kept = edits(place);
+  if (text === null) delete kept.texts[turn];
+  else kept.texts[turn] = text;
+  if (open) kept.open = turn;
+  else if (kept.open === turn) kept.open = null;
+  putValue(EDITS + place, Object.keys(kept.texts).length > 0 ? kept : null);
+}
 
-/** null: it was sent, or given up. */
-export const keepEdit = (conversation: string, edit: Edit | null): void =>
-  putValue(EDIT + conversation, edit);
+export const editKept = (place: string, turn: string): string | null =>
+  edits(place).texts[turn] ?? null;
 
-export const editKept = (conversation: string): Edit | null => value(EDIT + conversation);
+/** The turn whose text is still being changed. */
+export const openEdit = (place: string): string | null => edits(place).open;
+
+/** Another one is. */
+export function closeEdit(place: string): void {
+  const kept = edits(place);
+  if (kept.open !== null) putValue(EDITS + place, { ...kept, open: null });
+}
 
 /** null: it was saved, or given up. */
-export const keepForm = (conversation: string | null, form: Form | null): void =>
-  putValue(FORM + (conversation ?? ""), form);
+export const keepForm = (place: string, form: Form | null): void => putValue(FORM + place, form);
 
-export const formKept = (conversation: string | null): Form | null =>
-  value(FORM + (conversation ?? ""));
+export const formKept = (place: string): Form | null => value(FORM + place);
 
-export const keepBeginning = (beginning: Beginning): void => putValue(NEW, beginning);
+// -- of a conversation that is not made yet
 
-export const beginningKept = (): Beginning | null => value(NEW);
+export const keepBeginning = (place: string, beginning: Beginning): void =>
+  putValue(BEGINNING + place, beginning);
 
-/** A conversation is made: the next one begins without anything of it. */
-export function keepMade(conversation: string): void {
-  put(NEW, null);
-  keepForm(conversation, formKept(null));
-  keepForm(null, null);
+export const beginningKept = (place: string): Beginning | null => value(BEGINNING + place);
+
+/** Its first message, while it is being made; "": it was refused. */
+export const keepFirst = (place: string, text: string): void => put(FIRST + place, text);
+
+/** It is made: the next one begins without anything of it. */
+export function keepMade(place: string, conversation: string): void {
+  for (const kind of [FIRST, BEGINNING]) put(kind + place, null);
+  move(place, conversation);
+  if (get(NEW) === place) put(NEW, null);
+}
+
+/** It could not be made, and nobody looks at it any more: the next one has what it was to say. */
+export function keepUnmade(place: string): void {
+  const first = get(FIRST + place) ?? "";
+  keepFirst(place, "");
+  keepText(place, joined(first, textKept(place)));
+  const next = newPlace();
+  if (next !== place) move(place, next);
 }

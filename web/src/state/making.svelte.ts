@@ -12,13 +12,28 @@ export class Making {
   readonly #name = newName();
   #asking = new AbortController();
 
-  /** heard: what is in the way; null: nothing any more. Raises Problem. */
-  async run(what: api.Begun, heard: (problem: Problem | null) => void): Promise<Conversation> {
+  /** what: as it is to be now. heard: what is in the way; null: nothing any more. Raises
+   * Problem. */
+  async run(
+    what: () => api.Begun,
+    heard: (problem: Problem | null) => void,
+  ): Promise<Conversation> {
     const { signal } = (this.#asking = new AbortController());
     this.isUnderWay = true;
+    let told = what();
+    let made: Conversation | null = null;
+    // Asked for in other words it would be another one: what is changed meanwhile is told after it.
+    const ask = async (): Promise<Conversation> => {
+      made ??= await api.create(this.#name, told, signal);
+      for (let now = what(); differ(now, told); now = what()) {
+        made = await api.change(made.id, { system: now.system, settings: now.settings }, signal);
+        told = now;
+      }
+      return made;
+    };
     try {
       return await persist(
-        () => api.create(this.#name, what, signal),
+        ask,
         ({ message, status }) => heard(new Problem(`${message} Trying again…`, status)),
         signal,
       );
@@ -34,3 +49,6 @@ export class Making {
     this.#asking.abort();
   }
 }
+
+const differ = (one: api.Begun, other: api.Begun): boolean =>
+  one.system !== other.system || one.settings !== other.settings;

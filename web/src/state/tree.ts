@@ -1,7 +1,7 @@
 // The tree of a conversation's turns, the paths through it, and what is asked to make it grow.
 // Plain functions of plain values.
 
-import type { Turn } from "../transport/wire";
+import type { Final, Turn } from "../transport/wire";
 
 export type Turns = ReadonlyMap<string, Turn>;
 
@@ -57,3 +57,13 @@ export function said(body: Record<string, unknown>, parent: string | null): Turn
   if (typeof content !== "string") return null;
   return { id: String(id), parent, role: "user", content, created: 0, final: null };
 }
+
+/** A reply that is over, as the turn that the server made of it. */
+export const answered = (id: string, parent: string, content: string, final: Final): Turn => ({
+  id,
+  parent,
+  role: "assistant",
+  content,
+  created: Date.now() / 1000,
+  final,
+});

@@ -106,8 +106,12 @@ export async function open(id: string): Promise<Tree> {
   return treeOf(await call("GET", at(id)));
 }
 
-export async function change(id: string, changes: Changes): Promise<Conversation> {
-  return conversationOf(await call("PATCH", at(id), changes));
+export async function change(
+  id: string,
+  changes: Changes,
+  until?: AbortSignal,
+): Promise<Conversation> {
+  return conversationOf(await call("PATCH", at(id), changes, until));
 }
 
 export async function remove(id: string): Promise<void> {
