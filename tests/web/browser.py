@@ -26,6 +26,7 @@ from benchmarks.browser import chromium as started
 from benchmarks.browser import chromium_path
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import until
+from tests.wiring.server import ENDLESS
 
 CHROMIUM = chromium_path()
 PATIENCE_MS = 20_000
@@ -68,7 +69,7 @@ LONG = "Count from 1 to 80."
 async def long_conversation(url: str, tokens: int) -> str:
     """A new conversation whose replies have so many tokens, whatever the model means; its id. To
     `LONG` they begin with `1, 2, 3`."""
-    settings = {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True}
+    settings = ENDLESS | {"temperature": 0.0, "max_tokens": tokens}
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:
         made = await client.post("/api/conversations", json={"settings": settings})
         made.raise_for_status()
