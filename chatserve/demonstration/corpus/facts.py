@@ -187,7 +187,7 @@ MY_THINGS = (
     *(
         Thing(f"favourite {kind}", either_word, (f"favorite {kind}",))
         for kind in words.listed(
-            """film movie book song game sport flower tree subject band month cake singer dish toy
+            """film movie book song game sport flower tree subject band month cake singer toy
             bird vegetable restaurant shop show planet instrument"""
         )
     ),
@@ -201,14 +201,14 @@ BEARERS = (
     *words.listed(
         """dog cat rabbit parrot hamster horse turtle pony goat kitten puppy pig cow sister brother
         mother father wife husband son daughter friend boss neighbour teacher uncle aunt cousin
-        grandmother grandfather doctor boat robot street school team band village house car baby
+        grandmother grandfather doctor boat robot team band village house car baby
         grandson niece nephew colleague partner flatmate twin"""
     ),
     "best friend",
     "goldfish",
 )
 PETS = BEARERS[:13]
-NOT_PEOPLE = words.listed("boat robot street school team band village house car goldfish")
+NOT_PEOPLE = words.listed("boat robot team band village house car goldfish")
 NAMED_THINGS = tuple(
     Thing(f"{bearer}'s name", pet if bearer in PETS else person) for bearer in BEARERS
 )
