@@ -2,7 +2,7 @@
 
     python -m benchmarks.page_store [--json FILE]
 
-Pages of 12 KiB, 40 KiB (the demonstration model's) and 1.75 MiB, one and two threads, the page
+Pages of 12, 40 (the demonstration model's), 64 KiB and 1.75 MiB, one and two threads, the page
 cache warm: what is measured is what the store adds. `disk` writes and reads random bytes of a
 slot's size at a slot's offset in the same folder, with a sync after as many bytes as between two of
 the store's checkpoints; `aes` encrypts and decrypts pages with one key from one buffer into
@@ -36,7 +36,7 @@ ROUND_BYTES = 192 << 20  # of each kind in a round, about: as many windows as co
 CALL_PAGES, CALL_BYTES = 48, 4 << 20
 CHAT_PAGES = 96
 TARGET = 0.6
-SIZES = {"12 KiB": 12 << 10, "40 KiB": 40 << 10, "1.75 MiB": 1792 << 10}
+SIZES = {"12 KiB": 12 << 10, "40 KiB": 40 << 10, "64 KiB": 64 << 10, "1.75 MiB": 1792 << 10}
 Work = Callable[[int], None]  # what a thread of this number does
 
 
