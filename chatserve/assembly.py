@@ -66,8 +66,8 @@ _log = logging.getLogger(__name__)
 
 # Between device and host memory, in each direction, of one step: some milliseconds of a bus.
 MOVE_BYTES = 64 << 20
-# Up to here the trial's steps take a CPU some tens of milliseconds; of a larger model each would be
-# as long as a user's wait, and its prompts soon tell.
+# Chosen, not measured: a larger model's steps would make a start on a CPU longer, and its prompts
+# soon tell.
 TRIAL_PARAMETERS_MAX = 50_000_000
 
 HISTORY_MODES: dict[str, HistoryMode | None] = {
