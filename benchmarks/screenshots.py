@@ -59,6 +59,7 @@ OPERATOR, ANN, BEN, NEW = (
 )
 CHATTING = (ANN, ANN, BEN, BEN)  # who is at work while the admin page is looked at
 CHATTING_SECONDS = 70.0
+CROWD = 64  # chatting while a reply is looked at: it is over in a second where it is alone
 SETTINGS = {"temperature": 0.0, "max_tokens": 300}
 
 WIDE = {"width": 1280, "height": 860}
@@ -191,7 +192,7 @@ async def of_a_reply_that_comes(
         asyncio.TaskGroup() as group,
     ):
         await conversation_is_drawn(page)
-        chatting = [group.create_task(chats(served, BEN)) for _ in CHATTING]
+        chatting = [group.create_task(chats(served, BEN)) for _ in range(CROWD)]
         await page.get_by_label("Message", exact=True).fill(ASKED_LAST)
         await page.get_by_role("button", name="Send", exact=True).click()
         coming = page.locator('.reply[aria-busy="true"] .figures:not(:empty)')
