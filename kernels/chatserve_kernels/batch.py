@@ -18,8 +18,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from chatserve_kernels.runs import Runs, find_runs, laid_out
 
 # On a CPU gathered pages should still be in its cache when they are read: at 4 kv heads of 64 in
 # float32 this many positions are 4 MiB of K. A GPU rather wants few and large launches.
@@ -113,6 +117,42 @@ class AttentionBatch:
             for first in range(0, len(sequences), together):
                 groups.append(self._group(sequences[first : first + together]))
         return tuple(groups)
+
+    def decode_runs(self, window: int | None) -> Runs:
+        """The sequences with one query each, by the pages that they have in common. On a CPU."""
+        runs = self._runs.get(window)
+        if runs is None:
+            starts = self.query_starts
+            rows = {
+                sequence: starts[sequence]
+                for sequence in range(len(starts) - 1)
+                if starts[sequence + 1] - starts[sequence] == 1
+            }
+            tables = np.ascontiguousarray(self.page_tables.numpy(), dtype=np.int32)
+            found = find_runs(
+                tables, self.context_lengths, tuple(rows), page_size=self.page_size, window=window
+            )
+            runs = self._runs[window] = laid_out(tables, found, rows)
+        return runs
+
+    @cached_property
+    def has_decode_rows(self) -> bool:
+        """Whether any sequence has one query."""
+        return len(self.slices) < len(self.context_lengths)
+
+    @cached_property
+    def write_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Rows to append, their pages and offsets: int64, contiguous. On a CPU."""
+        every = torch.arange(self.rows) if self.write_rows is None else self.write_rows
+        rows, pages, offsets = (
+            np.ascontiguousarray(tensor.numpy(), dtype=np.int64)
+            for tensor in (every, self.write_pages, self.write_offsets)
+        )
+        return rows, pages, offsets
+
+    @cached_property
+    def _runs(self) -> dict[int | None, Runs]:
+        return {}
 
     def _group(self, sequences: list[int]) -> DecodeGroup:
         device = self.page_tables.device

@@ -3,8 +3,9 @@
 May not know: chatserve, models, requests. A door checks shapes, dtypes and strides and raises
 ValueError; a body trusts its door.
 
-Theory: K and V are gathered from their pages, because plain torch cannot read through a table.
-A slice gathers exactly the positions its queries may see. Decode rows of like length are gathered
+Theory: on a CPU decode rows read their pages where they lie, by machine code (`cpu/`); everything
+else, and they too where that is not to be had, is torch's. K and V are gathered from their pages,
+because plain torch cannot read through a table. A slice gathers exactly the positions its queries may see. Decode rows of like length are gathered
 together, padded to whole pages; what lies in the padding may be anything, NaN included, so it is
 overwritten with zeros before it meets an arithmetic operation (0 * NaN is NaN). Positions inside a
 context have all been written, also those before a window. Query heads that
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatserve_kernels.batch import AttentionBatch, DecodeGroup
+from chatserve_kernels.cpu import native
 
 # Explicit scores are [heads, queries, context], a mask [queries, context], both float32 somewhere
 # on their way; at most this many elements at a time (64 MiB), so that a long slice over a long
@@ -68,6 +70,12 @@ def paged_attention(
             query[rows], kv, batch, sequence, scale=scale, window=window, soft_cap=soft_cap,
             sinks=sinks,
         )  # fmt: skip
+    compiled = native.attention_for(query, kv, soft_cap=soft_cap, sinks=sinks)
+    if compiled is not None and batch.has_decode_rows:
+        compiled.run(
+            query, kv, batch, result, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks,
+        )  # fmt: skip
+        return result
     for group in batch.decode_groups:
         result[group.rows] = _attend_decode(
             query[group.rows], kv, group, scale=scale, window=window, soft_cap=soft_cap,
@@ -88,6 +96,8 @@ def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> 
         raise ValueError(f"key {tuple(key.shape)}, value {tuple(value.shape)}, not {expected}")
     if key.dtype != kv.dtype or value.dtype != kv.dtype:
         raise ValueError(f"key is {key.dtype}, value {value.dtype}, their pages {kv.dtype}")
+    if native.append(key, value, kv, batch):
+        return
     if batch.write_rows is not None:
         key, value = key[batch.write_rows], value[batch.write_rows]
     if key.shape[0] == 0:

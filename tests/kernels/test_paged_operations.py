@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chatserve_kernels import AttentionBatch, append_kv, copy_pages, ops, paged_attention, reference
+from chatserve_kernels.cpu import native
 
 NAN = float("nan")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -24,7 +25,22 @@ class Backend:
     copy_pages: Callable[..., None]
 
 
-BACKENDS = {"torch": Backend(paged_attention, append_kv, copy_pages)}
+def in_torch(door: Callable[..., Any]) -> Callable[..., Any]:
+    """The door as on a machine without LLVM."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "attention_for", lambda *_, **__: None)
+            patch.setattr(native, "append", lambda *_: False)
+            return door(*arguments, **options)
+
+    return call
+
+
+BACKENDS = {
+    "torch": Backend(in_torch(paged_attention), in_torch(append_kv), copy_pages),
+    "machine code": Backend(paged_attention, append_kv, copy_pages),
+}
 
 
 @dataclass(frozen=True)

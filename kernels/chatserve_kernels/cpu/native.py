@@ -1,0 +1,263 @@
+"""The programs compiled, and called with tensors.
+
+Theory: LLVM compiles a program for this very processor in a quarter of a second, once for each
+model's sizes; the machine code lives as long as the process. Before attention is used it must give
+what plain arithmetic gives on a small trial; a machine where it does not goes on with torch, and
+says so. Threads: a program is handed to GNU OpenMP's `GOMP_parallel`, in the very library that
+torch has loaded, so that torch's threads run it and no others wake. Where there is no such library
+the programs serve one thread only.
+"""
+
+import ctypes
+import logging
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatserve_kernels.batch import AttentionBatch
+from chatserve_kernels.cpu.sizes import Sizes
+from chatserve_kernels.cpu.trial import agrees
+from chatserve_kernels.runs import Runs
+
+try:
+    from llvmlite import binding as llvm
+
+    from chatserve_kernels.cpu import programs
+except ImportError:  # LLVM's package is not for every machine
+    llvm: Any = None
+    programs: Any = None
+
+SIZES_STEP = 8  # head_dim and page_size are multiples of it
+DTYPES = (torch.float32, torch.bfloat16)
+
+_log = logging.getLogger(__name__)
+_compiling = threading.Lock()
+_engines: list[Any] = []  # machine code is theirs
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One compiled function of an array of int64: its address, and the place of each field."""
+
+    address: int
+    places: Mapping[str, int]
+
+    def arguments(self, values: Mapping[str, int]) -> Any:
+        """An array with these fields; the others are 0."""
+        array = (ctypes.c_int64 * len(self.places))()
+        for name, value in values.items():
+            array[self.places[name]] = value
+        return array
+
+    def call(self, arguments: Any, counter: str, tasks: int) -> None:
+        """Run it on as many threads as torch uses, or as there are tasks. counter: the field that
+        threads take their tasks from."""
+        arguments[self.places[counter]] = 0
+        threads = min(torch.get_num_threads(), tasks)
+        place = ctypes.addressof(arguments)
+        parallel = _parallel()
+        if threads > 1 and parallel is not None:
+            parallel(self.address, place, threads, 0)
+        else:
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)(place)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attention:
+    """Attention of decode rows for one model's sizes."""
+
+    sizes: Sizes
+    attend: Function
+    join: Function
+
+    def run(
+        self,
+        query: Tensor,
+        kv: Tensor,
+        batch: AttentionBatch,
+        result: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+        sinks: Tensor | None,
+    ) -> None:
+        """Into the decode rows of `result`, contiguous; the rest as `ops.paged_attention` has
+        checked it."""
+        runs = batch.decode_runs(window)
+        kv_heads, item = kv.shape[3], kv.element_size()
+        arguments, _ = runs.prepared.get(self) or self._prepare(runs, kv_heads)
+        given = None if sinks is None else sinks.float().contiguous()
+        places = self.attend.places
+        for name, value in (
+            ("query", query.data_ptr()),
+            ("query_row", query.stride(0) * item),
+            ("query_head", query.stride(1) * item),
+            ("result", result.data_ptr()),
+            ("pages", kv.data_ptr()),
+            ("page_bytes", kv.stride(0) * item),
+            ("scale", _bits(scale)),
+            ("soft_cap", _bits(soft_cap or 0.0)),
+            ("sinks", 0 if given is None else given.data_ptr()),
+        ):
+            arguments[places[name]] = value
+        self.attend.call(arguments, "attend_next", len(runs.sequences) * kv_heads)
+        self.join.call(arguments, "join_next", len(runs.rows) * kv_heads)
+
+    def _prepare(self, runs: Runs, kv_heads: int) -> tuple[Any, Tensor]:
+        """What all layers of a step have in common, and memory for their records."""
+        parts = int(runs.first_slots[-1]) * kv_heads
+        elements = parts * self.sizes.group_records * self.sizes.record_elements
+        records = torch.empty(elements, dtype=torch.float32)
+        arguments = self.attend.arguments(
+            {
+                "attend_tasks": len(runs.sequences) * kv_heads,
+                "join_tasks": len(runs.rows) * kv_heads,
+                "kv_heads": kv_heads,
+                "tables": runs.tables.ctypes.data,
+                "table_entries": runs.tables.shape[1],
+                "run_sequences": runs.sequences.ctypes.data,
+                "run_starts": runs.starts.ctypes.data,
+                "run_ends": runs.ends.ctypes.data,
+                "run_first_members": runs.first_members.ctypes.data,
+                "members": runs.members.ctypes.data,
+                "slots": runs.slots.ctypes.data,
+                "rows": runs.rows.ctypes.data,
+                "first_slots": runs.first_slots.ctypes.data,
+                "records": records.data_ptr(),
+            }
+        )
+        runs.prepared[self] = arguments, records
+        return arguments, records
+
+
+def attention_for(
+    query: Tensor, kv: Tensor, *, soft_cap: float | None, sinks: Tensor | None
+) -> Attention | None:
+    """Compiled for these tensors, `ops.paged_attention`'s own; None where torch has to do it."""
+    page_size, kv_heads, head_dim = kv.shape[2:]
+    served = (
+        query.device.type == "cpu"
+        and kv.dtype in DTYPES
+        and head_dim % SIZES_STEP == page_size % SIZES_STEP == 0
+        and query.stride(2) == 1
+        and _threads_served()
+    )
+    if not served:
+        return None
+    group = query.shape[1] // kv_heads
+    bfloat16 = kv.dtype == torch.bfloat16
+    return _attention(head_dim, group, page_size, bfloat16, soft_cap is not None, sinks is not None)
+
+
+def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> bool:
+    """`ops.append_kv`, its arguments checked; whether it could be done here."""
+    page_size, kv_heads, head_dim = kv.shape[2:]
+    if key.device.type != "cpu" or key.stride(2) != 1 or value.stride(2) != 1:
+        return False
+    item = kv.element_size()
+    function = _append(head_dim * item, page_size) if _threads_served() else None
+    if function is None:
+        return False
+    rows, pages, offsets = batch.write_arrays
+    tasks = -(-len(rows) // programs.COPIES_A_TASK)
+    arguments = function.arguments(
+        {
+            "append_tasks": tasks,
+            "writes": len(rows),
+            "rows": rows.ctypes.data,
+            "write_pages": pages.ctypes.data,
+            "write_offsets": offsets.ctypes.data,
+            "kv_heads": kv_heads,
+            "key": key.data_ptr(),
+            "key_row": key.stride(0) * item,
+            "key_head": key.stride(1) * item,
+            "value": value.data_ptr(),
+            "value_row": value.stride(0) * item,
+            "value_head": value.stride(1) * item,
+            "pages": kv.data_ptr(),
+            "page_bytes": kv.stride(0) * item,
+        }
+    )
+    function.call(arguments, "append_next", tasks)
+    return True
+
+
+@cache
+def _attention(
+    head_dim: int, group: int, page_size: int, bfloat16: bool, soft_cap: bool, sinks: bool
+) -> Attention | None:
+    if programs is None:
+        return None
+    sizes = Sizes(head_dim, group, page_size, bfloat16, soft_cap, sinks)
+    addresses = _compiled(programs.attention_text(sizes), ("attend", "join"))
+    if addresses is None:
+        return None
+    places = {name: place for place, name in enumerate(programs.ATTEND_FIELDS)}
+    attention = Attention(sizes, *(Function(address, places) for address in addresses))
+    if not agrees(attention.run, sizes):
+        _log.warning("attention as machine code is wrong on this machine; torch does it")
+        return None
+    return attention
+
+
+@cache
+def _append(row_bytes: int, page_size: int) -> Function | None:
+    if programs is None:
+        return None
+    addresses = _compiled(programs.append_text(row_bytes, page_size), ("append",))
+    places = {name: place for place, name in enumerate(programs.APPEND_FIELDS)}
+    return None if addresses is None else Function(addresses[0], places)
+
+
+def _compiled(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """The addresses of a module's functions; None, with a warning, where LLVM fails."""
+    with _compiling:
+        try:
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+            module = llvm.parse_assembly(text)
+            module.verify()
+            # No passes: the programs are written as they should run, and nothing got faster.
+            machine = llvm.Target.from_default_triple().create_target_machine(
+                cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+            )
+            engine = llvm.create_mcjit_compiler(module, machine)
+            engine.finalize_object()
+        except (RuntimeError, OSError) as error:
+            _log.warning("attention is left to torch: LLVM says %s", error)
+            return None
+        _engines.append(engine)
+        return tuple(engine.get_function_address(name) for name in names)
+
+
+def _threads_served() -> bool:
+    return torch.get_num_threads() == 1 or _parallel() is not None
+
+
+@cache
+def _parallel() -> Any:
+    """GOMP_parallel(function, data, threads, flags) of the library that torch's threads belong to;
+    None where it is not to be found."""
+    beside = sorted(Path(torch.__file__).with_name("lib").glob("libgomp*.so*"))
+    for name in (*map(str, beside), "libgomp.so.1"):
+        try:
+            function = ctypes.CDLL(name).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        function.restype = None
+        return function
+    return None
+
+
+def _bits(number: float) -> int:
+    """Of a float32, as an integer."""
+    return int.from_bytes(struct.pack("<f", number), "little")

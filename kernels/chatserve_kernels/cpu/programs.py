@@ -1,0 +1,334 @@
+"""Attention of decode rows over runs of pages, the joining of its parts, and KV append: the code.
+
+Theory: a task of `attend` is a run and one kv head. The run's pages are read once, a tile of
+positions at a time, for all rows of the run; softmax goes along as in FlashAttention (arXiv
+2205.14135, section 3.1): for each query head a record holds the largest score so far, the sum of
+weights relative to it and the weighted values. `join` brings the records of a row's runs together.
+
+    record of a query head, float32:   query, scaled [head_dim] | values [head_dim]
+                                       | sums of weights [tile lanes] | largest score [tile lanes]
+
+Tiles never cross a page, and the next one is asked for while one is computed. What lies outside a
+run's positions may be anything: its score is replaced and its value is not read.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+
+from chatserve_kernels.cpu.language import F32, I32, I64, Program, integer
+from chatserve_kernels.cpu.sizes import Sizes
+
+NOTHING = -1e30  # below every score
+COPIES_A_TASK = 32  # rows that one thread appends at a time
+
+ATTEND_FIELDS = (
+    *("attend_next", "attend_tasks", "join_next", "join_tasks"),
+    *("kv_heads", "query", "query_row", "query_head", "result"),
+    *("pages", "page_bytes", "tables", "table_entries"),
+    *("run_sequences", "run_starts", "run_ends", "run_first_members", "members", "slots"),
+    *("rows", "first_slots", "records", "scale", "soft_cap", "sinks"),
+)
+APPEND_FIELDS = (
+    *("append_next", "append_tasks", "writes", "rows", "write_pages", "write_offsets"),
+    *("kv_heads", "key", "key_row", "key_head", "value", "value_row", "value_head"),
+    *("pages", "page_bytes"),
+)
+
+
+def attention_text(sizes: Sizes) -> str:
+    """The functions `attend` and `join`."""
+    module = ir.Module("attention")
+    fields = {name: index for index, name in enumerate(ATTEND_FIELDS)}
+    _Attend(Program(module, "attend", fields), sizes).build()
+    _Join(Program(module, "join", fields), sizes).build()
+    return str(module)
+
+
+class _Records:
+    """Addresses inside the records."""
+
+    def __init__(self, program: Program, sizes: Sizes) -> None:
+        self._p, self._sizes = program, sizes
+        self._records = program.field("records")
+        self._kv_heads = program.field("kv_heads")
+
+    def group(self, slot: Any, head: Any) -> Any:
+        """Of a row's part (slot) and a kv head: the records of its query heads."""
+        b = self._p.b
+        place = b.add(b.mul(slot, self._kv_heads), head)
+        size = 4 * self._sizes.group_records * self._sizes.record_elements
+        return b.add(self._records, b.mul(place, integer(size)))
+
+    def of(self, group: Any, index: Any) -> Any:
+        """One query head's."""
+        b = self._p.b
+        return b.add(group, b.mul(index, integer(4 * self._sizes.record_elements)))
+
+    def query(self, record: Any, chunk: int) -> Any:
+        return self._p.b.add(record, integer(4 * chunk * self._sizes.lanes))
+
+    def values(self, record: Any, chunk: int) -> Any:
+        return self.query(record, self._sizes.chunks + chunk)
+
+    def sums(self, record: Any) -> Any:
+        return self._p.b.add(record, integer(8 * self._sizes.head_dim))
+
+    def largest(self, record: Any) -> Any:
+        return self._p.b.add(record, integer(8 * self._sizes.head_dim + 4 * self._sizes.tile))
+
+
+class _Attend:
+    """Each task: one run for one kv head."""
+
+    def __init__(self, program: Program, sizes: Sizes) -> None:
+        self.p, self.sizes = program, sizes
+        self.f = {name: program.field(name) for name in ATTEND_FIELDS if "next" not in name}
+        self.records = _Records(program, sizes)
+        self.row_bytes = program.b.mul(
+            self.f["kv_heads"], integer(sizes.head_dim * sizes.element_bytes)
+        )
+        self.value_bytes = program.b.mul(self.row_bytes, integer(sizes.page_size))
+        # Where a lane can be looked up by a number.
+        weight = ir.VectorType(F32, sizes.tile)
+        self.weight_places = [program.b.alloca(weight) for _ in range(sizes.together)]
+
+    def build(self) -> None:
+        p, b, f, sizes = self.p, self.p.b, self.f, self.sizes
+        with p.tasks("attend_next", f["attend_tasks"]) as task:
+            run, head = b.sdiv(task, f["kv_heads"]), b.srem(task, f["kv_heads"])
+            sequence = p.at(f["run_sequences"], run)
+            start, end = p.at(f["run_starts"], run), p.at(f["run_ends"], run)
+            first_member = p.at(f["run_first_members"], run)
+            end_member = p.at(f["run_first_members"], b.add(run, integer(1)))
+            table = b.add(f["tables"], b.mul(sequence, b.mul(f["table_entries"], integer(4))))
+            with p.loop(first_member, end_member) as member:
+                group = self.records.group(p.at(f["slots"], member), head)
+                self._begin(group, p.at(f["members"], member), head)
+            tile = integer(sizes.tile)
+            with p.loop(b.mul(b.sdiv(start, tile), tile), end, sizes.tile) as position:
+                keys = self._keys(table, position, head)
+                after = b.add(position, tile)
+                after = b.select(b.icmp_signed("<", after, end), after, position)
+                self._ask(self._keys(table, after, head))
+                bounds = self._bounds(position, start, end)
+                with p.loop(first_member, end_member) as member:
+                    group = self.records.group(p.at(f["slots"], member), head)
+                    with p.loop(integer(0), integer(sizes.group_records), sizes.together) as index:
+                        self._tile(self.records.of(group, index), keys, bounds)
+
+    def _begin(self, group: Any, row: Any, head: Any) -> None:
+        """The records of a row: its query, scaled, and nothing yet."""
+        p, b, f, sizes, records = self.p, self.p.b, self.f, self.sizes, self.records
+        scale = p.splat(p.float_field("scale"), sizes.lanes)
+        query = b.add(f["query"], b.mul(row, f["query_row"]))
+        first = b.mul(head, integer(sizes.group))
+        with p.loop(integer(0), integer(sizes.group_records)) as index:
+            record = records.of(group, index)
+            # Records to spare take the last head's query: a second answer that nobody reads.
+            last = integer(sizes.group - 1)
+            mine = b.add(first, b.select(b.icmp_signed("<", index, last), index, last))
+            source = b.add(query, b.mul(mine, f["query_head"]))
+            for chunk in range(sizes.chunks):
+                place = b.add(source, integer(chunk * sizes.lanes * sizes.element_bytes))
+                loaded = p.load(place, sizes.lanes, sizes.bfloat16)
+                p.store(b.fmul(loaded, scale), records.query(record, chunk))
+                p.store(p.constant(0.0, sizes.lanes), records.values(record, chunk))
+            p.store(p.constant(0.0, sizes.tile), records.sums(record))
+            p.store(p.constant(NOTHING, sizes.tile), records.largest(record))
+
+    def _keys(self, table: Any, position: Any, head: Any) -> Any:
+        """The address of a position's key; its value is `value_bytes` further."""
+        b, f, sizes = self.p.b, self.f, self.sizes
+        size = integer(sizes.page_size)
+        entry = b.gep(b.inttoptr(table, I32.as_pointer()), [b.sdiv(position, size)])
+        page = b.sext(b.load(entry), I64)
+        place = b.add(f["pages"], b.mul(page, f["page_bytes"]))
+        place = b.add(place, b.mul(b.srem(position, size), self.row_bytes))
+        return b.add(place, b.mul(head, integer(sizes.head_dim * sizes.element_bytes)))
+
+    def _ask(self, keys: Any) -> None:
+        """For a whole tile, keys and values."""
+        b, sizes = self.p.b, self.sizes
+        for place in (keys, b.add(keys, self.value_bytes)):
+            for row in range(sizes.tile):
+                line = b.add(place, b.mul(self.row_bytes, integer(row)))
+                self.p.prefetch(line, sizes.head_dim * sizes.element_bytes)
+
+    def _bounds(self, position: Any, start: Any, end: Any) -> tuple[Any, Any, Any]:
+        """The rows of a tile that are inside the run: the first, the one behind the last, and for
+        each whether it is."""
+        p, b, sizes = self.p, self.p.b, self.sizes
+        zero, tile = integer(0), integer(sizes.tile)
+        before, left = b.sub(start, position), b.sub(end, position)
+        low = b.select(b.icmp_signed(">", before, zero), before, zero)
+        high = b.select(b.icmp_signed("<", left, tile), left, tile)
+        places = ir.Constant(ir.VectorType(I32, sizes.tile), list(range(sizes.tile)))
+        lows, highs = (p.splat(b.trunc(bound, I32), sizes.tile) for bound in (low, high))
+        above = b.icmp_signed(">=", places, lows)
+        return low, high, b.and_(above, b.icmp_signed("<", places, highs))
+
+    def _tile(self, first: Any, keys: Any, bounds: tuple[Any, Any, Any]) -> None:
+        """Some query heads, whose records lie from `first` on, over the positions of a tile."""
+        p, b, sizes, records = self.p, self.p.b, self.sizes, self.records
+        mine = [records.of(first, integer(index)) for index in range(sizes.together)]
+        queries = [
+            [p.load(records.query(record, chunk), sizes.lanes) for chunk in range(sizes.chunks)]
+            for record in mine
+        ]
+        low, high, inside = bounds
+        products: list[list[Any]] = [[] for _ in mine]
+        for row in range(sizes.tile):
+            place = b.add(keys, b.mul(self.row_bytes, integer(row)))
+            sums: list[Any] = [None] * len(mine)
+            for chunk in range(sizes.chunks):
+                key = self._chunk(place, chunk)
+                for index, query in enumerate(queries):
+                    sums[index] = (
+                        b.fmul(query[chunk], key)
+                        if chunk == 0
+                        else p.multiply_add(query[chunk], key, sums[index])
+                    )
+            for index, each in enumerate(sums):
+                products[index].append(each)
+        for index, record in enumerate(mine):
+            weights = self._weights(record, p.totals(products[index]), inside)
+            b.store(weights, self.weight_places[index])
+        kept = [
+            p.load(records.values(record, chunk), sizes.lanes)
+            for record in mine
+            for chunk in range(sizes.chunks)
+        ]
+        values = b.add(keys, self.value_bytes)
+        with p.folding(low, high, kept) as (row, mixed, after):
+            place = b.add(values, b.mul(self.row_bytes, row))
+            chunks = [self._chunk(place, chunk) for chunk in range(sizes.chunks)]
+            for index, weights in enumerate(self.weight_places):
+                lane = b.gep(b.bitcast(weights, F32.as_pointer()), [row])
+                one = p.splat(b.load(lane), sizes.lanes)
+                for chunk, value in enumerate(chunks):
+                    sum_before = mixed[index * sizes.chunks + chunk]
+                    after.append(p.multiply_add(one, value, sum_before))
+        for index, record in enumerate(mine):
+            for chunk in range(sizes.chunks):
+                p.store(mixed[index * sizes.chunks + chunk], records.values(record, chunk))
+
+    def _chunk(self, row: Any, chunk: int) -> Any:
+        """A part of a row's key or value."""
+        sizes = self.sizes
+        place = self.p.b.add(row, integer(chunk * sizes.lanes * sizes.element_bytes))
+        return self.p.load(place, sizes.lanes, sizes.bfloat16)
+
+    def _weights(self, record: Any, scores: Any, inside: Any) -> Any:
+        """exp(score - largest so far) of a tile, with what the record holds made relative to it."""
+        p, b, sizes, records = self.p, self.p.b, self.sizes, self.records
+        if sizes.soft_cap:
+            cap = p.splat(p.float_field("soft_cap"), sizes.tile)
+            twice = p.exp(b.fdiv(b.fmul(scores, p.constant(2.0, sizes.tile)), cap))
+            # tanh(x) = 1 - 2 / (exp(2 x) + 1)
+            below = b.fdiv(p.constant(2.0, sizes.tile), b.fadd(twice, p.constant(1.0, sizes.tile)))
+            scores = b.fmul(cap, b.fsub(p.constant(1.0, sizes.tile), below))
+        scores = b.select(inside, scores, p.constant(NOTHING, sizes.tile))
+        before = p.load(records.largest(record), sizes.tile)
+        here = p.largest(scores)
+        with b.if_then(b.fcmp_ordered(">", here, p.first(before)), likely=False):
+            largest = p.splat(here, sizes.tile)
+            less = p.exp(b.fsub(before, largest))
+            one = p.splat(p.first(less), sizes.lanes)
+            for chunk in range(sizes.chunks):
+                place = records.values(record, chunk)
+                p.store(b.fmul(p.load(place, sizes.lanes), one), place)
+            sums = records.sums(record)
+            p.store(b.fmul(p.load(sums, sizes.tile), less), sums)
+            p.store(largest, records.largest(record))
+        weights = p.exp(b.fsub(scores, p.load(records.largest(record), sizes.tile)))
+        weights = b.select(inside, weights, p.constant(0.0, sizes.tile))
+        sums = records.sums(record)
+        p.store(b.fadd(p.load(sums, sizes.tile), weights), sums)
+        return weights
+
+
+class _Join:
+    """Each task: one row and one kv head. Writes the result."""
+
+    def __init__(self, program: Program, sizes: Sizes) -> None:
+        self.p, self.sizes = program, sizes
+        self.records = _Records(program, sizes)
+
+    def build(self) -> None:
+        p, b, sizes = self.p, self.p.b, self.sizes
+        names = ("join_tasks", "kv_heads", "rows", "first_slots", "result", "sinks")
+        f = {name: p.field(name) for name in names}
+        heads = b.mul(f["kv_heads"], integer(sizes.group))
+        with p.tasks("join_next", f["join_tasks"]) as task:
+            index, kv_head = b.sdiv(task, f["kv_heads"]), b.srem(task, f["kv_heads"])
+            row = p.at(f["rows"], index)
+            first = p.at(f["first_slots"], index)
+            end = p.at(f["first_slots"], b.add(index, integer(1)))
+            with p.loop(integer(0), integer(sizes.group)) as member:
+                head = b.add(b.mul(kv_head, integer(sizes.group)), member)
+                place = b.add(b.mul(row, heads), head)
+                size = sizes.head_dim * sizes.element_bytes
+                result = b.add(f["result"], b.mul(place, integer(size)))
+                sink = None
+                if sizes.sinks:
+                    sink = p.first(p.load(b.add(f["sinks"], b.mul(head, integer(4))), 1))
+                self._one(first, end, kv_head, member, result, sink)
+
+    def _one(
+        self, first: Any, end: Any, kv_head: Any, member: Any, result: Any, sink: Any | None
+    ) -> None:
+        """One query head's parts, `first` to `end`."""
+        p, b, sizes, records = self.p, self.p.b, self.sizes, self.records
+
+        def record(slot: Any) -> Any:
+            return records.of(records.group(slot, kv_head), member)
+
+        least = p.constant(NOTHING, sizes.tile) if sink is None else p.splat(sink, sizes.tile)
+        with p.folding(first, end, [least]) as (slot, (largest,), after):
+            other = p.load(records.largest(record(slot)), sizes.tile)
+            after.append(b.select(b.fcmp_ordered(">", other, largest), other, largest))
+        zeros = [p.constant(0.0, sizes.tile)]
+        zeros += [p.constant(0.0, sizes.lanes)] * sizes.chunks
+        with p.folding(first, end, zeros) as (slot, sums, after):
+            part = record(slot)
+            less = p.exp(b.fsub(p.load(records.largest(part), sizes.tile), largest))
+            after.append(p.multiply_add(less, p.load(records.sums(part), sizes.tile), sums[0]))
+            one = p.splat(p.first(less), sizes.lanes)
+            for chunk, value in enumerate(sums[1:]):
+                mixed = p.load(records.values(part, chunk), sizes.lanes)
+                after.append(p.multiply_add(one, mixed, value))
+        total = p.total(sums[0])
+        if sink is not None:
+            total = b.fadd(total, p.first(p.exp(b.fsub(least, largest))))
+        total = p.splat(total, sizes.lanes)
+        for chunk, value in enumerate(sums[1:]):
+            place = b.add(result, integer(chunk * sizes.lanes * sizes.element_bytes))
+            p.store(b.fdiv(value, total), place, sizes.bfloat16)
+
+
+def append_text(row_bytes: int, page_size: int) -> str:
+    """The function `append`: row_bytes of each row and head, K and V, to their pages."""
+    module = ir.Module("append")
+    p = Program(module, "append", {name: index for index, name in enumerate(APPEND_FIELDS)})
+    b, f = p.b, {name: p.field(name) for name in APPEND_FIELDS if "next" not in name}
+    position_bytes = b.mul(f["kv_heads"], integer(row_bytes))
+    value_bytes = b.mul(position_bytes, integer(page_size))
+    with p.tasks("append_next", f["append_tasks"]) as task:
+        first = b.mul(task, integer(COPIES_A_TASK))
+        end = b.add(first, integer(COPIES_A_TASK))
+        end = b.select(b.icmp_signed("<", end, f["writes"]), end, f["writes"])
+        with p.loop(first, end) as write:
+            row = p.at(f["rows"], write)
+            target = b.add(f["pages"], b.mul(p.at(f["write_pages"], write), f["page_bytes"]))
+            offset = p.at(f["write_offsets"], write)
+            target = b.add(target, b.mul(offset, position_bytes))
+            for name, place in (("key", target), ("value", b.add(target, value_bytes))):
+                source = b.add(f[name], b.mul(row, f[f"{name}_row"]))
+                with p.loop(integer(0), f["kv_heads"]) as head:
+                    p.copy(
+                        b.add(source, b.mul(head, f[f"{name}_head"])),
+                        b.add(place, b.mul(head, integer(row_bytes))),
+                        row_bytes,
+                    )
+    return str(module)

@@ -1,0 +1,234 @@
+"""Attention as machine code: at models' real sizes, on several threads, with what must not be
+read, and where it has to be left to torch."""
+
+import logging
+import random
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chatserve_kernels import AttentionBatch, append_kv, paged_attention, runs
+from chatserve_kernels.cpu import native
+from tests.kernels.test_paged_operations import in_torch
+
+# head_dim, heads, kv_heads, page_size
+SIZES = [
+    *((64, 14, 2, 16), (128, 16, 8, 16), (128, 4, 4, 8), (256, 8, 1, 64)),
+    *((80, 6, 2, 24), (72, 9, 3, 16), (96, 32, 2, 256)),
+]
+LENGTHS = (300, 290, 1, 77, 205)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Generator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def decoding(
+    lengths: tuple[int, ...], page_size: int, *, shared: int = 0
+) -> tuple[AttentionBatch, int]:
+    """One query each; all begin with the same pages. The batch, and how many pages there are."""
+    numbers = random.Random(17)
+    sizes = [-(-length // page_size) for length in lengths]
+    free = list(range(shared + sum(sizes)))
+    numbers.shuffle(free)
+    beginning = [free.pop() for _ in range(shared)]
+    tables = torch.zeros((len(lengths), max(sizes)), dtype=torch.int32)
+    for row, size in enumerate(sizes):
+        table = [*beginning, *(free.pop() for _ in range(size))][:size]
+        tables[row, :size] = torch.tensor(table)
+    last = [(length - 1) // page_size for length in lengths]
+    batch = AttentionBatch(
+        query_starts=tuple(range(len(lengths) + 1)),
+        context_lengths=lengths,
+        page_tables=tables,
+        write_pages=tables[range(len(lengths)), last].long(),
+        write_offsets=torch.tensor([(length - 1) % page_size for length in lengths]),
+        write_rows=None,
+        page_size=page_size,
+    )
+    return batch, shared + sum(sizes)
+
+
+def trial(
+    size: tuple[int, int, int, int], dtype: torch.dtype, shared: int = 0
+) -> tuple[Tensor, Tensor, AttentionBatch]:
+    head_dim, heads, kv_heads, page_size = size
+    batch, pages = decoding(LENGTHS, page_size, shared=shared)
+    kv = torch.randn(pages, 2, page_size, kv_heads, head_dim).to(dtype)
+    query = torch.randn(heads, batch.rows, head_dim).to(dtype).transpose(0, 1)
+    return query, kv, batch
+
+
+def test_it_is_what_the_doors_use() -> None:
+    query, kv, _ = trial(SIZES[0], torch.float32)
+    assert native.attention_for(query, kv, soft_cap=None, sinks=None) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shared", [0, 8])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_it_equals_torch(
+    size: tuple[int, int, int, int], shared: int, dtype: torch.dtype, threads: int
+) -> None:
+    torch.manual_seed(3)
+    query, kv, batch = trial(size, dtype, shared)
+    scale = size[0] ** -0.5
+    expected = in_torch(paged_attention)(query.float(), kv.float(), batch, scale=scale)
+    result = paged_attention(query, kv, batch, scale=scale)
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-2  # half a unit of bfloat16 at 1 is 4e-3
+    torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "options", [{"window": 50}, {"soft_cap": 3.0}, {"sinks": True}, {"window": 9, "sinks": True}]
+)
+def test_options_equal_torch(options: dict[str, Any], threads: int) -> None:
+    torch.manual_seed(4)
+    query, kv, batch = trial((64, 14, 2, 16), torch.float32, shared=8)
+    if "sinks" in options:
+        options = options | {"sinks": 3 * torch.randn(14)}
+    expected = in_torch(paged_attention)(query, kv, batch, scale=0.3, **options)
+    result = paged_attention(query, kv, batch, scale=0.3, **options)
+    torch.testing.assert_close(result, expected, atol=5e-6, rtol=5e-6)
+
+
+def test_bfloat16_is_rounded_to_the_nearest() -> None:
+    torch.manual_seed(5)
+    query, kv, batch = trial((64, 4, 2, 16), torch.bfloat16)
+    exact = paged_attention(query.float(), kv.float(), batch, scale=0.125)
+    assert torch.equal(paged_attention(query, kv, batch, scale=0.125), exact.bfloat16())
+
+
+def test_parts_of_a_long_context_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(6)
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    whole = paged_attention(query, kv, batch, scale=1.0)
+    monkeypatch.setattr(runs, "RUN_TOKENS_MAX", 37)
+    batch, _ = decoding(LENGTHS, 16)
+    assert len(batch.decode_runs(None).sequences) > 20
+    parted = paged_attention(query, kv, batch, scale=1.0)
+    torch.testing.assert_close(parted, whole, atol=2e-6, rtol=2e-6)
+
+
+def test_large_scores_of_either_sign_stay_exact() -> None:
+    torch.manual_seed(7)
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    for factor in (1e3, 1e-6):
+        expected = in_torch(paged_attention)(query * factor, kv, batch, scale=1.0)
+        result = paged_attention(query * factor, kv, batch, scale=1.0)
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", [0, 1], ids=["key", "value"])
+def test_what_is_not_finite_shows_in_its_row_alone(value: float, part: int) -> None:
+    torch.manual_seed(8)
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    before = paged_attention(query, kv, batch, scale=0.1)
+    page = int(batch.page_tables[1, 3])
+    kv[page, part, 5] = value
+    result = paged_attention(query, kv, batch, scale=0.1)
+    assert not result[1].isfinite().all(dim=-1).any(), "a wrong number would pass for a right one"
+    others = [0, 2, 3, 4]
+    assert torch.equal(result[others], before[others])
+
+
+def test_nothing_outside_a_context_is_used() -> None:
+    torch.manual_seed(9)
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32, shared=8)
+    for window in (None, 20):
+        expected = paged_attention(query, kv, batch, scale=0.1, window=window)
+        spoiled = torch.full_like(kv, float("nan"))
+        for row, length in enumerate(batch.context_lengths):
+            for position in range(0 if window is None else max(0, length - window), length):
+                page, offset = int(batch.page_tables[row, position // 16]), position % 16
+                spoiled[page, :, offset] = kv[page, :, offset]
+        result = paged_attention(query, spoiled, batch, scale=0.1, window=window)
+        assert torch.equal(result, expected)
+
+
+def test_append_from_any_strides(threads: int) -> None:
+    torch.manual_seed(10)
+    batch, pages = decoding(tuple(range(1, 150)), 16)
+    kept = torch.randperm(batch.rows)[:140].sort().values
+    batch = AttentionBatch(
+        query_starts=batch.query_starts,
+        context_lengths=batch.context_lengths,
+        page_tables=batch.page_tables,
+        write_pages=batch.write_pages[kept],
+        write_offsets=batch.write_offsets[kept],
+        write_rows=kept,
+        page_size=16,
+    )
+    kv = torch.randn(pages, 2, 16, 3, 24).bfloat16()
+    other = kv.clone()
+    key = torch.randn(3, batch.rows, 24).bfloat16().transpose(0, 1)
+    value = torch.randn(batch.rows, 5, 24).bfloat16()[:, 1:4]
+    append_kv(key, value, kv, batch)
+    in_torch(append_kv)(key, value, other, batch)
+    assert torch.equal(kv, other)
+
+
+@pytest.fixture
+def afresh() -> Generator[None]:
+    """Nothing is known yet of what was compiled."""
+    native._attention.cache_clear()
+    yield
+    native._attention.cache_clear()
+
+
+@pytest.mark.usefixtures("afresh")
+def test_what_is_wrong_on_a_machine_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
+    compiled = native._compiled
+    # As if a processor took its tasks from the wrong place: nothing is joined.
+    monkeypatch.setattr(native, "_compiled", lambda text, names: compiled(text, names)[:1] * 2)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(paged_attention(query, kv, batch, scale=0.1), expected)
+    assert "is wrong on this machine" in caplog.text
+
+
+@pytest.mark.usefixtures("afresh")
+def test_a_program_that_llvm_refuses_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
+    monkeypatch.setattr(native.programs, "attention_text", lambda _sizes: "no program")
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(paged_attention(query, kv, batch, scale=0.1), expected)
+    assert "left to torch" in caplog.text
+
+
+@pytest.mark.usefixtures("afresh")
+@pytest.mark.parametrize("absent", ["programs", "_parallel"])
+def test_without_llvm_or_threads_torch_does_it(
+    absent: str, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
+    monkeypatch.setattr(native, absent, None if absent == "programs" else lambda: None)
+    monkeypatch.setattr(native, "_append", lambda *_: None)
+    served = native.attention_for(query, kv, soft_cap=None, sinks=None)
+    assert (served is not None) == (absent == "_parallel" and threads == 1)
+    torch.testing.assert_close(paged_attention(query, kv, batch, scale=0.1), expected)
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.float16, 64), (torch.float32, 20)])
+def test_other_types_and_sizes_are_torchs(dtype: torch.dtype, head_dim: int) -> None:
+    torch.manual_seed(11)
+    query, kv, batch = trial((head_dim, 4, 2, 16), dtype)
+    assert native.attention_for(query, kv, soft_cap=None, sinks=None) is None
+    expected = in_torch(paged_attention)(query.float(), kv.float(), batch, scale=0.1)
+    result = paged_attention(query, kv, batch, scale=0.1)
+    torch.testing.assert_close(result.float(), expected, atol=4e-3, rtol=4e-3)
