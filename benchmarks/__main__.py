@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 MODULES = (
     "benchmarks.step_host_time",
+    "benchmarks.attention",
     "benchmarks.page_store",
     "benchmarks.serving",
     "benchmarks.overload",

@@ -5,12 +5,12 @@ ValueError; a body trusts its door.
 
 Theory: on a CPU decode rows read their pages where they lie, by machine code (`cpu/`); everything
 else, and they too where that is not to be had, is torch's. K and V are gathered from their pages,
-because plain torch cannot read through a table. A slice gathers exactly the positions its queries may see. Decode rows of like length are gathered
-together, padded to whole pages; what lies in the padding may be anything, NaN included, so it is
-overwritten with zeros before it meets an arithmetic operation (0 * NaN is NaN). Positions inside a
-context have all been written, also those before a window. Query heads that
-share a kv head are never given copies of it: for a slice they are an expanded (stride 0)
-dimension, for a decode row they take the place of the query positions.
+because plain torch cannot read through a table. A slice gathers exactly the positions its queries
+may see. Decode rows of like length are gathered together, padded to whole pages; what lies in the
+padding may be anything, NaN included, so it is overwritten with zeros before it meets an arithmetic
+operation (0 * NaN is NaN). Positions inside a context have all been written, also those before a
+window. Query heads that share a kv head are never given copies of it: for a slice they are an
+expanded (stride 0) dimension, for a decode row they take the place of the query positions.
 """
 
 import torch

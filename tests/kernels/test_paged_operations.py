@@ -29,9 +29,7 @@ def in_torch(door: Callable[..., Any]) -> Callable[..., Any]:
     """The door as on a machine without LLVM."""
 
     def call(*arguments: Any, **options: Any) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "attention_for", lambda *_, **__: None)
-            patch.setattr(native, "append", lambda *_: False)
+        with native.left_to_torch():
             return door(*arguments, **options)
 
     return call

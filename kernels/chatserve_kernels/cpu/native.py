@@ -12,7 +12,8 @@ import ctypes
 import logging
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,17 @@ DTYPES = (torch.float32, torch.bfloat16)
 _log = logging.getLogger(__name__)
 _compiling = threading.Lock()
 _engines: list[Any] = []  # machine code is theirs
+_left_to_torch = threading.Event()
+
+
+@contextmanager
+def left_to_torch() -> Generator[None]:
+    """Inside, no thread uses these programs: for comparisons."""
+    _left_to_torch.set()
+    try:
+        yield
+    finally:
+        _left_to_torch.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +160,7 @@ def attention_for(
         and kv.dtype in DTYPES
         and head_dim % SIZES_STEP == page_size % SIZES_STEP == 0
         and query.stride(2) == 1
-        and _threads_served()
+        and _wanted()
     )
     if not served:
         return None
@@ -163,7 +175,7 @@ def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> boo
     if key.device.type != "cpu" or key.stride(2) != 1 or value.stride(2) != 1:
         return False
     item = kv.element_size()
-    function = _append(head_dim * item, page_size) if _threads_served() else None
+    function = _append(head_dim * item, page_size) if _wanted() else None
     if function is None:
         return False
     rows, pages, offsets = batch.write_arrays
@@ -238,7 +250,10 @@ def _compiled(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
         return tuple(engine.get_function_address(name) for name in names)
 
 
-def _threads_served() -> bool:
+def _wanted() -> bool:
+    """Whether the programs may run, and on all of torch's threads."""
+    if _left_to_torch.is_set():
+        return False
     return torch.get_num_threads() == 1 or _parallel() is not None
 
 
