@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from chatserve.errors import ModelRefused
 from chatserve.model.attention import PagedStep, padded_rows, run_paged
 from chatserve.model.layout import KVLayout
+from chatserve.model.packed import PackedLinear
 from chatserve_kernels import AttentionBatch
 
 
@@ -46,6 +47,7 @@ class LoadedModel:
         layout: KVLayout,
         context_length: int,
         generation: GenerationDefaults,
+        parameter_count: int,
         fingerprint: Future[bytes],
     ) -> None:
         self.name = name
@@ -58,11 +60,11 @@ class LoadedModel:
         self.config: PreTrainedConfig = model.config
         embeddings = model.get_output_embeddings()
         self.vocabulary_size: int = (
-            embeddings.weight.shape[0]
-            if isinstance(embeddings, torch.nn.Linear)
+            embeddings.out_features
+            if isinstance(embeddings, torch.nn.Linear | PackedLinear)
             else int(model.config.vocab_size)
         )
-        self.parameter_count = sum(each.numel() for each in model.parameters())
+        self.parameter_count = parameter_count
         self._model = model
         self._fingerprint = fingerprint
 

@@ -24,6 +24,7 @@ from chatserve.model.checkpoint import Checkpoint, open_checkpoint, stored_dtype
 from chatserve.model.fingerprint import FingerprintFields, config_text, weights_digest
 from chatserve.model.layout import KVLayout
 from chatserve.model.loaded import GenerationDefaults, LoadedModel
+from chatserve.model.packed import pack_linears
 from chatserve.model.probe import compare_with_eager, survey_layers
 from chatserve.model.rotary import check_rotary, fix_rotary, positions_max, rotary_digest
 from chatserve.model.suitability import check_config, expected_windows
@@ -79,6 +80,7 @@ def load_model(
             ) from error
         generation = _generation_defaults(model)
         fix_rotary(model, served)
+        parameters = sum(each.numel() for each in model.parameters())
         layout = _try_pages(model, page_size=page_size, dtype=chosen, context_length=served)
     rotary = rotary_digest(model)
 
@@ -98,6 +100,7 @@ def load_model(
         layout=layout,
         context_length=served,
         generation=generation,
+        parameter_count=parameters,
         fingerprint=_mapped(weights, digest),
     )
 
@@ -133,8 +136,21 @@ def _try_pages(
     model: PreTrainedModel, *, page_size: int, dtype: torch.dtype, context_length: int
 ) -> KVLayout:
     """The two trials of `probe.py`; the layout they find. Raises ModelRefused."""
-    config = model.config
     model.set_attn_implementation(ATTENTION_NAME)
+    packing = pack_linears(model)
+    try:
+        return _try(model, page_size=page_size, dtype=dtype, context_length=context_length)
+    except ModelRefused:
+        if not packing.places:
+            raise
+        packing.undo()  # a model may ask its layers for their weights
+        return _try(model, page_size=page_size, dtype=dtype, context_length=context_length)
+
+
+def _try(
+    model: PreTrainedModel, *, page_size: int, dtype: torch.dtype, context_length: int
+) -> KVLayout:
+    config = model.config
     try:
         shapes = survey_layers(
             model, windows=expected_windows(config), context_length=context_length

@@ -1,0 +1,92 @@
+"""Linear layers whose weights lie as oneDNN wants them, packed once when a model is loaded.
+
+May not know: attention, pages, single model families.
+
+Theory: torch multiplies with weights as they lie in the checkpoint, row by row, and oneDNN wants
+them in blocks. It reorders them in each call, or reads them worse: a step of one row, which does
+nothing but read weights, takes up to twice the time. torch has operators for weights packed
+beforehand (its compiler uses them); they are private, so each layer must give what it gave before,
+and a layer, or a torch, that does not is left as it is.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# In float32 a small layer is slower packed: reaching oneDNN costs what packing saves.
+PACKED_ELEMENTS_MIN = {torch.bfloat16: 0, torch.float32: 1 << 20}
+_TRIAL_ROWS = 3
+_TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+
+_log = logging.getLogger(__name__)
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` for inference. Raises RuntimeError or AttributeError where torch cannot pack."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        # No parameter: oneDNN's layout is opaque to everything else.
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self._multiply: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows: [..., in_features] in the weights' dtype → [..., out_features]."""
+        return self._multiply(rows, self._packed, self.bias, "none", [], "")
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What was packed, and how to undo it."""
+
+    places: tuple[tuple[nn.Module, str, nn.Linear], ...]
+
+    def undo(self) -> None:
+        """Every layer as it was."""
+        for parent, name, linear in self.places:
+            setattr(parent, name, linear)
+
+
+def pack_linears(model: nn.Module) -> Packing:
+    """Replace the linear layers of a model on a CPU that gain by it. Its other parts, and kinds of
+    layers that are derived from `nn.Linear`, stay."""
+    places: list[tuple[nn.Module, str, nn.Linear]] = []
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
+                continue
+            if layer.weight.numel() < PACKED_ELEMENTS_MIN.get(layer.weight.dtype, torch.inf):
+                continue
+            packed = _packed(layer)
+            if packed is None:
+                Packing(tuple(places)).undo()
+                return Packing(())
+            setattr(parent, name, packed)
+            places.append((parent, name, layer))
+    return Packing(tuple(places))
+
+
+def _packed(linear: nn.Linear) -> PackedLinear | None:
+    """None, with a line in the log, where it does not give what the layer gives."""
+    dtype = linear.weight.dtype
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(_TRIAL_ROWS, linear.in_features, generator=generator).to(dtype)
+    reason: Any
+    try:
+        with torch.inference_mode():
+            packed = PackedLinear(linear)
+            expected, result = linear(rows).float(), packed(rows).float()
+            difference = float((result - expected).norm() / expected.norm().clamp_min(1e-6))
+        if difference <= _TOLERANCE[dtype]:
+            return packed
+        reason = f"relative difference {difference:.2g}"
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = error
+    _log.info("linear layers are left as they are: %s", reason)
+    return None
