@@ -86,6 +86,17 @@ def test_it_equals_torch(
     torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
 
 
+def test_layers_of_one_step_may_differ_in_heads() -> None:
+    torch.manual_seed(12)
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    wider = torch.randn(kv.shape[0], 2, 16, 5, 64)
+    more = torch.randn(batch.rows, 10, 64)
+    for each, pages in ((query, kv), (more, wider), (query, kv)):
+        expected = in_torch(paged_attention)(each, pages, batch, scale=0.1)
+        result = paged_attention(each, pages, batch, scale=0.1)
+        torch.testing.assert_close(result, expected, atol=2e-6, rtol=2e-6)
+
+
 @pytest.mark.parametrize(
     "options", [{"window": 50}, {"soft_cap": 3.0}, {"sinks": True}, {"window": 9, "sinks": True}]
 )

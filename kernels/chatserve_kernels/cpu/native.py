@@ -105,7 +105,7 @@ class Attention:
         checked it."""
         runs = batch.decode_runs(window)
         kv_heads, item = kv.shape[3], kv.element_size()
-        arguments, _ = runs.prepared.get(self) or self._prepare(runs, kv_heads)
+        arguments, _ = runs.prepared.get((self, kv_heads)) or self._prepare(runs, kv_heads)
         given = None if sinks is None else sinks.float().contiguous()
         places = self.attend.places
         for name, value in (
@@ -124,7 +124,8 @@ class Attention:
         self.join.call(arguments, "join_next", len(runs.rows) * kv_heads)
 
     def _prepare(self, runs: Runs, kv_heads: int) -> tuple[Any, Tensor]:
-        """What all layers of a step have in common, and memory for their records."""
+        """What all layers of a step with as many kv heads have in common, and memory for their
+        records."""
         parts = int(runs.first_slots[-1]) * kv_heads
         elements = parts * self.sizes.group_records * self.sizes.record_elements
         records = torch.empty(elements, dtype=torch.float32)
@@ -146,7 +147,7 @@ class Attention:
                 "records": records.data_ptr(),
             }
         )
-        runs.prepared[self] = arguments, records
+        runs.prepared[self, kv_heads] = arguments, records
         return arguments, records
 
 
