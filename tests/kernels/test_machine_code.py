@@ -117,6 +117,43 @@ def test_bfloat16_is_rounded_to_the_nearest() -> None:
     assert torch.equal(paged_attention(query, kv, batch, scale=0.125), exact.bfloat16())
 
 
+@pytest.mark.parametrize(("first", "even"), [(1.0, 1.0), (1.0078125, 1.015625)])
+def test_halves_are_rounded_to_even(first: float, even: float) -> None:
+    """The mean of two neighbours lies half-way between them."""
+    batch, pages = decoding((2,), 16)
+    kv = torch.zeros(pages, 2, 16, 1, 16, dtype=torch.bfloat16)
+    kv[int(batch.page_tables[0, 0]), 1, 0], kv[int(batch.page_tables[0, 0]), 1, 1] = (
+        first,
+        first + 0.0078125,
+    )
+    result = paged_attention(torch.zeros(1, 1, 16).bfloat16(), kv, batch, scale=1.0)
+    assert (result == even).all()
+
+
+def test_torchs_threads_run_it(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    paged_attention(query, kv, batch, scale=1.0)  # compiled before anything is counted
+    parallel, calls = native._parallel(), []
+
+    def counted(*arguments: Any) -> None:
+        calls.append(arguments[2])
+        parallel(*arguments)
+
+    monkeypatch.setattr(native, "_parallel", lambda: counted)
+    paged_attention(query, kv, batch, scale=1.0)
+    assert calls == ([] if threads == 1 else [2, 2])
+
+
+def test_a_query_of_other_strides() -> None:
+    torch.manual_seed(13)
+    query, kv, batch = trial((64, 4, 2, 16), torch.float32)
+    other = query.transpose(1, 2).contiguous().transpose(1, 2)
+    assert other.stride(2) != 1
+    expected = paged_attention(query, kv, batch, scale=0.1)
+    result = paged_attention(other, kv, batch, scale=0.1)
+    torch.testing.assert_close(result, expected, atol=2e-6, rtol=2e-6)
+
+
 def test_parts_of_a_long_context_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(6)
     query, kv, batch = trial((64, 4, 2, 16), torch.float32)
@@ -182,9 +219,11 @@ def test_append_from_any_strides(threads: int) -> None:
     other = kv.clone()
     key = torch.randn(3, batch.rows, 24).bfloat16().transpose(0, 1)
     value = torch.randn(batch.rows, 5, 24).bfloat16()[:, 1:4]
-    append_kv(key, value, kv, batch)
-    in_torch(append_kv)(key, value, other, batch)
-    assert torch.equal(kv, other)
+    inside_out = torch.randn(batch.rows, 24, 3).bfloat16().transpose(1, 2)
+    for mine, yours in ((key, value), (key, inside_out), (inside_out, value)):
+        append_kv(mine, yours, kv, batch)
+        in_torch(append_kv)(mine, yours, other, batch)
+        assert torch.equal(kv, other)
 
 
 @pytest.fixture

@@ -242,7 +242,6 @@ class _Attend:
             p.store(b.fmul(p.load(sums, sizes.tile), less), sums)
             p.store(largest, records.largest(record))
         weights = p.exp(b.fsub(scores, p.load(records.largest(record), sizes.tile)))
-        weights = b.select(inside, weights, p.constant(0.0, sizes.tile))
         sums = records.sums(record)
         p.store(b.fadd(p.load(sums, sizes.tile), weights), sums)
         return weights
