@@ -151,6 +151,19 @@ class AttentionBatch:
         return rows, pages, offsets
 
     @cached_property
+    def pages_named(self) -> int:
+        """All page ids are below this: ValueError where a pool has fewer pages, or an id, an offset
+        or a row of a write is not one. On a CPU, whose programs read wherever they are told."""
+        rows, pages, offsets = self.write_arrays
+        tables = self.page_tables.numpy()
+        lowest = [int(each.min()) for each in (tables, rows, pages, offsets) if each.size]
+        if min(lowest) < 0 or (rows.size and int(rows.max()) >= self.rows):
+            raise ValueError("a page, an offset or a row of the batch is out of range")
+        if offsets.size and int(offsets.max()) >= self.page_size:
+            raise ValueError(f"an offset is not in a page of {self.page_size}")
+        return 1 + max(int(each.max()) for each in (tables, pages) if each.size)
+
+    @cached_property
     def _runs(self) -> dict[int | None, Runs]:
         return {}
 

@@ -226,6 +226,32 @@ def test_append_from_any_strides(threads: int) -> None:
         assert torch.equal(kv, other)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *({"page_tables": 3}, {"page_tables": -1}, {"write_pages": 3}, {"write_pages": -1}),
+        *({"write_offsets": 16}, {"write_offsets": -1}, {"write_rows": 2}, {"write_rows": -1}),
+    ],
+    ids=str,
+)
+def test_places_that_are_not_there_are_refused(fault: dict[str, int]) -> None:
+    """Machine code would read and write there."""
+    fields = {
+        "page_tables": torch.tensor([[0], [1]]),
+        "write_pages": torch.tensor([0, 1]),
+        "write_offsets": torch.tensor([4, 5]),
+        "write_rows": torch.tensor([0, 1]),
+    }
+    for name, wrong in fault.items():
+        fields[name].view(-1)[1] = wrong
+    batch = AttentionBatch(query_starts=(0, 1, 2), context_lengths=(5, 6), page_size=16, **fields)
+    kv, rows = torch.zeros(3, 2, 16, 1, 16), torch.zeros(2, 1, 16)
+    with pytest.raises(ValueError, match=r"out of range|not among|not in a page"):
+        append_kv(rows, rows, kv, batch)
+    with pytest.raises(ValueError, match=r"out of range|not among|not in a page"):
+        paged_attention(rows, kv, batch, scale=1.0)
+
+
 @pytest.fixture
 def afresh() -> Generator[None]:
     """Nothing is known yet of what was compiled."""

@@ -102,7 +102,8 @@ class Attention:
         sinks: Tensor | None,
     ) -> None:
         """Into the decode rows of `result`, contiguous; the rest as `ops.paged_attention` has
-        checked it."""
+        checked it. Raises ValueError for pages that are not there."""
+        _check_pages(kv, batch)
         runs = batch.decode_runs(window)
         kv_heads, item = kv.shape[3], kv.element_size()
         arguments, _ = runs.prepared.get((self, kv_heads)) or self._prepare(runs, kv_heads)
@@ -171,7 +172,8 @@ def attention_for(
 
 
 def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> bool:
-    """`ops.append_kv`, its arguments checked; whether it could be done here."""
+    """`ops.append_kv`, its arguments checked; whether it could be done here. Raises ValueError for
+    places that are not there."""
     page_size, kv_heads, head_dim = kv.shape[2:]
     if key.device.type != "cpu" or key.stride(2) != 1 or value.stride(2) != 1:
         return False
@@ -179,6 +181,7 @@ def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> boo
     function = _append(head_dim * item, page_size) if _wanted() else None
     if function is None:
         return False
+    _check_pages(kv, batch)
     rows, pages, offsets = batch.write_arrays
     tasks = -(-len(rows) // programs.COPIES_A_TASK)
     arguments = function.arguments(
@@ -201,6 +204,11 @@ def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> boo
     )
     function.call(arguments, "append_next", tasks)
     return True
+
+
+def _check_pages(kv: Tensor, batch: AttentionBatch) -> None:
+    if batch.pages_named > kv.shape[0]:
+        raise ValueError(f"a page of the batch is not among the {kv.shape[0]} there are")
 
 
 @cache
