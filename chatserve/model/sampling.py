@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chatserve.model.draw import draw
+
 _MASK64 = (1 << 64) - 1
 
 
@@ -115,7 +117,8 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Samples:
             finite[i] = bool(best[i].isfinite())
     noisy = [i for i, row in enumerate(rows) if row.temperature > 0 and finite[i]]
     if noisy:
-        chosen = _draw(adjusted[noisy].double(), [rows[i] for i in noisy])
+        drawn = _draw_by_rows if logits.device.type == "cpu" else _draw_together
+        chosen = drawn(adjusted[noisy], [rows[i] for i in noisy])
         tokens[torch.tensor(noisy, device=tokens.device)] = chosen
     if not all(finite):
         tokens[[i for i, good in enumerate(finite) if not good]] = 0
@@ -152,8 +155,19 @@ def _counts(
     )
 
 
-def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """Tokens int64 [R] from float64 logits [R, vocabulary] by inverse transform."""
+def _draw_by_rows(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Tokens int64 [R] from float32 logits [R, vocabulary] in the process's memory."""
+    pairs = zip(logits.numpy(), rows, strict=True)
+    return torch.tensor([draw(values, row, _noise(row)) for values, row in pairs])
+
+
+def _noise(row: SampleRow) -> float:
+    return uniform(row.seed, row.sample, row.position)
+
+
+def _draw_together(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """The same on any device, in tensors of all rows."""
+    logits = logits.double()
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
@@ -169,7 +183,7 @@ def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
         weights[torch.tensor(filtered, device=weights.device)] = kept
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    noise = column([uniform(row.seed, row.sample, row.position) for row in rows])
+    noise = column([_noise(row) for row in rows])
     # The first token whose cumulative weight is over the target; it has weight of its own. The
     # product may round up to the total itself, beyond every token.
     target = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
@@ -184,7 +198,7 @@ def _keep_top(weights: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     weight that stays and how many stay.
     """
     vocabulary, device = weights.shape[1], weights.device
-    ordered = _sorted_down(weights)
+    ordered = weights.sort(dim=-1, descending=True).values
     most = torch.tensor([row.top_k or vocabulary for row in rows], device=device)[:, None]
     shares = torch.tensor([row.top_p for row in rows], dtype=torch.float64, device=device)[:, None]
     ranks = torch.arange(vocabulary, device=device)[None]
@@ -200,16 +214,6 @@ def _keep_top(weights: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     if bool((equal.sum(dim=-1, keepdim=True) > room).any()):
         equal &= equal.cumsum(dim=-1) <= room
     return weights.masked_fill(~(better | equal), 0.0)
-
-
-def _sorted_down(weights: Tensor) -> Tensor:
-    """Each row of weights, float64 [R, vocabulary], best first, as a tensor of its own. On a CPU
-    NumPy sorts plain values ten times as fast."""
-    if weights.device.type != "cpu":
-        return weights.sort(dim=-1, descending=True).values
-    values = -weights.numpy()
-    values.sort(axis=-1)
-    return torch.from_numpy(values).neg_()
 
 
 def _logprobs(

@@ -6,17 +6,29 @@ from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from chatserve.model import SampleRow, sample
+from chatserve.model import SampleRow, sample, sampling
+from chatserve.model.draw import REACH, draw, keep_top
 from chatserve.model.sampling import (
     _keep_top,  # pyright: ignore[reportPrivateUsage]
     uniform,
 )
 
 VOCABULARY = 12
+
+
+@pytest.fixture(params=["by rows", "together"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as on a device whose memory is not the process's."""
+    if request.param == "together":
+        monkeypatch.setattr(sampling, "_draw_by_rows", sampling._draw_together)
+
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def fixed_logits(seed: int = 0, rows: int = 1, vocabulary: int = VOCABULARY) -> Tensor:
@@ -120,6 +132,8 @@ def test_top_p_at_a_partial_sum_and_just_beside_it(kind: str) -> None:
     for row, got in zip(rows, kept, strict=True):
         expected = slowly_kept(weights, row.top_p, row.top_k)
         assert set(got.nonzero()[:, 0].tolist()) == expected, row
+        alone = keep_top(tensor[0].numpy(), 0.0, top_k=row.top_k, top_p=row.top_p)
+        assert set(alone.tolist()) == expected, row
         sizes.add(len(expected))
     assert sizes >= set(range(1, len(weights))), "the rows were to end at every token"
 
@@ -317,3 +331,68 @@ def test_the_door_checks_shapes() -> None:
         with pytest.raises(ValueError, match="logits must be"):
             sample(logits, [SampleRow()])
     assert sample(torch.zeros(0, 4), []).finite == []
+
+
+FILTERS = [
+    *(
+        {"top_p": 0.9},
+        {"top_p": 0.3},
+        {"top_p": 0.999999999999},
+        {"top_p": 1e-9},
+        {"top_k": 40},
+        {"top_k": 1900},
+    ),
+    *(
+        {"min_p": 0.05},
+        {"min_p": 1e-12},
+        {"top_k": 50, "top_p": 0.95},
+        {"min_p": 0.01, "top_p": 0.9},
+    ),
+    *({"top_k": 5000}, {"min_p": 1e-12, "top_k": 100, "top_p": 0.99}, {}),
+]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 20.0])
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_rows_alone_and_together_give_the_same_tokens(
+    filters: dict[str, float], temperature: float
+) -> None:
+    """Whether what stays is within reach of the best token or not."""
+    seed = 31
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    logits = torch.randn(60, 2000) * torch.tensor([0.01, 1.0, 6.0]).repeat(20)[:, None]
+    logits[:, 7], logits[10:20, :900], logits[20:30] = -60.0, float("-inf"), logits[20:30].round()
+    rows = [
+        SampleRow(temperature=temperature, seed=number, **filters)  # pyright: ignore[reportArgumentType]
+        for number in range(60)
+    ]
+    alone = sampling._draw_by_rows(logits, rows)
+    assert torch.equal(alone, sampling._draw_together(logits, rows))
+
+
+NOISES = (0.0, 1e-12, 5e-11, 0.5, 1 - 5e-11, 1 - 2**-53)
+TOTAL = 1 + 1e-8 + 9_999e-10
+
+
+@pytest.mark.parametrize(
+    ("filters", "tokens"),
+    [
+        ({"top_p": (1 - 1e-10) / TOTAL}, {17}),
+        # The best alone would be enough of what is near.
+        ({"top_p": (1 + 1e-10) / TOTAL}, {5_000, 17}),
+        ({"top_k": 3}, {0, 17, 5_000}),
+        ({"top_k": 9_999}, {0, 17, 9_998}),
+        ({"min_p": 1e-9}, {17, 5_000}),
+        ({"min_p": 1e-12}, {0, 17, 10_000}),
+        ({"min_p": 1e-12, "top_k": 3}, {0, 17, 5_000}),
+    ],
+    ids=str,
+)
+def test_what_is_far_from_the_best_counts(filters: dict[str, float], tokens: set[int]) -> None:
+    """Ten thousand tokens beyond the reach weigh something together."""
+    logits = np.full(10_001, math.log(1e-10), dtype=np.float32)
+    assert logits[0] < -REACH
+    logits[17], logits[5_000] = 0.0, math.log(1e-8)
+    row = SampleRow(**filters)  # pyright: ignore[reportArgumentType]
+    assert {draw(logits, row, noise) for noise in NOISES} == tokens
