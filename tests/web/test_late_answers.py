@@ -17,11 +17,11 @@ pytestmark = needs_chromium
 
 
 class Late:
-    """The answers to loads of one conversation: what each says is settled when it is asked for,
-    and it comes, or is lost, when it is let go."""
+    """Answers about conversations: what each says is settled when it is asked for, and it comes,
+    or is lost, when it is let go. where: the end of the address."""
 
-    def __init__(self, tab: Tab, name: str) -> None:
-        self._page, self._pattern = tab.page, f"**/api/conversations/{name}"
+    def __init__(self, tab: Tab, where: str) -> None:
+        self._page, self._pattern = tab.page, f"**/api/conversations{where}"
         self._gates: list[asyncio.Event] = []
         self._lost: set[int] = set()
         self._begun = self._over = 0
@@ -93,7 +93,7 @@ async def test_a_late_load_takes_no_message_away(
     tab = await reader.open(name)
     await expect(tab.own).to_have_text("one")
     await watched(tab)
-    async with Late(tab, name) as loads:
+    async with Late(tab, f"/{name}") as loads:
         await tab.say("two")
         await asked(replies)
         finished(scripted, replies[0])
@@ -124,7 +124,7 @@ async def test_a_late_load_leaves_the_reply_that_is_coming(
     tab = await reader.open(name)
     await expect(tab.own).to_have_text("one")
     await watched(tab)
-    async with Late(tab, name) as loads:
+    async with Late(tab, f"/{name}") as loads:
         await patched(scripted, name, title="News")
         await loads.asked()
         await tab.say("two")
@@ -148,7 +148,7 @@ async def test_a_load_that_fails_late_is_asked_for_again(
     name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
     tab = await reader.open(name)
     await expect(tab.own).to_have_text("one")
-    async with Late(tab, name) as loads:
+    async with Late(tab, f"/{name}") as loads:
         await patched(scripted, name, title="News")
         await loads.asked()
         await tab.say("two")
@@ -166,7 +166,7 @@ async def test_a_late_load_leaves_what_was_saved_since(scripted: Site, reader: T
     name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
     tab = await reader.open(name)
     await expect(tab.own).to_have_text("one")
-    async with Late(tab, name) as loads:
+    async with Late(tab, f"/{name}") as loads:
         # What is loaded for the save is asked for after what is under way.
         await patched(scripted, name, title="News")
         await loads.asked()
@@ -189,7 +189,7 @@ async def test_a_late_load_does_not_bring_back_what_was_deleted(
     tab = await reader.open(name)
     await expect(tab.own).to_have_text("one")
     alert = tab.page.get_by_role("alert")
-    async with Late(tab, name) as loads:
+    async with Late(tab, f"/{name}") as loads:
         await patched(scripted, name, title="News")
         await loads.asked()
         async with scripted.client() as client:
@@ -237,7 +237,7 @@ async def test_a_late_load_leaves_the_branch_that_was_chosen_since(
     name = await imported(scripted.url, file)
     tab = await reader.open(name)
     await expect(tab.replies).to_have_text("eins")
-    async with Late(tab, name) as loads:
+    async with Late(tab, f"/{name}") as loads:
         await patched(scripted, name, title="News")
         await loads.asked()
         async with tab.page.expect_response(lambda it: it.request.method == "PATCH") as told:

@@ -328,9 +328,9 @@ async def test_a_stream_that_falls_silent_is_opened_anew(
     assert again() == 1
 
 
-COMPOSED_ENTER = """(node) => {
+COMPOSED = """(node, key) => {
   const event = new KeyboardEvent("keydown",
-    { key: "Enter", isComposing: true, bubbles: true, cancelable: true });
+    { key, isComposing: true, bubbles: true, cancelable: true });
   return node.dispatchEvent(event);
 }"""
 
@@ -344,7 +344,7 @@ async def test_enter_belongs_to_the_input_method_while_it_composes(
     editor = tab.page.get_by_role("textbox", name="Edit your message")
     await editor.fill("ひと")
     for field in (editor, tab.message):
-        assert await field.evaluate(COMPOSED_ENTER), "the page took it"
+        assert await field.evaluate(COMPOSED, "Enter"), "the page took it"
     await expect(tab.message).to_have_value("にほん")
     await expect(editor).to_have_value("ひと")
     assert scripted.conversations.sent == []
@@ -352,11 +352,18 @@ async def test_enter_belongs_to_the_input_method_while_it_composes(
     await expect(tab.button("Stop")).to_be_visible()
     assert [each.content for each in scripted.conversations.sent] == ["にほん"]
     await asked(replies)
+    # Escape takes back what is composed, and not the reply.
+    await tab.message.fill("もじ")
+    assert await tab.message.evaluate(COMPOSED, "Escape")
+    replies[0].say("due")
+    await expect(tab.replies.last).to_have_text("due")
+    await expect(tab.button("Stop")).to_be_enabled()
+    assert scripted.conversations.stopping == 0
     finished(scripted, replies[0])
     await tab.menu(tab.rows.first, "Rename")
     title = tab.page.get_by_label("Title", exact=True)
     await title.fill("ひと")
-    assert await title.evaluate(COMPOSED_ENTER)
+    assert await title.evaluate(COMPOSED, "Enter")
     await expect(title).to_be_focused()
 
 
