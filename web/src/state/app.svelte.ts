@@ -223,7 +223,7 @@ class App {
 }
 
 /** What it is at goes on while another is shown. */
-const unfinished = (chat: Chat): boolean => chat.running || chat.choice.pending;
+const unfinished = (chat: Chat): boolean => chat.running || chat.choice.pending || chat.form.isSaving;
 
 function named(hash: string): string | null {
   try {

@@ -12,6 +12,7 @@ import { keepMade, keepTurn, turnKept, type Refused } from "./kept";
 import { Loading } from "./loading.svelte";
 import { Making } from "./making.svelte";
 import { LiveReply } from "./reply.svelte";
+import { SettingsForm } from "./settings_form.svelte";
 import { stepsOf } from "./steps";
 import { titleOf } from "./title";
 import { answered, asking, said } from "./tree";
@@ -30,6 +31,7 @@ export class Chat {
   readonly #unsent = new Unsent();
   readonly choice = new Choice();
   readonly making = new Making();
+  readonly form = new SettingsForm(this);
   readonly #loading = new Loading((told) => this.#heard(told));
   #optimistic = $state.raw<Turn | null>(null); // what was said and is not acknowledged
   #branch = $state.raw(new Branch());
@@ -79,9 +81,7 @@ export class Chat {
 
   // -- from the server
 
-  load(): Promise<void> {
-    return this.#loading.run(this.name);
-  }
+  load = (): Promise<void> => this.#loading.run(this.name);
 
   #heard(told: Tree | Problem): void {
     const isTree = !(told instanceof Problem);
@@ -122,23 +122,23 @@ export class Chat {
   #take(tree: Tree): void {
     // A turn whose text is being changed stays in sight, and so does what was chosen or said.
     const fixed = this.path.find((turn) => turn.id === this.editing)?.id ?? null;
+    const { conversation } = tree;
     const isHeld = this.choice.pending || this.running;
-    const moved = tree.conversation.leaf !== this.conversation?.leaf && !isHeld;
-    const { system, settings } = (this.conversation = tree.conversation);
-    Object.assign(this, { system, settings, gone: false });
+    const moved = conversation.leaf !== this.conversation?.leaf && !isHeld;
+    const { id, system, settings } = conversation;
+    Object.assign(this, { conversation, system, settings, gone: false });
     const branch = this.#branch;
     branch.take(tree, moved, fixed);
-    const arrived = this.#unsent.arrived(tree.conversation.id, (turn) => !!branch.turn(turn));
+    const arrived = this.#unsent.arrived(id, (turn) => !!branch.turn(turn));
     if (this.live?.over && branch.turn(this.live.id)) this.live = null;
     if (this.running) return;
     const shown = new Set(this.path.map((turn) => turn.id));
     const open = tree.replies.find((reply) => reply.state === "running" && shown.has(reply.turn));
     if (open && branch.may(open.turn, fixed)) {
       branch.leaf = open.turn;
-      const errand = { conversation: tree.conversation.id, turn: null, reply: open.id };
-      const live = new LiveReply(errand, open.turn, open.content);
-      this.#follow(live);
-      if (arrived.has(open.turn)) void live.stop();
+      const errand = { conversation: id, turn: null, reply: open.id };
+      this.#follow(new LiveReply(errand, open.turn, open.content));
+      if (arrived.has(open.turn)) this.stop();
     }
   }
 
