@@ -7,7 +7,7 @@ from typing import Any
 from playwright.async_api import Locator, Route, expect
 
 from tests.web.browser import Tab, TabMaker, needs_chromium
-from tests.web.test_admin import opened
+from tests.web.test_admin import opened, tile
 from tests.wiring.server import Server
 
 pytestmark = needs_chromium
@@ -57,3 +57,8 @@ async def test_nothing_is_said_of_a_scale_where_nothing_is(user: TabMaker, serve
     for title in ("Device memory", "Disk", "Queue", "Prompt tokens"):
         await expect(chart(tab, title).locator(".plot")).to_be_visible()
         await expect(chart(tab, title).locator(".top")).to_have_count(0)
+
+
+async def test_one_page_is_told_as_one(user: TabMaker, server: Server) -> None:
+    tab = await watched(user, REST | {"device_cached_pages": 1})
+    await expect(tile(tab.page, "Device").locator(".value")).to_have_text("1 page")

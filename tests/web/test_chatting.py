@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 
 import httpx
+import pytest
 from playwright.async_api import expect
 
+from tests.api.harness import Site
 from tests.web.browser import LONG, TabMaker, long_conversation, needs_chromium
+from tests.web.test_reach import FINAL, file_of, imported
 
 pytestmark = needs_chromium
 
@@ -220,6 +223,20 @@ async def test_export_and_import_give_the_same_conversation(user: TabMaker, tmp_
     path.write_text('{"format": "of somebody else"}')
     await tab.page.get_by_label("File to import").set_input_files(path)
     await expect(tab.page.get_by_text("The file was not imported").first).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("title", "file"),
+    [("Count from 1 to 80.", "Count from 1 to 80.json"), (" ... ", "conversation.json")],
+)
+async def test_an_exported_file_is_named_after_the_title(
+    scripted: Site, reader: TabMaker, title: str, file: str
+) -> None:
+    await imported(scripted.url, file_of("one", "uno", final=FINAL) | {"title": title})
+    tab = await reader.open()
+    async with tab.page.expect_download() as started:
+        await tab.menu(tab.rows.first, "Export")
+    assert (await started.value).suggested_filename == file
 
 
 async def test_the_list_is_searched_renamed_and_deleted_from(user: TabMaker) -> None:

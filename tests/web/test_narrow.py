@@ -1,6 +1,7 @@
 """A narrow window: the list is a drawer over the chat, which takes the focus and gives it back."""
 
-from playwright.async_api import Browser, expect
+import pytest
+from playwright.async_api import Browser, ViewportSize, expect
 
 from tests.api.harness import Site
 from tests.web.browser import PHONE, WIDE, TabMaker, needs_chromium, tabs
@@ -77,3 +78,26 @@ async def test_a_list_at_the_side_is_hidden_and_shown_by_keys(reader: TabMaker) 
         await tab.page.keyboard.press("Control+b")
     await expect(tab.page.locator("nav")).to_have_count(1)
     await expect(tab.message).to_be_focused()
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+async def test_the_longest_seed_is_seen_whole(
+    browser: Browser, scripted: Site, size: ViewportSize
+) -> None:
+    async with tabs(browser, scripted.url, viewport=size) as reader:
+        tab = await reader.open()
+        await tab.button("Settings of this conversation").click()
+        seed = tab.page.get_by_role("dialog").get_by_label("Seed")
+        await seed.fill(str(2**53 - 1))
+        lacking = await seed.evaluate(
+            """(node) => {
+              const { paddingLeft, paddingRight, font, appearance } = getComputedStyle(node);
+              const pen = document.createElement("canvas").getContext("2d");
+              pen.font = font;
+              const text = pen.measureText(node.value).width;
+              const room = node.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
+              const arrows = appearance === "textfield" ? 0 : 18;  // shown under the pointer
+              return text + arrows - room;
+            }"""
+        )
+        assert lacking <= 0, lacking

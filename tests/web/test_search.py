@@ -7,7 +7,9 @@ from playwright.async_api import Locator, expect
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
 from tests.web.browser import Tab, TabMaker, asked, needs_chromium
+from tests.web.test_late_answers import Late
 from tests.web.test_reach import FINAL, file_of, imported
+from tests.web.test_settings_kept import patched
 from tests.web.test_words_kept import Held
 
 pytestmark = needs_chromium
@@ -71,6 +73,58 @@ async def test_enter_opens_what_was_searched_for_and_not_what_was_listed(
     await search(tab).press("Enter")
     await expect(tab.rows).to_have_count(0)
     await expect(tab.page.locator("header h1")).to_have_text("About ships")
+
+
+async def test_enter_twice_asks_once(scripted: Site, reader: TabMaker) -> None:
+    names = await titled(scripted)
+    tab = await reader.open(names[0])
+    await expect(tab.rows.first).to_have_text("About bread")
+    async with Late(tab, "?*ships*") as answers:
+        await search(tab).fill("ships")
+        await search(tab).press("Enter")
+        await answers.asked()
+        await search(tab).press("Enter")
+        await answers.let_go(0)
+        await expect(tab.page.locator("header h1")).to_have_text("About ships")
+        await expect(tab.rows).to_have_count(3)
+        assert answers.count == 1
+    await tab.page.go_back()
+    await expect(tab.page.locator("header h1")).to_have_text("About stars")
+
+
+async def test_enter_waits_for_the_list_that_news_ask_for(scripted: Site, reader: TabMaker) -> None:
+    names = await titled(scripted)
+    tab = await reader.open(names[0])
+    await expect(tab.rows.first).to_have_text("About bread")
+    async with Late(tab, "?*ships*") as answers:
+        await search(tab).fill("ships")
+        await search(tab).press("Enter")
+        await answers.asked()
+        await patched(scripted, names[2], title="About butter")
+        await answers.asked(2)
+        await answers.let_go(0)
+        await expect(tab.page.locator("header h1")).to_have_text("About stars")
+        assert tab.conversation == names[0]
+        await answers.let_go(1)
+        await expect(tab.page.locator("header h1")).to_have_text("About ships")
+        assert answers.count == 2
+
+
+async def test_enter_asks_again_after_a_list_that_failed(scripted: Site, reader: TabMaker) -> None:
+    names = await titled(scripted)
+    tab = await reader.open(names[0])
+    await expect(tab.rows.first).to_have_text("About bread")
+    async with Late(tab, "?*ships*") as answers:
+        await search(tab).fill("ships")
+        await search(tab).press("Enter")
+        await answers.asked()
+        await answers.let_go(0, lost=True)
+        await expect(tab.page.locator("nav")).to_contain_text("cannot be reached")
+        assert tab.conversation == names[0]
+        await search(tab).press("Enter")
+        await answers.asked(2)
+        await answers.let_go(1)
+        await expect(tab.page.locator("header h1")).to_have_text("About ships")
 
 
 async def test_a_search_does_not_hide_what_is_begun(

@@ -103,6 +103,49 @@ async def test_what_is_typed_during_a_save_is_not_lost(scripted: Site, reader: T
     assert scripted.conversations.known[name].system == PROMPT
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["saved", "refused"])
+async def test_a_save_goes_on_when_its_dialog_is_left(
+    scripted: Site, reader: TabMaker, *, fails: bool
+) -> None:
+    name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
+    tab = await reader.open(name)
+    prompt = await settings(tab)
+    await prompt.fill(PROMPT)
+    unsaved = dialog(tab).get_by_text("Not saved yet")
+    await expect(unsaved).to_be_visible()
+    notice = tab.page.locator(".notice")
+    async with Held(tab.page, f"**/api/conversations/{name}", "PATCH") as told:
+        await dialog(tab).get_by_role("button", name="Save").click()
+        await asyncio.wait_for(told.arrived.wait(), 20)
+        await expect(dialog(tab).get_by_role("status")).to_have_text("Saving…")
+        await expect(unsaved).to_have_count(0)
+        await expect(dialog(tab).get_by_role("button", name="Save")).to_be_disabled()
+        await tab.page.keyboard.press("Escape")
+        await expect(dialog(tab)).to_have_count(0)
+        await expect(notice).to_have_count(0)
+        # It is the same save that is seen by whoever comes back to it.
+        await settings(tab)
+        await expect(dialog(tab).get_by_role("status")).to_have_text("Saving…")
+        await expect(prompt).to_have_value(PROMPT)
+        await dialog(tab).get_by_role("button", name="Close").last.click()
+        await expect(dialog(tab)).to_have_count(0)
+        await tab.button("Preferences").click()
+        await expect(dialog(tab)).to_be_visible()
+        if fails:
+            told.answer = refused(409, "Not now.")
+        async with tab.page.expect_response(lambda it: it.request.method == "PATCH") as saved:
+            told.let_go()
+        await (await saved.value).finished()
+        await tab.evaluate("() => fetch('/api/session').then(() => undefined)")
+        await expect(dialog(tab).get_by_role("heading", name="Preferences")).to_be_visible()
+    if fails:
+        await expect(notice).to_have_text("The settings were not saved: Not now.")
+    await tab.page.keyboard.press("Escape")
+    await expect(await settings(tab)).to_have_value(PROMPT)
+    await expect(unsaved).to_have_count(int(fails))
+    assert scripted.conversations.known[name].system == (None if fails else PROMPT)
+
+
 async def test_settings_count_that_are_saved_while_a_conversation_is_made(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:

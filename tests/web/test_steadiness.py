@@ -1,11 +1,9 @@
 """Focus, dialogs, titles, choices and streams stay what they should be, whatever comes between."""
 
-import asyncio
 import json
 import re
 from typing import Any
 
-import httpx
 from playwright.async_api import Browser, Route, WebSocket, expect
 
 from chatserve.chat.conversations.outcome import title_of
@@ -330,9 +328,9 @@ async def test_a_stream_that_falls_silent_is_opened_anew(
     assert again() == 1
 
 
-COMPOSED_ENTER = """(node) => {
+COMPOSED = """(node, key) => {
   const event = new KeyboardEvent("keydown",
-    { key: "Enter", isComposing: true, bubbles: true, cancelable: true });
+    { key, isComposing: true, bubbles: true, cancelable: true });
   return node.dispatchEvent(event);
 }"""
 
@@ -346,7 +344,7 @@ async def test_enter_belongs_to_the_input_method_while_it_composes(
     editor = tab.page.get_by_role("textbox", name="Edit your message")
     await editor.fill("ひと")
     for field in (editor, tab.message):
-        assert await field.evaluate(COMPOSED_ENTER), "the page took it"
+        assert await field.evaluate(COMPOSED, "Enter"), "the page took it"
     await expect(tab.message).to_have_value("にほん")
     await expect(editor).to_have_value("ひと")
     assert scripted.conversations.sent == []
@@ -354,11 +352,18 @@ async def test_enter_belongs_to_the_input_method_while_it_composes(
     await expect(tab.button("Stop")).to_be_visible()
     assert [each.content for each in scripted.conversations.sent] == ["にほん"]
     await asked(replies)
+    # Escape takes back what is composed, and not the reply.
+    await tab.message.fill("もじ")
+    assert await tab.message.evaluate(COMPOSED, "Escape")
+    replies[0].say("due")
+    await expect(tab.replies.last).to_have_text("due")
+    await expect(tab.button("Stop")).to_be_enabled()
+    assert scripted.conversations.stopping == 0
     finished(scripted, replies[0])
     await tab.menu(tab.rows.first, "Rename")
     title = tab.page.get_by_label("Title", exact=True)
     await title.fill("ひと")
-    assert await title.evaluate(COMPOSED_ENTER)
+    assert await title.evaluate(COMPOSED, "Enter")
     await expect(title).to_be_focused()
 
 
@@ -396,39 +401,28 @@ async def copied(tab: Tab, button: str, text: str) -> None:
 async def test_a_turn_whose_news_comes_before_its_acknowledgement_is_shown_once(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:
-    """A page that is loaded anew asks twice for its conversation: when it opens it, and when its
-    socket is open. A turn that was kept goes out after the first answer and is in the second."""
+    """Whoever saves settings asks for the conversation first, while a reply runs too."""
     name = await imported(scripted.url, file_of("one", "uno", final=FINAL))
     tab = await reader.open(name)
     await tab.page.route("**/turns", lambda route: route.abort())
     await tab.say("two")
     await expect(tab.page.get_by_text("Trying again…")).to_be_visible()
     await tab.page.unroute("**/turns")
-    looks = 0
-    again, accepted = asyncio.Event(), asyncio.Event()
-
-    async def look(route: Route) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 1:
-            await again.wait()
-        elif looks == 2:
-            again.set()
-            await accepted.wait()
-        await route.continue_()
 
     async def send(route: Route) -> None:
         await route.fulfill(response=await route.fetch())  # when the reply has ended
 
-    await tab.page.route(f"**/api/conversations/{name}", look)
     await tab.page.route("**/turns", send)
     await tab.page.reload()
     await until(tab, lambda: bool(replies))
-    async with httpx.AsyncClient(base_url=scripted.url, timeout=20) as client:
+    async with scripted.client() as client:
         await client.patch(f"/api/conversations/{name}", json={"title": "Taken"})
-    accepted.set()
+    await tab.button("Settings of this conversation").click()
+    dialog = tab.page.get_by_role("dialog")
+    await dialog.get_by_label("Top k").fill("7")
+    await dialog.get_by_role("button", name="Save").click()
+    await expect(dialog).to_have_count(0)
     await expect(tab.page.locator("header h1")).to_have_text("Taken")
-    assert looks >= 2
     await expect(tab.own).to_have_text(["one", "two"])
     replies[0].say("due")
     finished(scripted, replies[0])

@@ -54,6 +54,28 @@ async def test_a_stop_on_the_way_ends_the_tries_when_the_network_goes(
     assert scripted.conversations.sent == []
 
 
+async def test_a_stop_waits_a_little_for_a_server_that_says_nothing(
+    scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
+) -> None:
+    name = await imported(reader.url, file_of("one", "uno", final=FINAL))
+    tab = await reader.blank()
+    await tab.page.clock.install()
+    await tab.open(name)
+    arrived = asyncio.Event()
+    await tab.page.route("**/turns", lambda _: arrived.set())  # and no answer
+    await tab.say("two")
+    await asyncio.wait_for(arrived.wait(), 20)
+    await tab.button("Stop").click()
+    await tab.page.clock.fast_forward(2_000)
+    await expect(tab.page.get_by_text("Stopping…")).to_be_visible()
+    await tab.page.clock.fast_forward(3_000)
+    await expect(problems(tab)).to_contain_text("Not sent.")
+    await tab.page.unroute("**/turns")
+    await problems(tab).get_by_role("button", name="Try again").click()
+    await asked(replies)
+    assert [each.content for each in scripted.conversations.sent] == ["two"]
+
+
 async def test_a_message_that_was_taken_back_and_had_arrived_is_stopped(
     scripted: Site, reader: TabMaker, replies: list[FakeChatReply]
 ) -> None:

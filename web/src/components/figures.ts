@@ -4,6 +4,8 @@ const numbers = new Intl.NumberFormat("en");
 
 export const whole = (value: number): string => numbers.format(Math.round(value));
 
+export const pages = (count: number): string => `${whole(count)} ${count === 1 ? "page" : "pages"}`;
+
 /** 0.0043 → "4.3 ms", 0.043 → "43 ms", 0.4 → "0.40 s", 12.3 → "12.3 s", 75 → "1 min 15 s". */
 export function seconds(value: number): string {
   if (value < 0.00995) return `${(value * 1000).toFixed(1)} ms`;

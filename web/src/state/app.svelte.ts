@@ -35,7 +35,7 @@ class App {
       opened: () => {
         this.live = true;
         this.#reconsider();
-        this.#refresh();
+        void this.#refresh();
       },
       closed: () => {
         this.live = false;
@@ -54,7 +54,7 @@ class App {
     addEventListener("online", () => {
       if (session.owner === null) return;
       socket.open();
-      this.#refresh();
+      void this.#refresh();
     });
     document.addEventListener("visibilitychange", () => {
       this.#reconsider();
@@ -206,19 +206,24 @@ class App {
     else if (revision === null) forgetPlace(conversation);
   }
 
-  #refresh(): void {
-    void library.refresh();
-    if (!this.chat.running) void this.chat.load();
+  /** The list tells of what is open too, so that it is loaded again only where it has changed. */
+  async #refresh(): Promise<void> {
+    const { chat } = this;
+    const isList = await library.refresh();
+    if (chat !== this.chat) return;
+    const listed = library.conversations.find(({ id }) => id === chat.name);
+    if (isList && listed && chat.problem === null) await chat.refresh(listed.revision);
+    else if (!chat.running) await chat.load();
   }
 
   #poll(): void {
     if (document.hidden || this.live || session.owner === null) return;
-    this.#refresh();
+    void this.#refresh();
   }
 }
 
 /** What it is at goes on while another is shown. */
-const unfinished = (chat: Chat): boolean => chat.running || chat.choice.pending;
+const unfinished = (chat: Chat): boolean => chat.running || chat.choice.pending || chat.form.isSaving;
 
 function named(hash: string): string | null {
   try {

@@ -4,13 +4,15 @@
 // A reply that runs is a LiveReply beside the tree until it has ended; then it is a turn.
 
 import * as api from "../transport/api";
-import { asProblem, GONE, Problem } from "../transport/problem";
+import { GONE, Problem } from "../transport/problem";
 import type { Conversation, Settings, Tree, Turn } from "../transport/wire";
 import { Branch } from "./branch.svelte";
 import { Choice } from "./choice";
 import { keepMade, keepTurn, turnKept, type Refused } from "./kept";
+import { Loading } from "./loading.svelte";
 import { Making } from "./making.svelte";
 import { LiveReply } from "./reply.svelte";
+import { SettingsForm } from "./settings_form.svelte";
 import { stepsOf } from "./steps";
 import { titleOf } from "./title";
 import { answered, asking, said } from "./tree";
@@ -22,7 +24,6 @@ export class Chat {
   system = $state<string | null>(null);
   settings = $state.raw<Settings>({});
   problem = $state.raw<Problem | null>(null);
-  loading = $state(false);
   live = $state.raw<LiveReply | null>(null); // the one that is shown, running or ended badly
   gone = $state(false); // deleted, here or elsewhere
   editing = $state<string | null>(null); // the turn whose text the user changes
@@ -30,15 +31,15 @@ export class Chat {
   readonly #unsent = new Unsent();
   readonly choice = new Choice();
   readonly making = new Making();
-  #seen = 0; // the newest revision that we were told of
+  readonly form = new SettingsForm(this);
+  readonly #loading = new Loading((told) => this.#heard(told));
   #optimistic = $state.raw<Turn | null>(null); // what was said and is not acknowledged
   #branch = $state.raw(new Branch());
   readonly path = $derived(this.#branch.path);
   readonly steps = $derived(
-    stepsOf(this.path, this.#branch.children, {
+    stepsOf(this.#branch, {
       said: this.#optimistic,
       live: this.live,
-      broken: this.#branch.broken,
       unsent: this.#unsent.turns,
     }),
   );
@@ -60,8 +61,17 @@ export class Chat {
     this.name = id;
   }
 
+  get #revision(): number {
+    return this.conversation?.revision ?? 0;
+  }
+
   get running(): boolean {
     return this.live !== null && !this.live.over;
+  }
+
+  /** There may be something to be shown, and is not yet. */
+  get loading(): boolean {
+    return this.#loading.isUnderWay && this.#branch.isEmpty;
   }
 
   /** Where what is kept of it is. */
@@ -71,22 +81,16 @@ export class Chat {
 
   // -- from the server
 
-  async load(): Promise<void> {
-    if (this.name === null) return;
-    this.loading = this.#branch.isEmpty;
-    try {
-      this.#take(await api.open(this.name));
-      this.problem = null;
-      this.gone = false;
-    } catch (error) {
-      this.problem = asProblem(error);
-      if (this.problem.status === 404) this.#lose();
-    } finally {
-      this.loading = false;
-    }
-    this.#unsent.recall(this.name);
-    const pending = turnKept(this.name);
-    if (pending !== null && !this.live && this.problem === null) this.#send(pending);
+  load = (): Promise<void> => this.#loading.run(this.name);
+
+  #heard(told: Tree | Problem): void {
+    const isTree = !(told instanceof Problem);
+    this.problem = isTree ? null : told;
+    if (isTree) this.#take(told);
+    else if (told.status === 404) this.#lose();
+    this.#unsent.recall(this.place);
+    const pending = turnKept(this.place);
+    if (pending !== null && !this.live && isTree) this.#send(pending);
   }
 
   /** It is not there, or not for who asks: so nothing of it is. */
@@ -104,37 +108,37 @@ export class Chat {
       this.problem = new Problem(GONE, 404);
       this.gone = true;
       this.live?.leave();
+      this.#loading.drop();
       return;
     }
-    this.#seen = Math.max(this.#seen, revision);
-    if (!this.running) await this.#catchUp();
+    this.#loading.saw(revision);
+    await this.#catchUp();
   }
 
-  async #catchUp(): Promise<void> {
-    if (this.#seen > (this.conversation?.revision ?? 0)) await this.load();
+  #catchUp(): Promise<void> {
+    return this.#loading.catchUp(this.name, () => (this.running ? null : this.#revision));
   }
 
   #take(tree: Tree): void {
-    // A turn whose text is being changed stays in sight.
-    const fixed = this.path.find((turn) => turn.id === this.editing);
-    const moved = tree.conversation.leaf !== this.conversation?.leaf && !this.choice.pending;
-    const { leaf, system, settings } = (this.conversation = tree.conversation);
-    Object.assign(this, { system, settings });
+    // A turn whose text is being changed stays in sight, and so does what was chosen or said.
+    const fixed = this.path.find((turn) => turn.id === this.editing)?.id ?? null;
+    const { conversation } = tree;
+    const isHeld = this.choice.pending || this.running;
+    const moved = conversation.leaf !== this.conversation?.leaf && !isHeld;
+    const { id, system, settings } = conversation;
+    Object.assign(this, { conversation, system, settings, gone: false });
     const branch = this.#branch;
-    branch.take(tree);
-    const arrived = this.#unsent.arrived(tree.conversation.id, (turn) => !!branch.turn(turn));
-    const may = (leaf: string | null) => !fixed || branch.leads(leaf, fixed.id);
-    if (!branch.turn(branch.leaf) || (moved && may(leaf))) branch.leaf = leaf;
+    branch.take(tree, moved, fixed);
+    const arrived = this.#unsent.arrived(id, (turn) => !!branch.turn(turn));
     if (this.live?.over && branch.turn(this.live.id)) this.live = null;
     if (this.running) return;
     const shown = new Set(this.path.map((turn) => turn.id));
     const open = tree.replies.find((reply) => reply.state === "running" && shown.has(reply.turn));
-    if (open && may(open.turn)) {
+    if (open && branch.may(open.turn, fixed)) {
       branch.leaf = open.turn;
-      const errand = { conversation: tree.conversation.id, turn: null, reply: open.id };
-      const live = new LiveReply(errand, open.turn, open.content);
-      this.#follow(live);
-      if (arrived.has(open.turn)) void live.stop();
+      const errand = { conversation: id, turn: null, reply: open.id };
+      this.#follow(new LiveReply(errand, open.turn, open.content));
+      if (arrived.has(open.turn)) this.stop();
     }
   }
 
@@ -142,10 +146,7 @@ export class Chat {
 
   /** Say something at the leaf. Raises Problem where a new conversation could not be made. */
   async say(content: string): Promise<void> {
-    // After a message without an answer nothing can follow: this one takes its place.
-    const last = this.path.at(-1);
-    const parent = last?.role === "user" ? last.parent : this.#branch.leaf;
-    const body = asking({ content, parent }, this.#branch.isEmpty);
+    const body = asking({ content, parent: this.#branch.end }, this.#branch.isEmpty);
     await this.#make(body);
     this.#send(body);
   }
@@ -199,15 +200,15 @@ export class Chat {
   async show(turn: string): Promise<void> {
     if (this.running) return;
     this.live = null;
-    this.#branch.show(turn);
-    const { leaf } = this.#branch;
-    await this.choice.tell(() => this.change({ leaf: leaf ?? turn }), (problem) => (this.problem = problem));
+    const leaf = this.#branch.show(turn);
+    await this.choice.tell(() => this.change({ leaf }), (problem) => (this.problem = problem));
   }
 
   /** Change what is kept with it. Of a new one it is kept here until it is made. Raises Problem. */
   async change(changes: api.Changes): Promise<void> {
     if (this.name !== null) {
       this.conversation = await api.change(this.name, changes);
+      this.#loading.outdate();
       this.onChange();
     }
     if (changes.system !== undefined) this.system = changes.system;
@@ -224,9 +225,8 @@ export class Chat {
 
   async #make(first: Record<string, unknown>): Promise<void> {
     if (this.name !== null) return;
-    const optimistic = (this.#optimistic = said(first, null));
-    // With its title, so that other tabs have it too.
-    const title = titleOf(optimistic?.content ?? "") || null;
+    this.#optimistic = said(first, null);
+    const title = titleOf(this.#optimistic?.content ?? "") || null; // for other tabs too
     const what = () => ({ title, system: this.system, settings: this.settings });
     try {
       this.conversation = await this.making.run(what, (problem) => (this.problem = problem));
@@ -268,6 +268,7 @@ export class Chat {
     const branch = this.#branch;
     const outcome = await live.run(() => this.isAway, (turn) => {
       keepTurn(live.conversation, null);
+      this.#loading.outdate();
       const own = this.#optimistic;
       this.#optimistic = null;
       if (own !== null && !branch.turn(turn)) branch.add({ ...own, id: turn, created: Date.now() / 1000 });
@@ -275,24 +276,23 @@ export class Chat {
       this.onChange();
     });
     if (outcome.kind === "left" && !live.stopping) return;
+    this.#loading.outdate();
     if (live.id === null) keepTurn(live.conversation, null);
+    const isShown = live.unsent?.content === undefined && !["done", "ended"].includes(outcome.kind);
+    if (this.live === live && !isShown) this.live = null;
     if (live.unsent?.content !== undefined) {
       this.#optimistic = null;
       branch.leaf = before;
-      if (this.live === live) this.live = null;
       this.#unsent.keep(live.conversation, live.unsent, outcome.kind === "failed" ? outcome.problem.message : "");
     }
     if (outcome.kind === "done" && live.id !== null && live.turn !== null) {
       branch.add(answered(live.id, live.turn, live.text, outcome.final));
       if (branch.leaf === live.turn) branch.leaf = live.id;
-      if (this.live === live) this.live = null;
     }
-    if (outcome.kind === "ended") {
-      if (this.live === live) this.live = null;
-      await this.load();
-    } else {
+    if (outcome.kind === "ended") await this.load();
+    else {
       // Its title comes with its first answer, and others may have said something meanwhile.
-      if (!this.conversation?.title) this.#seen = Math.max(this.#seen, 1 + (this.conversation?.revision ?? 0));
+      if (!this.conversation?.title) this.#loading.saw(1 + this.#revision);
       await this.#catchUp();
     }
     this.onChange();

@@ -14,25 +14,38 @@ class Library {
   loaded = $state(false);
   problem = $state.raw<Problem | null>(null);
   #asked = 0;
+  #newest: { search: string; answer: Promise<boolean> } | null = null; // question
   #answered: string | null = null; // the search whose answer the list is
   #timer: ReturnType<typeof setTimeout> | undefined;
 
-  /** Ask for the first page, and for what of the list was shown behind it. */
-  async refresh(): Promise<void> {
+  /** Ask for the first page, and for what of the list was shown behind it. Whether that is the list
+   * now; not where another question came after it. */
+  refresh(): Promise<boolean> {
     clearTimeout(this.#timer);
-    const asked = ++this.#asked;
     const search = this.search.trim();
+    const answer = this.#ask(search);
+    this.#newest = { search, answer };
+    return answer;
+  }
+
+  async #ask(search: string): Promise<boolean> {
+    const asked = ++this.#asked;
     try {
       const limit = Math.min(100, Math.max(PAGE, this.conversations.length));
       const page = await api.list(search, null, limit);
-      if (asked !== this.#asked) return; // a later question is under way
+      if (asked !== this.#asked) return false; // a later question is under way
       this.conversations = page.conversations;
       this.next = page.next;
       this.#answered = search;
       this.loaded = true;
       this.problem = null;
+      return true;
     } catch (error) {
-      if (asked === this.#asked) this.problem = asProblem(error);
+      if (asked === this.#asked) {
+        this.problem = asProblem(error);
+        this.#newest = null;
+      }
+      return false;
     }
   }
 
@@ -50,9 +63,10 @@ class Library {
   async first(): Promise<Conversation | undefined> {
     const search = this.search.trim();
     const isAsked = (): boolean => this.search.trim() === search;
+    // News ask anew meanwhile, and Enter may come twice: a question that is under way is waited for.
     while (this.#answered !== search && isAsked()) {
-      await this.refresh();
-      if (this.problem) return undefined;
+      await (this.#newest?.search === search ? this.#newest.answer : this.refresh());
+      if (this.#newest === null) return undefined; // it has failed
     }
     return isAsked() ? this.conversations[0] : undefined;
   }

@@ -3,6 +3,7 @@
 // is drawn between costs as much again.
 
 import * as api from "../transport/api";
+import { pause } from "../transport/backoff";
 import { Following, type Errand, type Outcome, type Progress } from "../transport/follow";
 import { persist } from "../transport/persist";
 import { asProblem, Problem } from "../transport/problem";
@@ -12,6 +13,7 @@ import { Pace } from "./pace";
 
 const DRAW_MILLISECONDS = 30; // between two updates, at the least
 const HIDDEN_MILLISECONDS = 250; // where no frames are drawn
+const TAKEN_BACK_SECONDS_MAX = 4; // that who has stopped a turn waits for word of it
 
 export type Phase = "sending" | "reading" | "speaking" | "over";
 
@@ -106,8 +108,11 @@ export class LiveReply {
   async stop(): Promise<void> {
     if (this.over || this.stopping) return;
     this.stopping = true;
-    if (this.#isTakenBack && this.waiting !== null) this.#leaving.abort();
-    else if (this.id !== null) await this.#stopAtServer();
+    if (this.id !== null) await this.#stopAtServer();
+    else {
+      await pause(this.waiting === null ? TAKEN_BACK_SECONDS_MAX : 0, this.#leaving.signal);
+      if (this.#isTakenBack) this.#leaving.abort();
+    }
   }
 
   /** Stopped before the server has it, as far as one knows. What is on its way may arrive yet. */

@@ -21,17 +21,22 @@ export interface Step {
   place: number;
 }
 
+/** What the server has. */
+export interface Known {
+  path: readonly Turn[];
+  children: Children;
+  broken: ReadonlyMap<string, OpenReply>; // by the turn that they should answer
+}
+
 export interface Beside {
   said: Turn | null;
   live: LiveReply | null;
-  broken: ReadonlyMap<string, OpenReply>; // by the turn that they should answer
   unsent: readonly Refused[];
 }
 
 type Children = ReadonlyMap<string, readonly string[]>;
 
-export function stepsOf(path: readonly Turn[], children: Children, beside: Beside): Step[] {
-  const { said, live, broken, unsent } = beside;
+export function stepsOf({ path, children, broken }: Known, { said, live, unsent }: Beside): Step[] {
   const steps = path.map((turn) => stepOf(turn, children));
   const last = path.at(-1);
   // News of it may come before its own acknowledgement.

@@ -102,8 +102,8 @@ export async function create(id: string, what: Begun, until: AbortSignal): Promi
   return conversationOf(await call("POST", "/api/conversations", { id, ...what }, until));
 }
 
-export async function open(id: string): Promise<Tree> {
-  return treeOf(await call("GET", at(id)));
+export async function open(id: string, until: AbortSignal): Promise<Tree> {
+  return treeOf(await call("GET", at(id), undefined, until));
 }
 
 export async function change(

@@ -1,10 +1,9 @@
 // What an action did, in a sentence.
 
 import type { Counts } from "../../transport/cache";
-import { whole } from "../figures";
+import { pages, whole } from "../figures";
 
 const of = (counts: Counts, name: string): number => counts[name] ?? 0;
-const pages = (count: number): string => `${whole(count)} ${count === 1 ? "page" : "pages"}`;
 
 export function flushed(counts: Counts): string {
   return `Flushed: ${pages(of(counts, "pages"))} left the device, ${whole(of(counts, "host_pages"))} host memory.`;

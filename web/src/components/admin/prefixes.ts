@@ -1,7 +1,7 @@
 // Shared prefixes as rows of a picture: each begins where what it continues ends.
 
 import type { SharedPrefix } from "../../transport/cache_wire";
-import { whole } from "../figures";
+import { pages, whole } from "../figures";
 
 export interface Row {
   prefix: SharedPrefix;
@@ -62,7 +62,6 @@ export function nameOf({ prefix, above }: Row): string {
 export function told(row: Row): string {
   const { prefix } = row;
   const { copies } = prefix;
-  const pages = `${whole(prefix.pages)} ${prefix.pages === 1 ? "page" : "pages"}`;
   const after = row.start ? `, after ${whole(row.start)} others` : "";
   const least = between(prefix);
   const found = least === null ? times(prefix.hits) : `${least} to ${times(prefix.hits)}`;
@@ -73,5 +72,5 @@ export function told(row: Row): string {
   const places = (["host", "disk"] as const).filter((place) => copies[place] > 0);
   const kept = places.length ? `copies: ${places.map((place) => `${whole(copies[place])} ${place}`).join(", ")}` : "no copies";
   const name = nameOf(row);
-  return `${ownerOf(prefix)}${name && ` ${name}`}: ${whole(prefix.tokens)} tokens in ${pages}${after}; ${saved}${more}; ${now}, ${branches}; ${kept}`;
+  return `${ownerOf(prefix)}${name && ` ${name}`}: ${whole(prefix.tokens)} tokens in ${pages(prefix.pages)}${after}; ${saved}${more}; ${now}, ${branches}; ${kept}`;
 }
