@@ -48,8 +48,8 @@ CASES = (
     Case("one chat", 1, 600),
     Case("16 chats", 16, 1000),
     Case("16 chats, 992 tokens shared", 16, 1000, shared=992),
-    Case("demonstration model, one chat", 1, 300, 0, 5, 2, 2, 64, torch.float32),
-    Case("demonstration model, 32 chats", 32, 300, 0, 5, 2, 2, 64, torch.float32),
+    Case("demonstration model, one chat", 1, 300, 0, 5, 2, 2, 64),
+    Case("demonstration model, 32 chats", 32, 300, 0, 5, 2, 2, 64),
 )
 
 

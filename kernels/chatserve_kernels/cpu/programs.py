@@ -110,12 +110,12 @@ class _Attend:
                 keys = self._keys(table, position, head)
                 after = b.add(position, tile)
                 after = b.select(b.icmp_signed("<", after, end), after, position)
-                self._ask(self._keys(table, after, head))
+                next_keys = self._keys(table, after, head)
                 bounds = self._bounds(position, start, end)
                 with p.loop(first_member, end_member) as member:
                     group = self.records.group(p.at(f["slots"], member), head)
                     with p.loop(integer(0), integer(sizes.group_records), sizes.together) as index:
-                        self._tile(self.records.of(group, index), keys, bounds)
+                        self._tile(self.records.of(group, index), keys, next_keys, bounds)
 
     def _begin(self, group: Any, row: Any, head: Any) -> None:
         """The records of a row: its query, scaled, and nothing yet."""
@@ -147,13 +147,10 @@ class _Attend:
         place = b.add(place, b.mul(b.srem(position, size), self.row_bytes))
         return b.add(place, b.mul(head, integer(sizes.head_dim * sizes.element_bytes)))
 
-    def _ask(self, keys: Any) -> None:
-        """For a whole tile, keys and values."""
-        b, sizes = self.p.b, self.sizes
-        for place in (keys, b.add(keys, self.value_bytes)):
-            for row in range(sizes.tile):
-                line = b.add(place, b.mul(self.row_bytes, integer(row)))
-                self.p.prefetch(line, sizes.head_dim * sizes.element_bytes)
+    def _ask(self, key: Any) -> None:
+        """For a position's key and value."""
+        for place in (key, self.p.b.add(key, self.value_bytes)):
+            self.p.prefetch(place, self.sizes.head_dim * self.sizes.element_bytes)
 
     def _bounds(self, position: Any, start: Any, end: Any) -> tuple[Any, Any, Any]:
         """The rows of a tile that are inside the run: the first, the one behind the last, and for
@@ -168,7 +165,7 @@ class _Attend:
         above = b.icmp_signed(">=", places, lows)
         return low, high, b.and_(above, b.icmp_signed("<", places, highs))
 
-    def _tile(self, first: Any, keys: Any, bounds: tuple[Any, Any, Any]) -> None:
+    def _tile(self, first: Any, keys: Any, next_keys: Any, bounds: tuple[Any, Any, Any]) -> None:
         """Some query heads, whose records lie from `first` on, over the positions of a tile."""
         p, b, sizes, records = self.p, self.p.b, self.sizes, self.records
         mine = [records.of(first, integer(index)) for index in range(sizes.together)]
@@ -180,6 +177,7 @@ class _Attend:
         products: list[list[Any]] = [[] for _ in mine]
         for row in range(sizes.tile):
             place = b.add(keys, b.mul(self.row_bytes, integer(row)))
+            self._ask(b.add(next_keys, b.mul(self.row_bytes, integer(row))))
             sums: list[Any] = [None] * len(mine)
             for chunk in range(sizes.chunks):
                 key = self._chunk(place, chunk)
