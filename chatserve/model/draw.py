@@ -35,6 +35,8 @@ class Filters(Protocol):
     def min_p(self) -> float: ...
 
 
+# By a temperature next to nothing all but the best become -inf, which weighs 0, as it should.
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")
 def draw(logits: NDArray[np.float32], row: Filters, noise: float) -> int:
     """The token that the noise falls on, a number as `sampling.uniform` gives it.
 

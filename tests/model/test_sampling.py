@@ -396,3 +396,13 @@ def test_what_is_far_from_the_best_counts(filters: dict[str, float], tokens: set
     logits[17], logits[5_000] = 0.0, math.log(1e-8)
     row = SampleRow(**filters)  # pyright: ignore[reportArgumentType]
     assert {draw(logits, row, noise) for noise in NOISES} == tokens
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45, 1e-320])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.1}], ids=str)
+def test_a_temperature_next_to_nothing_takes_the_best_without_a_warning(
+    filters: dict[str, float], temperature: float
+) -> None:
+    logits = fixed_logits(5, rows=2, vocabulary=50)
+    rows = [SampleRow(temperature=temperature, seed=seed, **filters) for seed in (1, 2)]  # pyright: ignore[reportArgumentType]
+    assert torch.equal(sample(logits, rows).tokens, logits.argmax(dim=-1))
