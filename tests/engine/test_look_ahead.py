@@ -7,6 +7,7 @@ from chatserve.engine.sequence import Life
 from tests.engine.build import Setup, ask
 from tests.engine.fake_depot import FakeDepot
 from tests.engine.stepper import Stepper
+from tests.seeds import drawn_seed
 
 LONG = tuple(range(40))  # ten pages
 
@@ -83,8 +84,7 @@ def test_looking_ahead_where_computing_is_quicker_changes_and_counts_nothing() -
 
 
 def test_who_is_taken_out_of_the_middle_leaves_the_others_in_their_order() -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = drawn_seed()
     dice = random.Random(seed)
     stepper = Stepper(Setup(page_size=4, sequences_max=1))
     for number in range(60):

@@ -1,7 +1,5 @@
 """The bytes of a step's moves: what is saved comes back, bit by bit, with its checksum."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +9,13 @@ from chatserve.engine.page_mover import HostMemory, Moving, PageMover
 from chatserve.engine.plan import Moves, PageMove
 from chatserve.model.layout import KVLayout, LayerShape
 from chatserve_kernels import page_checksums
+from tests.seeds import drawn_seed
 
 LAYOUT = KVLayout(page_size=8, dtype=torch.bfloat16, layers=(LayerShape(2, 6), LayerShape(1, 4)))
 
 
 def _filled(pages: int) -> torch.Tensor:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = drawn_seed()
     pool = LAYOUT.allocate(pages, device="cpu")
     torch.manual_seed(seed)
     return pool.view(torch.int64).random_().view(torch.bfloat16)

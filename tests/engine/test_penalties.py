@@ -27,6 +27,7 @@ from tests.engine.build import build as build_house
 from tests.engine.oracle import assert_right, listen
 from tests.engine.parity_drive import MARGIN, Drive, Sampled, plain_model
 from tests.model.families import VOCABULARY, build
+from tests.seeds import drawn_seed
 
 PAGE_SIZE = 8
 TOKENS = 40
@@ -173,8 +174,7 @@ def prompt_for(dice: random.Random) -> tuple[int, ...]:
 def test_penalties_count_every_token_so_far(
     model: LoadedModel, oracle: PreTrainedModel, pages: int, depth: int
 ) -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = drawn_seed()
     dice = random.Random(seed)
     drive = Drive(model, pages=pages, seed=seed, depth=depth)
     for number, sampling in enumerate(PENALTIES.values()):

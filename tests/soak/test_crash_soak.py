@@ -3,12 +3,11 @@
 The figures are printed: where the kills fell, how long starts took, how much was looked at.
 """
 
-import os
-import random
 from pathlib import Path
 
 import pytest
 
+from tests.seeds import drawn_seed
 from tests.wiring.crash_drive import Place
 from tests.wiring.test_crash import kill_and_check
 
@@ -22,12 +21,11 @@ KILLS = {
     Place.MACHINE: 6,
 }
 CHATTERS = 20
-SEED = "CHATSERVE_SOAK_SEED"  # in the environment: repeats a run's plan of kills
 
 
 @pytest.mark.soak
 async def test_a_hundred_kills_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
     places = [place for place, count in KILLS.items() for _ in range(count)]
     assert len(places) >= 100
-    seed = int(os.environ.get(SEED, random.SystemRandom().randrange(1 << 32)))
+    seed = drawn_seed()
     await kill_and_check(tmp_path, places, seed=seed, chatters=CHATTERS, fresh=True)

@@ -18,6 +18,7 @@ from tests.engine.parity_drive import (
     random_request,
 )
 from tests.model.families import VOCABULARY, build
+from tests.seeds import drawn_seed
 
 ANSWERS = 3000
 
@@ -33,8 +34,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.soak
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
 def test_greedy_answers_from_a_full_pool_equal_the_plain_model(family: str, tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = drawn_seed()
     dice = random.Random(seed)
     folder = build(family, tmp_path, seed=seed % 1000)
     model = load_model(folder, device="cpu", dtype="float32", page_size=16)

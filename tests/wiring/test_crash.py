@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+from tests.seeds import drawn_seed
 from tests.wiring.crash_drive import CrashDrive, Place
 from tests.wiring.load import holdings
 from tests.wiring.server import reviving
@@ -17,7 +18,6 @@ async def kill_and_check(
 ) -> None:
     """Kill at each place, in an order that the seed says; print what came of it. fresh: kills
     that fall while a server starts fall among its imports too."""
-    print(f"seed {seed}")
     dice = random.Random(seed)
     dice.shuffle(places)
     with reviving(folder, OPTIONS, fresh=fresh) as revived:
@@ -46,5 +46,5 @@ async def kill_and_check(
 
 async def test_kills_under_load_lose_and_double_nothing(tmp_path: Path) -> None:
     places = list(Place)
-    seed = random.SystemRandom().randrange(1 << 32)
+    seed = drawn_seed()
     await kill_and_check(tmp_path, places, seed=seed, chatters=CHATTERS)

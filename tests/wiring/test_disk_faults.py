@@ -27,6 +27,7 @@ from chatserve.demonstration.corpus import make_probe
 from chatserve.engine import tiers
 from prefix_store import MasterSecret, PageShape, PageStore, PageWrite
 from prefix_store.recovery import MINIMUM_BYTES
+from tests.seeds import drawn_seed
 from tests.wiring.faulty_disk import CALLS, Fault, FaultyDisk
 from tests.wiring.in_process import Living, living
 from tests.wiring.recall import (
@@ -409,8 +410,7 @@ async def test_chats_go_on_whichever_of_all_calls_fails(
     tmp_path: Path, prompts: list[Prompt], for_good: bool
 ) -> None:
     """The first call from now on, the second, … until a round is over before the fault comes."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = drawn_seed()
     dice = random.Random(seed)
     number = failed = 0
     async with site(tmp_path, prompts) as here:

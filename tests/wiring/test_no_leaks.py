@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from statistics import linear_regression
 import httpx
 import pytest
 
+from tests.seeds import drawn_seed
 from tests.wiring.load import PLAIN, every_row_count, holdings, mixed_load
 from tests.wiring.server import MODEL, Server, running
 
@@ -71,15 +71,9 @@ def _assert_served(server: Server, ends: Counter[str]) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
-def _drawn_seed() -> int:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    return seed
-
-
 @pytest.mark.parametrize("memory", [pytest.param(LARGE, marks=pytest.mark.soak), TINY])
 async def test_a_mixed_load_leaves_nothing_behind(tmp_path: Path, memory: str) -> None:
-    seed = _drawn_seed()
+    seed = drawn_seed()
     with running(tmp_path, [*OPTIONS, "--kv-memory", memory]) as server:
         await mixed_load(server, requests=60, seed=seed)  # threads and pools come into being
         before = holdings(server)
@@ -117,7 +111,7 @@ async def test_who_is_queued_behind_one_who_leaves_is_served(tmp_path: Path) -> 
 async def test_a_storm_that_comes_again_and_again_takes_no_more(
     tmp_path: Path, memory: str, dtype: str
 ) -> None:
-    seed = _drawn_seed()
+    seed = drawn_seed()
     ends: Counter[str] = Counter()
     options = [*OPTIONS, "--kv-memory", memory, "--dtype", dtype]
     # Fresh: what a fork shares counts as resident too, and is copied bit by bit.

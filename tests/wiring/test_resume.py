@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
+from tests.seeds import drawn_seed
 from tests.wiring.chat_client import (
     Refused,
     ReplyView,
@@ -46,8 +47,7 @@ def revived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Revived]:
 
 @pytest.fixture
 def dice() -> random.Random:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
+    seed = drawn_seed()
     return random.Random(seed)
 
 
