@@ -14,8 +14,9 @@ from typing import Any
 from llvmlite import ir
 
 F32: Any = ir.FloatType()
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 CACHE_LINE_BYTES = 64
+UPPER_HALF = 0xFFFF0000  # of 32 bits
 EXPONENT_MAX = 126.0  # of two; beyond it float32 ends
 EXP_DEGREE = 6  # of a polynomial for 2^f, |f| <= 1/2: within 2e-7
 
@@ -107,33 +108,44 @@ class Program:
 
     # Memory
 
-    def load(self, address: Any, lanes: int, bfloat16: bool = False) -> Any:
-        """A vector from an address; bfloat16 is widened, its bits being the upper ones."""
-        if not bfloat16:
-            kind = ir.VectorType(F32, lanes)
-            return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=4)
-        narrow, wide = ir.VectorType(I16, lanes), ir.VectorType(I32, lanes)
-        bits = self.b.load(self.b.inttoptr(address, narrow.as_pointer()), align=2)
-        bits = self.b.shl(self.b.zext(bits, wide), ir.Constant(wide, [16] * lanes))
-        return self.b.bitcast(bits, ir.VectorType(F32, lanes))
+    def load(self, address: Any, lanes: int) -> Any:
+        """A vector from an address."""
+        kind = ir.VectorType(F32, lanes)
+        return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=4)
 
-    def store(self, vector: Any, address: Any, bfloat16: bool = False) -> None:
-        """A vector to an address; to bfloat16 it is rounded to the nearest, ties to even. A
-        NaN whose lower bits are set would not stay one; none has them that comes of bfloat16."""
-        if not bfloat16:
-            self.b.store(vector, self.b.inttoptr(address, vector.type.as_pointer()), align=4)
-            return
-        lanes = vector.type.count
-        narrow, wide = ir.VectorType(I16, lanes), ir.VectorType(I32, lanes)
+    def store(self, vector: Any, address: Any) -> None:
+        """A vector to an address."""
+        self.b.store(vector, self.b.inttoptr(address, vector.type.as_pointer()), align=4)
+
+    def load_pairs(self, address: Any, lanes: int) -> tuple[Any, Any]:
+        """Twice as many elements of bfloat16 from an address: those at even places and those at odd
+        ones. A pair is one integer, and each of its halves a float32 with zeros behind it: that
+        takes a third of the instructions that widening in order takes."""
+        wide = ir.VectorType(I32, lanes)
+        bits = self.b.load(self.b.inttoptr(address, wide.as_pointer()), align=2)
+        even = self.b.shl(bits, ir.Constant(wide, [16] * lanes))
+        odd = self.b.and_(bits, ir.Constant(wide, [UPPER_HALF] * lanes))
+        kind = ir.VectorType(F32, lanes)
+        return self.b.bitcast(even, kind), self.b.bitcast(odd, kind)
+
+    def store_pairs(self, even: Any, odd: Any, address: Any) -> None:
+        """The reverse: rounded to the nearest, ties to even. A NaN whose lower bits are set would
+        not stay one; none has them that comes of bfloat16."""
+        lanes = even.type.count
+        wide = ir.VectorType(I32, lanes)
 
         def constant(value: int) -> Any:
             return ir.Constant(wide, [value] * lanes)
 
-        bits = self.b.bitcast(vector, wide)
-        odd = self.b.and_(self.b.lshr(bits, constant(16)), constant(1))
-        rounded = self.b.lshr(self.b.add(bits, self.b.add(odd, constant(0x7FFF))), constant(16))
-        place = self.b.inttoptr(address, narrow.as_pointer())
-        self.b.store(self.b.trunc(rounded, narrow), place, align=2)
+        def rounded(vector: Any) -> Any:
+            bits = self.b.bitcast(vector, wide)
+            last = self.b.and_(self.b.lshr(bits, constant(16)), constant(1))
+            return self.b.add(bits, self.b.add(last, constant(0x7FFF)))
+
+        lower = self.b.lshr(rounded(even), constant(16))
+        upper = self.b.and_(rounded(odd), constant(UPPER_HALF))
+        place = self.b.inttoptr(address, wide.as_pointer())
+        self.b.store(self.b.or_(lower, upper), place, align=2)
 
     def prefetch(self, address: Any, size: int) -> None:
         """Ask for `size` bytes at an address, for the second-level cache."""

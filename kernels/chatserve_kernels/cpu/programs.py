@@ -8,10 +8,13 @@ weights relative to it and the weighted values. `join` brings the records of a r
     record of a query head, float32:   query, scaled [head_dim] | values [head_dim]
                                        | sums of weights [tile lanes] | largest score [tile lanes]
 
-Tiles never cross a page, and the next one is asked for while one is computed. What lies outside a
-run's positions may be anything: its score is replaced and its value is not read.
+Tiles never cross a page, and the next one is asked for while one is computed, row by row: a burst
+of requests would hold up what comes from the nearer caches. What lies outside a run's positions may
+be anything: its score is replaced and its value is not read. bfloat16 comes in pairs, the elements
+at even places in one vector and those at odd ones in the next; records hold them in that order.
 """
 
+from collections.abc import Generator
 from typing import Any
 
 from llvmlite import ir
@@ -129,9 +132,7 @@ class _Attend:
             last = integer(sizes.group - 1)
             mine = b.add(first, b.select(b.icmp_signed("<", index, last), index, last))
             source = b.add(query, b.mul(mine, f["query_head"]))
-            for chunk in range(sizes.chunks):
-                place = b.add(source, integer(chunk * sizes.lanes * sizes.element_bytes))
-                loaded = p.load(place, sizes.lanes, sizes.bfloat16)
+            for chunk, loaded in self._chunks(source):
                 p.store(b.fmul(loaded, scale), records.query(record, chunk))
                 p.store(p.constant(0.0, sizes.lanes), records.values(record, chunk))
             p.store(p.constant(0.0, sizes.tile), records.sums(record))
@@ -147,10 +148,10 @@ class _Attend:
         place = b.add(place, b.mul(b.srem(position, size), self.row_bytes))
         return b.add(place, b.mul(head, integer(sizes.head_dim * sizes.element_bytes)))
 
-    def _ask(self, key: Any) -> None:
-        """For a position's key and value."""
-        for place in (key, self.p.b.add(key, self.value_bytes)):
-            self.p.prefetch(place, self.sizes.head_dim * self.sizes.element_bytes)
+    def _ask(self, place: Any, row: Any) -> None:
+        """For the key or the value of a tile's row."""
+        row = self.p.b.add(place, self.p.b.mul(self.row_bytes, row))
+        self.p.prefetch(row, self.sizes.head_dim * self.sizes.element_bytes)
 
     def _bounds(self, position: Any, start: Any, end: Any) -> tuple[Any, Any, Any]:
         """The rows of a tile that are inside the run: the first, the one behind the last, and for
@@ -177,10 +178,9 @@ class _Attend:
         products: list[list[Any]] = [[] for _ in mine]
         for row in range(sizes.tile):
             place = b.add(keys, b.mul(self.row_bytes, integer(row)))
-            self._ask(b.add(next_keys, b.mul(self.row_bytes, integer(row))))
+            self._ask(next_keys, integer(row))
             sums: list[Any] = [None] * len(mine)
-            for chunk in range(sizes.chunks):
-                key = self._chunk(place, chunk)
+            for chunk, key in self._chunks(place):
                 for index, query in enumerate(queries):
                     sums[index] = (
                         b.fmul(query[chunk], key)
@@ -200,22 +200,27 @@ class _Attend:
         values = b.add(keys, self.value_bytes)
         with p.folding(low, high, kept) as (row, mixed, after):
             place = b.add(values, b.mul(self.row_bytes, row))
-            chunks = [self._chunk(place, chunk) for chunk in range(sizes.chunks)]
+            self._ask(b.add(next_keys, self.value_bytes), row)
+            chunks = list(self._chunks(place))
             for index, weights in enumerate(self.weight_places):
                 lane = b.gep(b.bitcast(weights, F32.as_pointer()), [row])
                 one = p.splat(b.load(lane), sizes.lanes)
-                for chunk, value in enumerate(chunks):
+                for chunk, value in chunks:
                     sum_before = mixed[index * sizes.chunks + chunk]
                     after.append(p.multiply_add(one, value, sum_before))
         for index, record in enumerate(mine):
             for chunk in range(sizes.chunks):
                 p.store(mixed[index * sizes.chunks + chunk], records.values(record, chunk))
 
-    def _chunk(self, row: Any, chunk: int) -> Any:
-        """A part of a row's key or value."""
-        sizes = self.sizes
-        place = self.p.b.add(row, integer(chunk * sizes.lanes * sizes.element_bytes))
-        return self.p.load(place, sizes.lanes, sizes.bfloat16)
+    def _chunks(self, row: Any) -> Generator[tuple[int, Any]]:
+        """The vectors of a query, key or value, and their numbers in a record."""
+        sizes, b = self.sizes, self.p.b
+        for first in range(0, sizes.chunks, sizes.vectors_a_load):
+            place = b.add(row, integer(first * sizes.lanes * sizes.element_bytes))
+            if sizes.bfloat16:
+                yield from enumerate(self.p.load_pairs(place, sizes.lanes), first)
+            else:
+                yield first, self.p.load(place, sizes.lanes)
 
     def _weights(self, record: Any, scores: Any, inside: Any) -> Any:
         """exp(score - largest so far) of a tile, with what the record holds made relative to it."""
@@ -299,9 +304,13 @@ class _Join:
         if sink is not None:
             total = b.fadd(total, p.first(p.exp(b.fsub(least, largest))))
         total = p.splat(total, sizes.lanes)
-        for chunk, value in enumerate(sums[1:]):
-            place = b.add(result, integer(chunk * sizes.lanes * sizes.element_bytes))
-            p.store(b.fdiv(value, total), place, sizes.bfloat16)
+        values = [b.fdiv(value, total) for value in sums[1:]]
+        for first in range(0, sizes.chunks, sizes.vectors_a_load):
+            place = b.add(result, integer(first * sizes.lanes * sizes.element_bytes))
+            if sizes.bfloat16:
+                p.store_pairs(*values[first : first + 2], place)
+            else:
+                p.store(values[first], place)
 
 
 def append_text(row_bytes: int, page_size: int) -> str:

@@ -23,7 +23,8 @@ class Sizes:
     @property
     def lanes(self) -> int:
         """Of the vectors along head_dim."""
-        return LANES_MAX if self.head_dim % LANES_MAX == 0 else LANES_MAX // 2
+        elements = self.head_dim // (2 if self.bfloat16 else 1)
+        return next(n for n in (LANES_MAX, LANES_MAX // 2, LANES_MAX // 4) if elements % n == 0)
 
     @property
     def tile(self) -> int:
@@ -34,6 +35,11 @@ class Sizes:
     def chunks(self) -> int:
         """Vectors along head_dim."""
         return self.head_dim // self.lanes
+
+    @property
+    def vectors_a_load(self) -> int:
+        """bfloat16 comes in pairs."""
+        return 2 if self.bfloat16 else 1
 
     @property
     def blocks(self) -> int:
