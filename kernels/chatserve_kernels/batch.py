@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chatserve_kernels.runs import Runs, find_runs, laid_out
+from chatserve_kernels.runs import Runs, find_runs, laid_out, slice_runs
 
 # On a CPU gathered pages should still be in its cache when they are read: at 4 kv heads of 64 in
 # float32 this many positions are 4 MiB of K. A GPU rather wants few and large launches.
@@ -118,21 +118,24 @@ class AttentionBatch:
                 groups.append(self._group(sequences[first : first + together]))
         return tuple(groups)
 
-    def decode_runs(self, window: int | None) -> Runs:
-        """The sequences with one query each, by the pages that they have in common. On a CPU."""
-        runs = self._runs.get(window)
-        if runs is None:
-            starts = self.query_starts
-            rows = {
-                sequence: starts[sequence]
-                for sequence in range(len(starts) - 1)
-                if starts[sequence + 1] - starts[sequence] == 1
-            }
-            tables = np.ascontiguousarray(self.page_tables.numpy(), dtype=np.int32)
-            found = find_runs(
-                tables, self.context_lengths, tuple(rows), page_size=self.page_size, window=window
-            )
-            runs = self._runs[window] = laid_out(tables, found, rows)
+    def runs(self, window: int | None, *, slices: bool) -> Runs:
+        """What is read for which rows: the sequences with one query each by the pages that they
+        have in common, and where wanted the slices. On a CPU."""
+        known = self._runs.get((window, slices))
+        if known is not None:
+            return known
+        starts, lengths = self.query_starts, self.context_lengths
+        tables = np.ascontiguousarray(self.page_tables.numpy(), dtype=np.int32)
+        rows = {
+            sequence: starts[sequence]
+            for sequence in range(len(lengths))
+            if starts[sequence + 1] - starts[sequence] == 1
+        }
+        found = find_runs(tables, lengths, rows, page_size=self.page_size, window=window)
+        for sequence in self.slices if slices else ():
+            first, end = starts[sequence : sequence + 2]
+            found += slice_runs(sequence, first, end - first, lengths[sequence], window)
+        runs = self._runs[window, slices] = laid_out(tables, found)
         return runs
 
     @cached_property
@@ -164,7 +167,7 @@ class AttentionBatch:
         return 1 + max(int(each.max()) for each in (tables, pages) if each.size)
 
     @cached_property
-    def _runs(self) -> dict[int | None, Runs]:
+    def _runs(self) -> dict[tuple[int | None, bool], Runs]:
         return {}
 
     def _group(self, sequences: list[int]) -> DecodeGroup:

@@ -3,14 +3,15 @@
 May not know: chatserve, models, requests. A door checks shapes, dtypes and strides and raises
 ValueError; a body trusts its door.
 
-Theory: on a CPU decode rows read their pages where they lie, by machine code (`cpu/`); everything
-else, and they too where that is not to be had, is torch's. K and V are gathered from their pages,
-because plain torch cannot read through a table. A slice gathers exactly the positions its queries
-may see. Decode rows of like length are gathered together, padded to whole pages; what lies in the
-padding may be anything, NaN included, so it is overwritten with zeros before it meets an arithmetic
-operation (0 * NaN is NaN). Positions inside a context have all been written, also those before a
-window. Query heads that share a kv head are never given copies of it: for a slice they are an
-expanded (stride 0) dimension, for a decode row they take the place of the query positions.
+Theory: on a CPU pages are read where they lie, by machine code (`cpu/`). Slices where pages have
+uncommon sizes, and everything where there is no machine code, are torch's. K and V are then
+gathered from their pages, because plain torch cannot read through a table. A slice gathers exactly
+the positions its queries may see. Decode rows of like length are gathered together, padded to whole
+pages; what lies in the padding may be anything, NaN included, so it is overwritten with zeros
+before it meets an arithmetic operation (0 * NaN is NaN). Positions inside a context have all been
+written, also those before a window. Query heads that share a kv head are never given copies of it:
+for a slice they are an expanded (stride 0) dimension, for a decode row they take the place of the
+query positions.
 """
 
 import torch
@@ -64,14 +65,15 @@ def paged_attention(
     if sinks is not None and sinks.shape != (query.shape[1],):
         raise ValueError("sinks must be [heads]")
     result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    for sequence in batch.slices:
+    compiled = native.attention_for(query, kv, soft_cap=soft_cap, sinks=sinks)
+    slices = () if compiled is not None and compiled.sizes.matrices else batch.slices
+    for sequence in slices:
         rows = slice(batch.query_starts[sequence], batch.query_starts[sequence + 1])
         result[rows] = _attend_slice(
             query[rows], kv, batch, sequence, scale=scale, window=window, soft_cap=soft_cap,
             sinks=sinks,
         )  # fmt: skip
-    compiled = native.attention_for(query, kv, soft_cap=soft_cap, sinks=sinks)
-    if compiled is not None and batch.has_decode_rows:
+    if compiled is not None and (batch.has_decode_rows or not slices):
         compiled.run(
             query, kv, batch, result, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks,
         )  # fmt: skip

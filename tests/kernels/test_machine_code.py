@@ -1,6 +1,7 @@
 """Attention as machine code: at models' real sizes, on several threads, with what must not be
 read, and where it has to be left to torch."""
 
+import itertools
 import logging
 import random
 from collections.abc import Generator
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatserve_kernels import AttentionBatch, append_kv, paged_attention, runs
+from chatserve_kernels import AttentionBatch, append_kv, ops, paged_attention, runs
 from chatserve_kernels.cpu import native
 from tests.kernels.test_paged_operations import in_torch
 
@@ -84,6 +85,115 @@ def test_it_equals_torch(
     result = paged_attention(query, kv, batch, scale=scale)
     tolerance = 2e-6 if dtype == torch.float32 else 1e-2  # half a unit of bfloat16 at 1 is 4e-3
     torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+# Queries and contexts of one step: slices that begin anywhere, longer than a run, and decode rows.
+PARTS = ((1, 290), (5, 77), (70, 205), (1, 1), (33, 33), (2, 140))
+
+
+def parted(page_size: int) -> tuple[AttentionBatch, int]:
+    """Slices and decode rows, and how many pages there are."""
+    numbers = random.Random(18)
+    batch, pages = decoding(tuple(context for _, context in PARTS), page_size)
+    rows = sum(queries for queries, _ in PARTS)
+    return AttentionBatch(
+        query_starts=tuple(itertools.accumulate((n for n, _ in PARTS), initial=0)),
+        context_lengths=batch.context_lengths,
+        page_tables=batch.page_tables,
+        write_pages=torch.tensor([numbers.randrange(pages) for _ in range(rows)]),
+        write_offsets=torch.zeros(rows, dtype=torch.int64),
+        write_rows=None,
+        page_size=page_size,
+    ), pages
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dots"),
+    [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)],
+    ids=["fp32", "bf16", "bf16-dots"],
+)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_slices_equal_torch(
+    size: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    dots: bool,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing that nobody wrote is used either."""
+    if not dots:
+        monkeypatch.setattr(native, "_has_pair_dots", lambda: False)
+    elif not native._has_pair_dots():
+        pytest.skip("this processor multiplies no pairs of bfloat16")
+    torch.manual_seed(19)
+    head_dim, heads, kv_heads, page_size = size
+    batch, pages = parted(page_size)
+    kv = torch.full((pages, 2, page_size, kv_heads, head_dim), float("nan")).to(dtype)
+    for sequence, length in enumerate(batch.context_lengths):
+        for position in range(length):
+            page = int(batch.page_tables[sequence, position // page_size])
+            kv[page, :, position % page_size] = torch.randn(2, kv_heads, head_dim).to(dtype)
+    query = torch.randn(heads, batch.rows, head_dim).to(dtype).transpose(0, 1)
+    for options in ({}, {"window": 21}, {"soft_cap": 2.0, "sinks": torch.randn(heads)}):
+        options = {"scale": head_dim**-0.5} | options
+        expected = in_torch(paged_attention)(query.float(), kv.float(), batch, **options)
+        result = paged_attention(query, kv, batch, **options)
+        tolerance = 3e-6 if dtype == torch.float32 else 1.5e-2
+        torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_common_sizes_leave_no_slice_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(20)
+    batch, pages = parted(16)
+    kv, query = torch.randn(pages, 2, 16, 2, 64), torch.randn(batch.rows, 4, 64)
+    expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
+    monkeypatch.setattr(ops, "_attend_slice", None)
+    monkeypatch.setattr(ops, "_attend_decode", None)
+    result = paged_attention(query, kv, batch, scale=0.1)
+    torch.testing.assert_close(result, expected, atol=3e-6, rtol=3e-6)
+
+
+def test_many_rows_that_share_pages_are_a_matrix() -> None:
+    """And those that part from them are not disturbed by it."""
+    torch.manual_seed(21)
+    for rows in (4, 17, 33):
+        batch, pages = decoding((300, *range(210, 210 + rows - 1)), 16, shared=12)
+        kv, query = torch.randn(pages, 2, 16, 2, 64), torch.randn(rows, 6, 64)
+        assert batch.runs(None, slices=True).matrices.any()
+        expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
+        result = paged_attention(query, kv, batch, scale=0.1)
+        torch.testing.assert_close(result, expected, atol=3e-6, rtol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_what_a_query_does_not_see_weighs_nothing(dtype: torch.dtype) -> None:
+    """Not even 1e-38: layers that make small things large would make something of it."""
+    batch, pages = parted(16)
+    kv = torch.full((pages, 2, 16, 1, 64), 1e30, dtype=dtype)
+    kv[:, 0] = 0
+    seen = [position % 7 == 6 for position in range(300)]
+    for sequence, length in enumerate(batch.context_lengths):
+        for position in range(length):
+            page = int(batch.page_tables[sequence, position // 16])
+            kv[page, 1, position % 16] = 1e30 if seen[position] else 0
+    result = paged_attention(torch.zeros(batch.rows, 1, 64).to(dtype), kv, batch, scale=1.0)
+    window = paged_attention(
+        torch.zeros(batch.rows, 1, 64).to(dtype), kv, batch, scale=1.0, window=3
+    )
+    for sequence, (queries, context) in enumerate(PARTS):
+        for index in range(queries):
+            row, end = batch.query_starts[sequence] + index, context - queries + index + 1
+            assert bool(result[row].any()) == any(seen[:end])
+            assert bool(window[row].any()) == any(seen[max(0, end - 3) : end])
+
+
+def test_weights_of_a_matrix_are_rounded_once() -> None:
+    """Equal weights are exact in bfloat16, so the mean of values is too."""
+    batch, pages = parted(16)
+    kv = torch.zeros(pages, 2, 16, 1, 64, dtype=torch.bfloat16)
+    kv[:, 1] = torch.arange(64).bfloat16()
+    result = paged_attention(torch.randn(batch.rows, 1, 64).bfloat16(), kv, batch, scale=1.0)
+    assert torch.equal(result, torch.arange(64).bfloat16().expand(batch.rows, 1, 64))
 
 
 def test_layers_of_one_step_may_differ_in_heads() -> None:
@@ -160,7 +270,7 @@ def test_parts_of_a_long_context_are_joined(monkeypatch: pytest.MonkeyPatch) -> 
     whole = paged_attention(query, kv, batch, scale=1.0)
     monkeypatch.setattr(runs, "RUN_TOKENS_MAX", 37)
     batch, _ = decoding(LENGTHS, 16)
-    assert len(batch.decode_runs(None).sequences) > 20
+    assert len(batch.runs(None, slices=False).sequences) > 20
     parted = paged_attention(query, kv, batch, scale=1.0)
     torch.testing.assert_close(parted, whole, atol=2e-6, rtol=2e-6)
 

@@ -36,7 +36,8 @@ def test_each_row_reads_its_own_positions_once(seed: int) -> None:
     page_size = numbers.choice([8, 16, 64])
     tables, lengths = tree(numbers, page_size)
     decoding = sorted(numbers.sample(range(len(lengths)), numbers.randint(1, len(lengths))))
-    found = find_runs(tables, lengths, decoding, page_size=page_size, window=None)
+    rows = {sequence: sequence for sequence in decoding}
+    found = find_runs(tables, lengths, rows, page_size=page_size, window=None)
     for sequence in decoding:
         read: list[tuple[int, int]] = []
         for run in found:
@@ -66,7 +67,7 @@ def test_a_tree_is_read_as_a_tree() -> None:
         [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8, 10], [1, 2, 3, 4, 11, 0, 0, 0, 0]],
         dtype=np.int32,
     )
-    found = find_runs(tables, [140, 139, 70], (0, 1, 2), page_size=16, window=None)
+    found = find_runs(tables, [140, 139, 70], {0: 0, 1: 1, 2: 2}, page_size=16, window=None)
     parts = {(run.start, run.end, tuple(sorted(run.members))) for run in found}
     assert parts == {
         *((0, 64, (0, 1, 2)), (64, 128, (0, 1))),
@@ -76,15 +77,15 @@ def test_a_tree_is_read_as_a_tree() -> None:
 
 def test_a_window_reads_its_positions_alone() -> None:
     tables = np.array([[1, 2, 3], [1, 2, 4]], dtype=np.int32)
-    found = find_runs(tables, [40, 3], (0, 1), page_size=16, window=10)
-    assert found == [Run(0, 30, 40, (0,)), Run(1, 0, 3, (1,))]
+    found = find_runs(tables, [40, 3], {0: 4, 1: 6}, page_size=16, window=10)
+    assert found == [Run(0, 30, 40, (4,)), Run(1, 0, 3, (6,))]
 
 
 def test_long_runs_are_cut_and_parts_numbered_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "RUN_TOKENS_MAX", 100)
-    found = [Run(3, 0, 128, (3, 5)), Run(5, 128, 140, (5,))]
+    found = [Run(3, 0, 128, (7, 9)), Run(5, 128, 140, (9,))]
     tables = np.zeros((6, 9), dtype=np.int32)
-    laid = laid_out(tables, found, {3: 7, 5: 9})
+    laid = laid_out(tables, found)
     read = []
     for index in range(len(laid.sequences)):
         for place in range(laid.first_members[index], laid.first_members[index + 1]):

@@ -14,11 +14,24 @@ from typing import Any
 from llvmlite import ir
 
 F32: Any = ir.FloatType()
-I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 CACHE_LINE_BYTES = 64
 UPPER_HALF = 0xFFFF0000  # of 32 bits
 EXPONENT_MAX = 126.0  # of two; beyond it float32 ends
 EXP_DEGREE = 6  # of a polynomial for 2^f, |f| <= 1/2: within 2e-7
+
+
+class BFloat(ir.types.Type):
+    """LLVM's type of bfloat16, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
 
 
 def integer(value: int) -> Any:
@@ -73,6 +86,11 @@ class Program:
         self.b.position_at_end(end)
         self.b.ret_void()
 
+    def room(self, vectors: int, lanes: int) -> Any:
+        """The address of room for so many vectors of float32, of this call's."""
+        kind = ir.ArrayType(ir.VectorType(F32, lanes), vectors)
+        return self.b.ptrtoint(self.b.alloca(kind), I64)
+
     # Loops
 
     @contextmanager
@@ -113,39 +131,69 @@ class Program:
         kind = ir.VectorType(F32, lanes)
         return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=4)
 
+    def number(self, address: Any) -> Any:
+        """One float32 from an address."""
+        return self.b.load(self.b.inttoptr(address, F32.as_pointer()))
+
     def store(self, vector: Any, address: Any) -> None:
-        """A vector to an address."""
-        self.b.store(vector, self.b.inttoptr(address, vector.type.as_pointer()), align=4)
+        """A vector of anything to an address."""
+        self.b.store(vector, self.b.inttoptr(address, vector.type.as_pointer()), align=2)
 
     def load_pairs(self, address: Any, lanes: int) -> tuple[Any, Any]:
         """Twice as many elements of bfloat16 from an address: those at even places and those at odd
         ones. A pair is one integer, and each of its halves a float32 with zeros behind it: that
         takes a third of the instructions that widening in order takes."""
-        wide = ir.VectorType(I32, lanes)
-        bits = self.b.load(self.b.inttoptr(address, wide.as_pointer()), align=2)
-        even = self.b.shl(bits, ir.Constant(wide, [16] * lanes))
-        odd = self.b.and_(bits, ir.Constant(wide, [UPPER_HALF] * lanes))
+        bits = self.load_integers(address, lanes)
+        even = self.b.shl(bits, self.integers(16, lanes))
+        odd = self.b.and_(bits, self.integers(UPPER_HALF, lanes))
         kind = ir.VectorType(F32, lanes)
         return self.b.bitcast(even, kind), self.b.bitcast(odd, kind)
 
+    def row(
+        self, address: Any, vectors: int, lanes: int, bfloat16: bool
+    ) -> Generator[tuple[int, Any]]:
+        """So many vectors from an address on, and their numbers; of bfloat16 as `load_pairs`."""
+        for first in range(0, vectors, 2 if bfloat16 else 1):
+            place = self.b.add(address, integer(first * lanes * (2 if bfloat16 else 4)))
+            if bfloat16:
+                yield from enumerate(self.load_pairs(place, lanes), first)
+            else:
+                yield first, self.load(place, lanes)
+
+    def load_integers(self, address: Any, lanes: int) -> Any:
+        """A vector of integers of 32 bits from an address."""
+        kind = ir.VectorType(I32, lanes)
+        return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=2)
+
     def store_pairs(self, even: Any, odd: Any, address: Any) -> None:
-        """The reverse: rounded to the nearest, ties to even. A NaN whose lower bits are set would
-        not stay one; none has them that comes of bfloat16."""
+        """The reverse of `load_pairs`: rounded to the nearest, ties to even. A NaN whose lower bits
+        are set would not stay one; none has them that comes of bfloat16."""
         lanes = even.type.count
-        wide = ir.VectorType(I32, lanes)
+        lower = self.b.lshr(self._rounded(even), self.integers(16, lanes))
+        upper = self.b.and_(self._rounded(odd), self.integers(UPPER_HALF, lanes))
+        self.store(self.b.or_(lower, upper), address)
 
-        def constant(value: int) -> Any:
-            return ir.Constant(wide, [value] * lanes)
+    def store_narrow(self, vector: Any, address: Any) -> None:
+        """A vector in bfloat16, in order; rounded as `store_pairs` does."""
+        lanes = vector.type.count
+        upper = self.b.lshr(self._rounded(vector), self.integers(16, lanes))
+        self.store(self.b.trunc(upper, ir.VectorType(I16, lanes)), address)
 
-        def rounded(vector: Any) -> Any:
-            bits = self.b.bitcast(vector, wide)
-            last = self.b.and_(self.b.lshr(bits, constant(16)), constant(1))
-            return self.b.add(bits, self.b.add(last, constant(0x7FFF)))
+    def interleaved(self, first: Any, second: Any) -> tuple[Any, Any]:
+        """Of two vectors of pairs: pairs of the lower halves, and of the upper ones."""
+        lanes = first.type.count
+        lower, half = self.integers(0xFFFF, lanes), self.integers(16, lanes)
+        upper = self.integers(UPPER_HALF, lanes)
+        low = self.b.or_(self.b.and_(first, lower), self.b.shl(second, half))
+        high = self.b.or_(self.b.lshr(first, half), self.b.and_(second, upper))
+        return low, high
 
-        lower = self.b.lshr(rounded(even), constant(16))
-        upper = self.b.and_(rounded(odd), constant(UPPER_HALF))
-        place = self.b.inttoptr(address, wide.as_pointer())
-        self.b.store(self.b.or_(lower, upper), place, align=2)
+    def _rounded(self, vector: Any) -> Any:
+        """Bits of floats whose upper halves are the bfloat16 next to them."""
+        lanes = vector.type.count
+        bits = self.b.bitcast(vector, ir.VectorType(I32, lanes))
+        last = self.b.and_(self.b.lshr(bits, self.integers(16, lanes)), self.integers(1, lanes))
+        return self.b.add(bits, self.b.add(last, self.integers(0x7FFF, lanes)))
 
     def prefetch(self, address: Any, size: int) -> None:
         """Ask for `size` bytes at an address, for the second-level cache."""
@@ -170,6 +218,10 @@ class Program:
         """A vector of one float."""
         return ir.Constant(ir.VectorType(F32, lanes), [value] * lanes)
 
+    def integers(self, value: int, lanes: int) -> Any:
+        """A vector of one integer of 32 bits."""
+        return ir.Constant(ir.VectorType(I32, lanes), [value] * lanes)
+
     def splat(self, value: Any, lanes: int) -> Any:
         """A vector of one value, of any type."""
         kind = ir.VectorType(value.type, lanes)
@@ -184,6 +236,14 @@ class Program:
     def multiply_add(self, left: Any, right: Any, added: Any) -> Any:
         """left * right + added, in one instruction where there is one."""
         return self._call("llvm.fmuladd", added.type, [left, right, added])
+
+    def dots(self, left: Any, right: Any, added: Any) -> Any:
+        """Vectors of pairs of bfloat16: the sum of both products of each pair, and `added`, a
+        vector of 16. Only for processors with AVX512_BF16."""
+        kind = ir.VectorType(BFloat(), 2 * added.type.count)
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        dot = self._intrinsic(name, added.type, [added.type, kind, kind])
+        return self.b.call(dot, [added, self.b.bitcast(left, kind), self.b.bitcast(right, kind)])
 
     def largest(self, vector: Any) -> Any:
         """The largest of its lanes; NaN is passed over."""
@@ -206,6 +266,31 @@ class Program:
         while result.type.count > len(vectors):
             result = self._pairs(result, None)
         return result
+
+    def any(self, flags: Any) -> Any:
+        """Whether one of a vector of bits is set."""
+        bits = ir.IntType(flags.type.count)
+        return self.b.icmp_unsigned("!=", self.b.bitcast(flags, bits), ir.Constant(bits, 0))
+
+    def turned(self, vectors: Sequence[Any]) -> list[Any]:
+        """As many vectors as each has lanes, a power of two: the first of the first lanes, the
+        next of the second ones, and so on."""
+        rows = list(vectors)
+        lanes = len(rows)
+        kind = ir.VectorType(I32, lanes)
+        step = 1
+        while step < lanes:
+            low = [k if k & step == 0 else lanes + k - step for k in range(lanes)]
+            high = [k + step if k & step == 0 else lanes + k for k in range(lanes)]
+            for index in range(lanes):
+                if index & step:
+                    continue
+                pair = rows[index], rows[index + step]
+                rows[index], rows[index + step] = (
+                    self.b.shuffle_vector(*pair, ir.Constant(kind, order)) for order in (low, high)
+                )
+            step *= 2
+        return rows
 
     def exp(self, vector: Any) -> Any:
         """e to its power, within 2e-7 of it where the result is no less than 2^-126. NaN stays."""

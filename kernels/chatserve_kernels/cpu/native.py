@@ -83,7 +83,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attention:
-    """Attention of decode rows for one model's sizes."""
+    """Attention for one model's sizes: of decode rows, and where `sizes.matrices` of slices."""
 
     sizes: Sizes
     attend: Function
@@ -101,10 +101,10 @@ class Attention:
         soft_cap: float | None,
         sinks: Tensor | None,
     ) -> None:
-        """Into the decode rows of `result`, contiguous; the rest as `ops.paged_attention` has
-        checked it. Raises ValueError for pages that are not there."""
+        """Into the rows of `result`, contiguous, that are served; the rest as `paged_attention`
+        has checked it. Raises ValueError for pages that are not there."""
         _check_pages(kv, batch)
-        runs = batch.decode_runs(window)
+        runs = batch.runs(window, slices=self.sizes.matrices)
         kv_heads, item = kv.shape[3], kv.element_size()
         arguments, _ = runs.prepared.get((self, kv_heads)) or self._prepare(runs, kv_heads)
         given = None if sinks is None else sinks.float().contiguous()
@@ -140,8 +140,11 @@ class Attention:
                 "run_sequences": runs.sequences.ctypes.data,
                 "run_starts": runs.starts.ctypes.data,
                 "run_ends": runs.ends.ctypes.data,
+                "run_matrices": runs.matrices.ctypes.data,
                 "run_first_members": runs.first_members.ctypes.data,
                 "members": runs.members.ctypes.data,
+                "member_starts": runs.member_starts.ctypes.data,
+                "member_ends": runs.member_ends.ctypes.data,
                 "slots": runs.slots.ctypes.data,
                 "rows": runs.rows.ctypes.data,
                 "first_slots": runs.first_slots.ctypes.data,
@@ -168,7 +171,8 @@ def attention_for(
         return None
     group = query.shape[1] // kv_heads
     bfloat16 = kv.dtype == torch.bfloat16
-    return _attention(head_dim, group, page_size, bfloat16, soft_cap is not None, sinks is not None)
+    options = soft_cap is not None, sinks is not None
+    return _attention(head_dim, group, page_size, bfloat16, *options, _has_pair_dots())
 
 
 def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> bool:
@@ -213,11 +217,17 @@ def _check_pages(kv: Tensor, batch: AttentionBatch) -> None:
 
 @cache
 def _attention(
-    head_dim: int, group: int, page_size: int, bfloat16: bool, soft_cap: bool, sinks: bool
+    head_dim: int,
+    group: int,
+    page_size: int,
+    bfloat16: bool,
+    soft_cap: bool,
+    sinks: bool,
+    pair_dots: bool,
 ) -> Attention | None:
     if programs is None:
         return None
-    sizes = Sizes(head_dim, group, page_size, bfloat16, soft_cap, sinks)
+    sizes = Sizes(head_dim, group, page_size, bfloat16, soft_cap, sinks, pair_dots)
     addresses = _compiled(programs.attention_text(sizes), ("attend", "join"))
     if addresses is None:
         return None
@@ -257,6 +267,12 @@ def _compiled(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
             return None
         _engines.append(engine)
         return tuple(engine.get_function_address(name) for name in names)
+
+
+@cache
+def _has_pair_dots() -> bool:
+    """Whether the processor multiplies pairs of bfloat16."""
+    return llvm is not None and bool(llvm.get_host_cpu_features().get("avx512bf16"))
 
 
 def _wanted() -> bool:

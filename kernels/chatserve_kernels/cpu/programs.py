@@ -14,22 +14,26 @@ be anything: its score is replaced and its value is not read. bfloat16 comes in 
 at even places in one vector and those at odd ones in the next; records hold them in that order.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
 from chatserve_kernels.cpu.language import F32, I32, I64, Program, integer
+from chatserve_kernels.cpu.matrices import Matrices, matrices_for
+from chatserve_kernels.cpu.records import NOTHING, Records
 from chatserve_kernels.cpu.sizes import Sizes
 
-NOTHING = -1e30  # below every score
+SPANS = ("member_starts", "member_ends")
 COPIES_A_TASK = 32  # rows that one thread appends at a time
 
 ATTEND_FIELDS = (
     *("attend_next", "attend_tasks", "join_next", "join_tasks"),
     *("kv_heads", "query", "query_row", "query_head", "result"),
     *("pages", "page_bytes", "tables", "table_entries"),
-    *("run_sequences", "run_starts", "run_ends", "run_first_members", "members", "slots"),
+    *("run_sequences", "run_starts", "run_ends", "run_matrices", "run_first_members"),
+    *("members", "member_starts", "member_ends", "slots"),
     *("rows", "first_slots", "records", "scale", "soft_cap", "sinks"),
 )
 APPEND_FIELDS = (
@@ -48,46 +52,13 @@ def attention_text(sizes: Sizes) -> str:
     return str(module)
 
 
-class _Records:
-    """Addresses inside the records."""
-
-    def __init__(self, program: Program, sizes: Sizes) -> None:
-        self._p, self._sizes = program, sizes
-        self._records = program.field("records")
-        self._kv_heads = program.field("kv_heads")
-
-    def group(self, slot: Any, head: Any) -> Any:
-        """Of a row's part (slot) and a kv head: the records of its query heads."""
-        b = self._p.b
-        place = b.add(b.mul(slot, self._kv_heads), head)
-        size = 4 * self._sizes.group_records * self._sizes.record_elements
-        return b.add(self._records, b.mul(place, integer(size)))
-
-    def of(self, group: Any, index: Any) -> Any:
-        """One query head's."""
-        b = self._p.b
-        return b.add(group, b.mul(index, integer(4 * self._sizes.record_elements)))
-
-    def query(self, record: Any, chunk: int) -> Any:
-        return self._p.b.add(record, integer(4 * chunk * self._sizes.lanes))
-
-    def values(self, record: Any, chunk: int) -> Any:
-        return self.query(record, self._sizes.chunks + chunk)
-
-    def sums(self, record: Any) -> Any:
-        return self._p.b.add(record, integer(8 * self._sizes.head_dim))
-
-    def largest(self, record: Any) -> Any:
-        return self._p.b.add(record, integer(8 * self._sizes.head_dim + 4 * self._sizes.tile))
-
-
 class _Attend:
     """Each task: one run for one kv head."""
 
     def __init__(self, program: Program, sizes: Sizes) -> None:
         self.p, self.sizes = program, sizes
         self.f = {name: program.field(name) for name in ATTEND_FIELDS if "next" not in name}
-        self.records = _Records(program, sizes)
+        self.records = Records(program, sizes)
         self.row_bytes = program.b.mul(
             self.f["kv_heads"], integer(sizes.head_dim * sizes.element_bytes)
         )
@@ -95,9 +66,11 @@ class _Attend:
         # Where a lane can be looked up by a number.
         weight = ir.VectorType(F32, sizes.tile)
         self.weight_places = [program.b.alloca(weight) for _ in range(sizes.together)]
+        self.scale = program.splat(program.float_field("scale"), sizes.lanes)
+        self.matrices = matrices_for(program, sizes, self.records) if sizes.matrices else None
 
     def build(self) -> None:
-        p, b, f, sizes = self.p, self.p.b, self.f, self.sizes
+        p, b, f = self.p, self.p.b, self.f
         with p.tasks("attend_next", f["attend_tasks"]) as task:
             run, head = b.sdiv(task, f["kv_heads"]), b.srem(task, f["kv_heads"])
             sequence = p.at(f["run_sequences"], run)
@@ -105,38 +78,96 @@ class _Attend:
             first_member = p.at(f["run_first_members"], run)
             end_member = p.at(f["run_first_members"], b.add(run, integer(1)))
             table = b.add(f["tables"], b.mul(sequence, b.mul(f["table_entries"], integer(4))))
-            with p.loop(first_member, end_member) as member:
-                group = self.records.group(p.at(f["slots"], member), head)
-                self._begin(group, p.at(f["members"], member), head)
-            tile = integer(sizes.tile)
-            with p.loop(b.mul(b.sdiv(start, tile), tile), end, sizes.tile) as position:
-                keys = self._keys(table, position, head)
-                after = b.add(position, tile)
-                after = b.select(b.icmp_signed("<", after, end), after, position)
-                next_keys = self._keys(table, after, head)
-                bounds = self._bounds(position, start, end)
-                with p.loop(first_member, end_member) as member:
-                    group = self.records.group(p.at(f["slots"], member), head)
-                    with p.loop(integer(0), integer(sizes.group_records), sizes.together) as index:
-                        self._tile(self.records.of(group, index), keys, next_keys, bounds)
+            members = _Members(first_member, end_member, head)
+            if self.matrices is None:
+                self._by_vectors(members, table, start, end)
+                return
+            as_matrices = b.icmp_signed("!=", p.at(f["run_matrices"], run), integer(0))
+            with b.if_else(as_matrices) as (then, otherwise):
+                with then:
+                    self._by_matrices(self.matrices, members, table, start, end)
+                with otherwise:
+                    self._by_vectors(members, table, start, end)
 
-    def _begin(self, group: Any, row: Any, head: Any) -> None:
-        """The records of a row: its query, scaled, and nothing yet."""
+    def _by_vectors(self, members: "_Members", table: Any, start: Any, end: Any) -> None:
+        """Few rows, which see the same positions."""
+        p, b, f, sizes = self.p, self.p.b, self.f, self.sizes
+        self._begin(members, self._take_query)
+        tile = integer(sizes.tile)
+        with p.loop(b.mul(b.sdiv(start, tile), tile), end, sizes.tile) as position:
+            keys = self._keys(table, position, members.head)
+            next_keys = self._keys(table, self._after(position, end), members.head)
+            bounds = self._bounds(position, start, end)
+            with p.loop(members.first, members.end) as member:
+                group = self.records.group(p.at(f["slots"], member), members.head)
+                with p.loop(integer(0), integer(sizes.group_records), sizes.together) as index:
+                    self._tile(self.records.of(group, index), keys, next_keys, bounds)
+
+    def _by_matrices(
+        self, matrices: Matrices, members: "_Members", table: Any, start: Any, end: Any
+    ) -> None:
+        """Many rows, each of which may see other positions."""
+        p, b, f, sizes = self.p, self.p.b, self.f, self.sizes
+        self._begin(members, matrices.take_query)
+        tile, last = integer(sizes.tile), b.sub(members.end, integer(1))
+        rows = b.mul(b.sub(members.end, members.first), integer(sizes.group))
+        with p.loop(b.mul(b.sdiv(start, tile), tile), end, sizes.tile) as position:
+            keys = self._keys(table, position, members.head)
+            next_keys = self._keys(table, self._after(position, end), members.head)
+            low, high, _ = self._bounds(position, start, end)
+            with p.loop(integer(0), tile) as row:
+                self._ask(next_keys, row)
+                self._ask(b.add(next_keys, self.value_bytes), row)
+            matrices.take_keys(keys, self.row_bytes)
+            matrices.take_values(b.add(keys, self.value_bytes), self.row_bytes, low, high)
+            with p.loop(integer(0), rows, sizes.matrix_rows) as first:
+                mine: list[tuple[Any, Any]] = []
+                for index in range(sizes.matrix_rows):
+                    row = b.add(first, integer(index))
+                    member = b.add(members.first, b.sdiv(row, integer(sizes.group)))
+                    there = b.icmp_signed("<", member, members.end)
+                    member = b.select(there, member, last)
+                    group = self.records.group(p.at(f["slots"], member), members.head)
+                    record = self.records.of(group, b.srem(row, integer(sizes.group)))
+                    seen = self._seen(position, *(p.at(f[name], member) for name in SPANS))
+                    mine.append((b.select(there, record, matrices.spare), seen))
+                self._block(matrices, mine)
+
+    def _block(self, matrices: Matrices, mine: list[tuple[Any, Any]]) -> None:
+        """Some rows, each a record and which positions of the tile it sees, over the tile."""
+        for index, scores in enumerate(matrices.scores([record for record, _ in mine])):
+            record, seen = mine[index]
+            matrices.take_weights(index, self._weights(record, scores, seen))
+        matrices.mix([record for record, _ in mine])
+
+    def _after(self, position: Any, end: Any) -> Any:
+        """Where the next tile begins; the last one has none but itself."""
+        b = self.p.b
+        after = b.add(position, integer(self.sizes.tile))
+        return b.select(b.icmp_signed("<", after, end), after, position)
+
+    def _begin(self, members: "_Members", take_query: Callable[[Any, Any], None]) -> None:
+        """The records of these rows: a query each, and nothing yet."""
         p, b, f, sizes, records = self.p, self.p.b, self.f, self.sizes, self.records
-        scale = p.splat(p.float_field("scale"), sizes.lanes)
-        query = b.add(f["query"], b.mul(row, f["query_row"]))
-        first = b.mul(head, integer(sizes.group))
-        with p.loop(integer(0), integer(sizes.group_records)) as index:
-            record = records.of(group, index)
-            # Records to spare take the last head's query: a second answer that nobody reads.
-            last = integer(sizes.group - 1)
-            mine = b.add(first, b.select(b.icmp_signed("<", index, last), index, last))
-            source = b.add(query, b.mul(mine, f["query_head"]))
-            for chunk, loaded in self._chunks(source):
-                p.store(b.fmul(loaded, scale), records.query(record, chunk))
-                p.store(p.constant(0.0, sizes.lanes), records.values(record, chunk))
-            p.store(p.constant(0.0, sizes.tile), records.sums(record))
-            p.store(p.constant(NOTHING, sizes.tile), records.largest(record))
+        with p.loop(members.first, members.end) as member:
+            group = records.group(p.at(f["slots"], member), members.head)
+            query = b.add(f["query"], b.mul(p.at(f["members"], member), f["query_row"]))
+            first = b.mul(members.head, integer(sizes.group))
+            with p.loop(integer(0), integer(sizes.group_records)) as index:
+                record = records.of(group, index)
+                # Records to spare take the last head's query: a second answer that nobody reads.
+                last = integer(sizes.group - 1)
+                mine = b.add(first, b.select(b.icmp_signed("<", index, last), index, last))
+                take_query(b.add(query, b.mul(mine, f["query_head"])), record)
+                for chunk in range(sizes.chunks):
+                    p.store(p.constant(0.0, sizes.lanes), records.values(record, chunk))
+                p.store(p.constant(0.0, sizes.tile), records.sums(record))
+                p.store(p.constant(NOTHING, sizes.tile), records.largest(record))
+
+    def _take_query(self, source: Any, record: Any) -> None:
+        """From an address, scaled, to its record."""
+        for chunk, vector in self._chunks(source):
+            self.p.store(self.p.b.fmul(vector, self.scale), self.records.query(record, chunk))
 
     def _keys(self, table: Any, position: Any, head: Any) -> Any:
         """The address of a position's key; its value is `value_bytes` further."""
@@ -156,15 +187,21 @@ class _Attend:
     def _bounds(self, position: Any, start: Any, end: Any) -> tuple[Any, Any, Any]:
         """The rows of a tile that are inside the run: the first, the one behind the last, and for
         each whether it is."""
-        p, b, sizes = self.p, self.p.b, self.sizes
-        zero, tile = integer(0), integer(sizes.tile)
+        b, zero, tile = self.p.b, integer(0), integer(self.sizes.tile)
         before, left = b.sub(start, position), b.sub(end, position)
         low = b.select(b.icmp_signed(">", before, zero), before, zero)
         high = b.select(b.icmp_signed("<", left, tile), left, tile)
+        return low, high, self._seen(position, start, end)
+
+    def _seen(self, position: Any, start: Any, end: Any) -> Any:
+        """Which positions of a tile are not before start, and before end."""
+        p, b, sizes = self.p, self.p.b, self.sizes
         places = ir.Constant(ir.VectorType(I32, sizes.tile), list(range(sizes.tile)))
-        lows, highs = (p.splat(b.trunc(bound, I32), sizes.tile) for bound in (low, high))
+        lows, highs = (
+            p.splat(b.trunc(b.sub(bound, position), I32), sizes.tile) for bound in (start, end)
+        )
         above = b.icmp_signed(">=", places, lows)
-        return low, high, b.and_(above, b.icmp_signed("<", places, highs))
+        return b.and_(above, b.icmp_signed("<", places, highs))
 
     def _tile(self, first: Any, keys: Any, next_keys: Any, bounds: tuple[Any, Any, Any]) -> None:
         """Some query heads, whose records lie from `first` on, over the positions of a tile."""
@@ -201,7 +238,7 @@ class _Attend:
         with p.folding(low, high, kept) as (row, mixed, after):
             place = b.add(values, b.mul(self.row_bytes, row))
             self._ask(b.add(next_keys, self.value_bytes), row)
-            chunks = list(self._chunks(place))
+            chunks = self._chunks(place)
             for index, weights in enumerate(self.weight_places):
                 lane = b.gep(b.bitcast(weights, F32.as_pointer()), [row])
                 one = p.splat(b.load(lane), sizes.lanes)
@@ -212,15 +249,10 @@ class _Attend:
             for chunk in range(sizes.chunks):
                 p.store(mixed[index * sizes.chunks + chunk], records.values(record, chunk))
 
-    def _chunks(self, row: Any) -> Generator[tuple[int, Any]]:
+    def _chunks(self, row: Any) -> list[tuple[int, Any]]:
         """The vectors of a query, key or value, and their numbers in a record."""
-        sizes, b = self.sizes, self.p.b
-        for first in range(0, sizes.chunks, sizes.vectors_a_load):
-            place = b.add(row, integer(first * sizes.lanes * sizes.element_bytes))
-            if sizes.bfloat16:
-                yield from enumerate(self.p.load_pairs(place, sizes.lanes), first)
-            else:
-                yield first, self.p.load(place, sizes.lanes)
+        sizes = self.sizes
+        return list(self.p.row(row, sizes.chunks, sizes.lanes, sizes.bfloat16))
 
     def _weights(self, record: Any, scores: Any, inside: Any) -> Any:
         """exp(score - largest so far) of a tile, with what the record holds made relative to it."""
@@ -233,9 +265,8 @@ class _Attend:
             scores = b.fmul(cap, b.fsub(p.constant(1.0, sizes.tile), below))
         scores = b.select(inside, scores, p.constant(NOTHING, sizes.tile))
         before = p.load(records.largest(record), sizes.tile)
-        here = p.largest(scores)
-        with b.if_then(b.fcmp_ordered(">", here, p.first(before)), likely=False):
-            largest = p.splat(here, sizes.tile)
+        with b.if_then(p.any(b.fcmp_ordered(">", scores, before)), likely=False):
+            largest = p.splat(p.largest(scores), sizes.tile)
             less = p.exp(b.fsub(before, largest))
             one = p.splat(p.first(less), sizes.lanes)
             for chunk in range(sizes.chunks):
@@ -245,9 +276,20 @@ class _Attend:
             p.store(b.fmul(p.load(sums, sizes.tile), less), sums)
             p.store(largest, records.largest(record))
         weights = p.exp(b.fsub(scores, p.load(records.largest(record), sizes.tile)))
+        # The least that exp gives is above zero, and one value may be as large as another is small.
+        weights = b.select(inside, weights, p.constant(0.0, sizes.tile))
         sums = records.sums(record)
         p.store(b.fadd(p.load(sums, sizes.tile), weights), sums)
         return weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """Of a run, first to end, and the kv head that a task computes them for."""
+
+    first: Any
+    end: Any
+    head: Any
 
 
 class _Join:
@@ -255,7 +297,7 @@ class _Join:
 
     def __init__(self, program: Program, sizes: Sizes) -> None:
         self.p, self.sizes = program, sizes
-        self.records = _Records(program, sizes)
+        self.records = Records(program, sizes)
 
     def build(self) -> None:
         p, b, sizes = self.p, self.p.b, self.sizes
@@ -308,7 +350,7 @@ class _Join:
         for first in range(0, sizes.chunks, sizes.vectors_a_load):
             place = b.add(result, integer(first * sizes.lanes * sizes.element_bytes))
             if sizes.bfloat16:
-                p.store_pairs(*values[first : first + 2], place)
+                p.store_pairs(values[first], values[first + 1], place)
             else:
                 p.store(values[first], place)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 LANES_MAX = 16  # of float32: the widest registers there are
+# Rows of a matrix computed together: their sums fit into the registers of AVX-512, or of AVX2.
+DOTTED_ROWS, MATRIX_ROWS = 16, 6
 REGISTERS = 16  # for weighted values while a tile is computed; half of those there are
 
 
@@ -10,7 +12,8 @@ REGISTERS = 16  # for weighted values while a tile is computed; half of those th
 class Sizes:
     """What attention is compiled for. page_size is a multiple of 8, head_dim too.
 
-    group: query heads that share a kv head. bfloat16: float32 otherwise.
+    group: query heads that share a kv head. bfloat16: float32 otherwise. pair_dots: whether the
+    processor has AVX512_BF16.
     """
 
     head_dim: int
@@ -19,6 +22,7 @@ class Sizes:
     bfloat16: bool
     soft_cap: bool
     sinks: bool
+    pair_dots: bool
 
     @property
     def lanes(self) -> int:
@@ -35,6 +39,21 @@ class Sizes:
     def chunks(self) -> int:
         """Vectors along head_dim."""
         return self.head_dim // self.lanes
+
+    @property
+    def matrices(self) -> bool:
+        """Whether a tile can be turned over in registers, for products of matrices."""
+        return self.tile == self.lanes
+
+    @property
+    def dots(self) -> bool:
+        """Whether matrices are multiplied as bfloat16, in the widest registers."""
+        return self.pair_dots and self.bfloat16 and self.matrices and self.lanes == LANES_MAX
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of a matrix computed together."""
+        return DOTTED_ROWS if self.dots else MATRIX_ROWS
 
     @property
     def vectors_a_load(self) -> int:

@@ -1,5 +1,6 @@
 """A small trial of compiled attention against plain arithmetic, before it is trusted."""
 
+import itertools
 import random
 from typing import Any
 
@@ -14,9 +15,12 @@ KV_HEADS = 2
 SOFT_CAP = 5.0
 
 
+SLICE = 7  # queries of the last of three sequences, where slices are computed
+
+
 def agrees(run: Any, sizes: Sizes) -> bool:
-    """Whether two rows, which share pages and go on apart, get what softmax says. run: as
-    `native.Attention.run`; sizes: what it was compiled for."""
+    """Whether two rows, which share pages and go on apart, and a slice get what softmax says. run:
+    as `native.Attention.run`; sizes: what it was compiled for."""
     dtype = torch.bfloat16 if sizes.bfloat16 else torch.float32
     page_size, heads = sizes.page_size, KV_HEADS * sizes.group
     shared = -(-64 // page_size)
@@ -28,28 +32,37 @@ def agrees(run: Any, sizes: Sizes) -> bool:
     pages = normal(shared + 3, 2, page_size, KV_HEADS, sizes.head_dim)
     beginning = list(range(shared))
     tables = torch.tensor(
-        [[*beginning, shared, shared + 1], [*beginning, shared + 2, 0]], dtype=torch.int32
+        [[*beginning, shared, shared + 1], [*beginning, shared + 2, 0], [*beginning, shared, 0]],
+        dtype=torch.int32,
     )
-    lengths = ((shared + 1) * page_size + 3, shared * page_size + 5)
+    queries = (1, 1, SLICE) if sizes.matrices else (1, 1)
+    lengths = ((shared + 1) * page_size + 3, shared * page_size + 5, shared * page_size + 4)
+    lengths = lengths[: len(queries)]
     pages[shared + 1, :, 3:] = pages[shared + 2, :, 5:] = float("nan")  # nobody wrote there
+    rows = sum(queries)
     batch = AttentionBatch(
-        query_starts=(0, 1, 2),
+        query_starts=tuple(itertools.accumulate(queries, initial=0)),
         context_lengths=lengths,
-        page_tables=tables,
-        write_pages=torch.zeros(2, dtype=torch.int64),
-        write_offsets=torch.zeros(2, dtype=torch.int64),
+        page_tables=tables[: len(queries)],
+        write_pages=torch.zeros(rows, dtype=torch.int64),
+        write_offsets=torch.zeros(rows, dtype=torch.int64),
         write_rows=None,
         page_size=page_size,
     )
-    query, scale = normal(2, heads, sizes.head_dim), sizes.head_dim**-0.5
+    query, scale = normal(rows, heads, sizes.head_dim), sizes.head_dim**-0.5
     soft_cap = SOFT_CAP if sizes.soft_cap else None
     sinks = normal(heads) if sizes.sinks else None
     result = torch.empty_like(query)
     run(
         query, pages, batch, result, scale=scale, window=None, soft_cap=soft_cap, sinks=sinks,
     )  # fmt: skip
-    for row, length in enumerate(lengths):
-        mine = pages[tables[row].long()].transpose(0, 1).flatten(1, 2)[:, :length].double()
+    seen = [
+        (sequence, length - number + 1 + index)
+        for sequence, (number, length) in enumerate(zip(queries, lengths, strict=True))
+        for index in range(number)
+    ]
+    for row, (sequence, length) in enumerate(seen):
+        mine = pages[tables[sequence].long()].transpose(0, 1).flatten(1, 2)[:, :length].double()
         key, value = mine.repeat_interleave(sizes.group, dim=2).unbind()
         scores = torch.einsum("hd,thd->ht", query[row].double(), key) * scale
         if soft_cap is not None:
