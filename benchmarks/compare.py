@@ -270,7 +270,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=SCENARIOS, metavar="SCENARIO", help=", ".join(SCENARIOS))
     add("--rounds", type=int, default=2, help="starts of each server, forth and back [2]")
     add("--kv-memory", metavar="BYTES", help="of chatserve, such as 2GiB; peers say it in CMD. "
-        "Only with it is `returning` measured after eviction")  # fmt: skip
+        "Only with it is `returning` measured after others")  # fmt: skip
     add("--trace", type=Path, metavar="FILE", help="JSON lines; only with it is `trace` measured")
     add("--plain", action="store_true", help="leave fields out that some peers refuse")
     add("--json", type=Path, metavar="FILE", help="also write the figures there")

@@ -6,8 +6,9 @@ that each server is sent the same texts and none finds by accident what another 
     single      one stream on a short and on a long prompt
     shared      users with a system prompt in common, the first time and again
     turns       chats of several turns at once; a turn begins with all that was said before
-    returning   the next turn of a long chat: at once, after others have taken its place in memory,
-                after a restart of the server on the same data folder
+    returning   the next turn of a long chat: at once, after others that would have filled the
+                memory alone (whether a server keeps the chat nevertheless is its affair), after a
+                restart of the server on the same data folder
     overhead    many streams of a model that costs little
     trace       requests of a published trace, their blocks as runs of words, some at a time
 """
@@ -159,10 +160,10 @@ async def single(visit: Visit) -> None:
             message = visit.said(("single", length, number), length)
             answer = await visit.ask([message], sizes.single_reply)
             visit.samples.replies(figure, [answer])
-            if len(answer.deltas) > 1:
+            if (rate := answer.decode_rate) is not None:
                 gap = statistics.median(answer.gaps)
                 visit.samples.add(f"{figure}: between tokens", Kind.SECONDS, [gap])
-                visit.samples.add(f"{figure}: decode", Kind.RATE, [answer.decode_rate])
+                visit.samples.add(f"{figure}: decode", Kind.RATE, [rate])
 
 
 async def shared(visit: Visit) -> None:
@@ -222,7 +223,7 @@ async def returning(visit: Visit) -> None:
         for other in range(-(-visit.evicting_tokens // sizes.evicting_prompt)):
             await visit.ask([visit.said(("evicting", other), sizes.evicting_prompt)], 1)
         for number in range(len(chats)):
-            await turn(number, "evicted", sizes.question)
+            await turn(number, "after others", sizes.question)
     visit.door = await visit.restart()
     await visit.ask([visit.said("short after restart", sizes.question)], sizes.returning_reply)
     await visit.ask(

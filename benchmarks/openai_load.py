@@ -59,9 +59,10 @@ class Answer:
         return [later - sooner for sooner, later in zip(self.deltas, self.deltas[1:], strict=False)]
 
     @property
-    def decode_rate(self) -> float:
-        """Tokens a second after the first one."""
-        return (self.tokens - 1) / (self.deltas[-1] - self.deltas[0])
+    def decode_rate(self) -> float | None:
+        """Tokens a second after the first one; None where they came all at once."""
+        seconds = self.deltas[-1] - self.deltas[0]
+        return (self.tokens - 1) / seconds if seconds else None
 
 
 class CompletionStream(Stream):
@@ -229,7 +230,7 @@ def _answer(stream: CompletionStream) -> Answer:
     )
 
 
-def served_model(url: str, folder: str, seconds_max: float = 10.0) -> str | None:
+def served_model(url: str, folder: str, seconds_max: float) -> str | None:
     """The name under which a server serves the folder's model; None while it does not answer.
 
     Servers call it by its folder, by the folder's name, or as they like; one that lists several

@@ -22,7 +22,9 @@ from benchmarks.openai_load import served_model
 
 SAMPLE_SECONDS = 2.0
 LOOK_SECONDS = 0.02  # between two looks whether it answers
+ANSWER_SECONDS_MAX = 10.0  # for one of these looks
 END_SECONDS_MAX = 60.0
+LEFT_SECONDS_MAX = 5.0  # for what its end has left running, and once more when it is killed
 LOG_LINES = 12
 # In front of a path: not a part of another one, of an address, or what a placeholder stands for.
 PATH_BEFORE_NAME = re.compile(r"(?<![\w.}/~])~?/(?!/)(?:[^/\s:=,'\"]+/)*")
@@ -129,10 +131,12 @@ class PeerProcess:
     def wait_until_it_answers(self, seconds_max: float) -> str:
         """The name of the model that it serves. Raises PeerError where it ends, or is late."""
         deadline = self.started + seconds_max
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
             if self._status() is not None:
                 raise self.failure("ended before it answered")
-            if (name := served_model(self.url, self._places["model"])) is not None:
+            answer_seconds = min(left, ANSWER_SECONDS_MAX)
+            name = served_model(self.url, self._places["model"], answer_seconds)
+            if name is not None:
                 return name
             time.sleep(LOOK_SECONDS)
         raise self.failure(f"did not answer within {seconds_max:g} s")
@@ -170,7 +174,7 @@ class PeerProcess:
             for pid, _ in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-            deadline = time.monotonic() + END_SECONDS_MAX / 10
+            deadline = time.monotonic() + LEFT_SECONDS_MAX
             while self._seen & processes() and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
 

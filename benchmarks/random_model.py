@@ -33,6 +33,7 @@ ROPE_THETA = 10_000.0
 CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxz", "aeiou"
 SYLLABLES = tuple(a + b for a, b in itertools.product(CONSONANTS, VOWELS))
 SPECIAL = (TEXT_END, TURN_START, TURN_END)
+BYTES = 256  # tokens that are one byte
 SPACE = "Ġ"  # how byte-level BPE writes a space
 GGUF_NAME = "model-q8_0.gguf"
 
@@ -97,15 +98,12 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
-def make(folder: Path, size: str = "large", seed: int = 0) -> None:
-    """Write the model into the folder, which is made."""
-    import torch
-    from transformers import AutoModelForCausalLM, Qwen3Config
+def configuration(size: str) -> Any:
+    """What transformers makes the model of."""
+    from transformers import Qwen3Config
 
     shape = SIZES[size]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(folder)
-    config = Qwen3Config(
+    return Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -120,11 +118,20 @@ def make(folder: Path, size: str = "large", seed: int = 0) -> None:
         eos_token_id=SPECIAL.index(TURN_END),
         pad_token_id=SPECIAL.index(TEXT_END),
     )
+
+
+def make(folder: Path, size: str = "large", seed: int = 0) -> None:
+    """Write the model into the folder, which is made."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(configuration(size), dtype=torch.bfloat16)
     with torch.no_grad():
-        model.get_input_embeddings().weight[: len(SPECIAL) + 256] = 0
+        model.get_input_embeddings().weight[: len(SPECIAL) + BYTES] = 0
     model.save_pretrained(folder)
 
 
