@@ -4,8 +4,8 @@
 
 CMD starts an OpenAI-compatible server: words as for a shell, but no shell reads them. {model},
 {port} and {data} in it are the model's folder, the port to listen on, and a folder that survives a
-restart; variables are set with `env NAME=VALUE ...` in front. chatserve is started with what it
-does by itself, on the same folder.
+restart; variables are set with `env NAME=VALUE ...` in front, and a first word `NAME:` is what the
+server is called. chatserve is started with what it does by itself, on the same folder.
 
 One server runs at a time. A round is one start of each, all scenarios, and its end; rounds go
 forth and back (A B B A), so that a machine that drifts is the same to all. Figures are medians over
@@ -35,7 +35,7 @@ from benchmarks import random_model, traces
 from benchmarks.compare_report import Comparison
 from benchmarks.compare_scenarios import LARGE, SMALL, Kind, Samples, Sizes, Visit, warm_up
 from benchmarks.openai_load import Door, LoadError, Words
-from benchmarks.peer_process import PeerError, PeerProcess, command_words, name_of, shown
+from benchmarks.peer_process import PeerError, PeerProcess, read_command, shown
 from benchmarks.traces import Arrival
 
 OURS = (
@@ -104,8 +104,7 @@ def servers_of(peers: Sequence[str], *, plain: bool, kv_memory: str | None) -> l
     options = () if kv_memory is None else ("--kv-memory", kv_memory)
     found = [Server("chatserve", (*OURS, *options))]
     for command in peers:
-        words = command_words(command)
-        name = name_of(words)
+        name, words = read_command(command)
         same = sum(each.name.partition(" ")[0] == name for each in found)
         found.append(Server(f"{name} {same + 1}" if same else name, words, plain))
     return found
@@ -303,14 +302,15 @@ def run(given: argparse.Namespace) -> Comparison:
 
 
 def _leave(number: int, _: FrameType | None) -> None:
-    """As at a Ctrl-C: what was started is ended on the way out."""
+    """What was started is ended on the way out."""
     sys.exit(128 + number)
 
 
 def main() -> int:
     """Print a table; the exit status."""
     given = arguments().parse_args()
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
         found = run(given)
     except (PeerError, ValueError, OSError, KeyError) as error:

@@ -103,6 +103,12 @@ class Samples:
             self.add(f"{figure}: prompt", Kind.TOKENS, told)
         self.add(f"{figure}: first token", Kind.SECONDS, (each.first_token for each in answers))
 
+    def pace(self, figure: str, answer: Answer) -> None:
+        """How one reply went on after its first token; nothing where it came all at once."""
+        if (rate := answer.decode_rate) is not None:
+            self.add(f"{figure}: between tokens", Kind.SECONDS, [statistics.median(answer.gaps)])
+            self.add(f"{figure}: decode", Kind.RATE, [rate])
+
     def load(self, figure: str, answers: Sequence[Answer], seconds: float) -> None:
         """What came from all of them together."""
         self.counted = self.counted and all(answer.counted for answer in answers)
@@ -160,10 +166,7 @@ async def single(visit: Visit) -> None:
             message = visit.said(("single", length, number), length)
             answer = await visit.ask([message], sizes.single_reply)
             visit.samples.replies(figure, [answer])
-            if (rate := answer.decode_rate) is not None:
-                gap = statistics.median(answer.gaps)
-                visit.samples.add(f"{figure}: between tokens", Kind.SECONDS, [gap])
-                visit.samples.add(f"{figure}: decode", Kind.RATE, [rate])
+            visit.samples.pace(figure, answer)
 
 
 async def shared(visit: Visit) -> None:

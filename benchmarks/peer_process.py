@@ -26,6 +26,7 @@ ANSWER_SECONDS_MAX = 10.0  # for one of these looks
 END_SECONDS_MAX = 60.0
 LEFT_SECONDS_MAX = 5.0  # for what its end has left running, and once more when it is killed
 LOG_LINES = 12
+ENV_OPTIONS = ("-u", "-C")  # of env, with a word of their own
 # In front of a path: not a part of another one, of an address, or what a placeholder stands for.
 PATH_BEFORE_NAME = re.compile(r"(?<![\w.}/~])~?/(?!/)(?:[^/\s:=,'\"]+/)*")
 
@@ -36,22 +37,28 @@ class PeerError(Exception):
     """A server did not do what it should; the message shows the end of its log."""
 
 
-def command_words(command: str) -> list[str]:
-    """A command as a shell would split it. Raises ValueError where it cannot be split, or has no
-    place for the port."""
+def read_command(command: str) -> tuple[str, list[str]]:
+    """What to call a server, and its command as a shell would split it. A first word that ends in
+    a colon is the name. Raises ValueError where it cannot be split, or has no place for the port.
+    """
     words = shlex.split(command)
+    name = words.pop(0)[:-1] if words and words[0].endswith(":") else name_of(words)
     if not any("{port}" in word for word in words):
         raise ValueError(f"a server's command needs {{port}}: {shown(words)}")
-    return words
+    return name, words
 
 
 def name_of(words: Sequence[str]) -> str:
-    """What to call a server that is started so: its program, or the module that Python runs."""
-    program, *rest = [word for word in words if word != "env" and "=" not in word] or ["peer"]
-    name = Path(program).name
-    if name.startswith("python") and len(rest) > 1 and rest[0] == "-m":
-        return rest[1]
-    return name
+    """The program that is started, or the module that Python runs."""
+    rest = list(words)
+    if rest and Path(rest[0]).name == "env":
+        del rest[0]
+        while rest and (rest[0].startswith("-") or "=" in rest[0]):
+            del rest[: 2 if rest[0] in ENV_OPTIONS else 1]
+    program = Path(rest[0]).name if rest else "peer"
+    if program.startswith("python") and "-m" in rest[:-1]:
+        return rest[rest.index("-m") + 1]
+    return program
 
 
 def shown(words: Sequence[str]) -> str:

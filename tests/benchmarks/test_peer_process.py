@@ -1,7 +1,6 @@
 """Servers that are started by a command: their names, their last words, and that none is left."""
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,11 @@ from benchmarks import peer_process
 from benchmarks.peer_process import (
     PeerError,
     PeerProcess,
-    command_words,
-    name_of,
     processes,
+    read_command,
     shown,
 )
+from tests.benchmarks.running import pids_with
 
 PEER = Path(__file__).with_name("small_peer.py")
 
@@ -22,15 +21,6 @@ PEER = Path(__file__).with_name("small_peer.py")
 def peer_of(kind: str, tmp_path: Path) -> PeerProcess:
     words = [sys.executable, str(PEER), kind, "{port}", str(tmp_path)]
     return PeerProcess(kind, words, {"model": "small"}, log=tmp_path / "log")
-
-
-def commands_with(mark: str) -> list[str]:
-    """Of all that run."""
-    found: list[str] = []
-    for pid, _ in processes():
-        with suppress(OSError):
-            found.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace"))
-    return [command for command in found if mark in command]
 
 
 def test_a_peer_that_dies_at_its_start_shows_its_last_words(tmp_path: Path) -> None:
@@ -54,10 +44,10 @@ def test_a_peer_that_never_answers_is_given_up_and_ended(tmp_path: Path) -> None
     try:
         with pytest.raises(PeerError, match="it did not answer within"):
             peer.wait_until_it_answers(0.5)
-        assert len(commands_with(str(tmp_path))) == 1
+        assert len(pids_with(str(tmp_path))) == 1
     finally:
         peer.end()
-    assert not commands_with(str(tmp_path))
+    assert not pids_with(str(tmp_path))
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -88,19 +78,24 @@ def test_what_a_peer_has_started_is_weighed_and_ended(
 def test_commands_are_named_by_what_they_run() -> None:
     for command, name in {
         "vllm serve {model} --port {port}": "vllm",
-        "env A=1 B=2 /a/bin/vllm serve --port {port}": "vllm",
-        "/a/bin/python3.11 -m llama_cpp.server --port {port}": "llama_cpp.server",
+        "env -u A B=2 /a/bin/vllm serve --port {port}": "vllm",
+        "/a/bin/python3.11 -s -m llama_cpp.server --port {port}": "llama_cpp.server",
         "python server.py {port}": "python",
+        "llama.cpp: python -m llama_cpp.server --port {port}": "llama.cpp",
     }.items():
-        assert name_of(command_words(command)) == name
-    with pytest.raises(ValueError, match=r"needs \{port\}"):
-        command_words("vllm serve {model}")
-    with pytest.raises(ValueError, match="No closing quotation"):
-        command_words("vllm 'serve {port}")
+        assert read_command(command)[0] == name
+    assert read_command("one: serve {port}")[1] == ["serve", "{port}"]
+    for bad, said in {
+        "vllm serve {model}": r"needs \{port\}: vllm serve",
+        "vllm 'serve {port}": "No closing quotation",
+        "": r"needs \{port\}",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            read_command(bad)
 
 
 def test_no_path_from_a_root_is_shown() -> None:
-    words = command_words(
+    _, words = read_command(
         "env PATH=/a/b:/c /a/bin/vllm serve {model}/x.gguf --json '{\"a\": 1}' ~/models/m "
         "models/here ./there --url http://127.0.0.1:{port}/v1"
     )
