@@ -73,18 +73,12 @@ class CompletionStream(Stream):
         self.began = time.monotonic()
         self._request = request
         self._pieces: list[bytes] = []
-        self._left_by_server = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask."""
         super().connection_made(transport)
         assert isinstance(transport, asyncio.Transport)
         transport.write(self._request)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """By the server, unless all had come and we left."""
-        self._left_by_server = not self.ended.done()
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Kept as it is."""
@@ -112,10 +106,7 @@ class CompletionStream(Stream):
         http.send(h11.Request(method="POST", target=PATH, headers=headers))
         http.send(h11.EndOfMessage())
         rest, status = b"", 200
-        came = list(zip(self._pieces, self.arrivals, strict=True))
-        if self._left_by_server:  # h11 knows whether that is the end of an answer
-            came.append((b"", time.monotonic()))
-        for piece, arrived in came:
+        for piece, arrived in zip(self._pieces, self.arrivals, strict=True):
             http.receive_data(piece)
             while isinstance(event := http.next_event(), h11.Response | h11.Data):
                 if isinstance(event, h11.Response):

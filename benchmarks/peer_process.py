@@ -2,8 +2,8 @@
 
 It runs in a session of its own with its log in a file, and counts with all processes that it
 starts.  Its memory is the sum of their proportional set sizes (`Pss` of smaps_rollup, so that what
-they share counts once), sampled every few seconds; what is shown is the largest sum.  At the end
-it is told to end (SIGTERM) and, when it does not, ended with everything that was seen below it.
+they share counts once), sampled every few seconds and at the end; the largest sum is kept.  At the
+end it is told to end (SIGTERM), and what does not, or was left below it, is ended too.
 """
 
 import os
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.openai_load import served_model
 
-SAMPLE_SECONDS = 2.0
+SAMPLE_SECONDS = 5.0  # a sample costs some 20 ms for each GiB
 LOOK_SECONDS = 0.02  # between two looks whether it answers
 ANSWER_SECONDS_MAX = 10.0  # for one of these looks
 END_SECONDS_MAX = 60.0

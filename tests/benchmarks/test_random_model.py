@@ -10,8 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import random_model
-from benchmarks.random_model import SIZES, SPECIAL, VOCABULARY, configuration, make, random_word
+from benchmarks.random_model import (
+    BYTES,
+    SIZES,
+    SPECIAL,
+    VOCABULARY,
+    configuration,
+    make,
+    random_word,
+)
+
+NO_WORDS = len(SPECIAL) + BYTES  # the first tokens, which no reply has
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +44,15 @@ def test_the_small_one_loads_and_says_words_to_the_end(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert 13e6 < model.num_parameters() < 15e6
     assert model.dtype == torch.bfloat16
+    rows = model.get_input_embeddings().weight.abs().sum(1)
+    assert (rows > 0).tolist() == [number >= NO_WORDS for number in range(VOCABULARY)]
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "bako dila"}], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
     said = model.generate(prompt, max_new_tokens=40, do_sample=False)[0, prompt.shape[1] :]
     assert len(said) == 40
-    assert min(said.tolist()) >= len(SPECIAL) + random_model.BYTES
+    assert min(said.tolist()) >= NO_WORDS
     text = tokenizer.decode(said)
     assert text.isascii()
     assert text.replace(" ", "").isalpha()
@@ -52,7 +64,7 @@ def test_any_tokens_are_text_and_text_comes_back(folder: Path) -> None:
     dice = random.Random(7)
     for text in (
         " ".join(random_word(dice) for _ in range(100)),
-        tokenizer.decode([dice.randrange(len(SPECIAL) + 256, VOCABULARY) for _ in range(100)]),
+        tokenizer.decode([dice.randrange(NO_WORDS, VOCABULARY) for _ in range(100)]),
         "Ünïcode, 12 Ziffern\n\tund 🙂",
     ):
         assert tokenizer.decode(tokenizer.encode(text)) == text
