@@ -160,12 +160,13 @@ class SocketStream(Stream):
             yield str(data["event"]), data
 
 
-def post_head(url: str, path: str, body: bytes) -> bytes:
-    """A whole POST request."""
+def post_head(url: str, path: str, body: bytes, *, last: bool = False) -> bytes:
+    """A whole POST request. last: the server is asked to close the connection after it."""
     place = urlsplit(url).netloc
+    closing = "Connection: close\r\n" if last else ""
     return (
         f"POST {path} HTTP/1.1\r\nHost: {place}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"{closing}Content-Length: {len(body)}\r\n\r\n"
     ).encode() + body
 
 
