@@ -25,7 +25,7 @@ except ImportError:  # LLVM's package is not for every machine
     linear: Any = None
 
 LEVELS = 127  # on either side of 0
-_OUTPUTS_AT_ONCE = 128  # while weights are rounded; more at once leave holes in the heap
+_ROUNDED_AT_ONCE = 1 << 18  # weights; more leave larger holes in the heap
 # Rows that one thread rounds before it costs more than waking another one.
 _ONE_THREAD_ROWS = 16
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -65,15 +65,16 @@ def quantized(weight: Tensor, bias: Tensor | None) -> Int8Weights:
                              ((outputs, block), (inputs, 2), (inputs, group)))  # fmt: skip
     packed = torch.empty(blocks, pairs, block, 2, dtype=torch.int8)
     scales = torch.empty(blocks, groups, block)
-    for first in range(0, outputs, _OUTPUTS_AT_ONCE):
-        part = weight[first : first + _OUTPUTS_AT_ONCE].detach().float()
+    step = block * max(1, _ROUNDED_AT_ONCE // (block * inputs))
+    for first in range(0, outputs, step):
+        part = weight[first : first + step].detach().float()
         part = pad(part, (0, groups * group - inputs, 0, -part.shape[0] % block))
         grouped = part.view(-1, groups, group)
         sizes = grouped.abs().amax(dim=2) / LEVELS
         whole = (grouped / sizes.clamp_min(1e-30)[..., None]).round_().to(torch.int8)
-        whole = whole.view(-1, block, groups * group)[..., : 2 * pairs]
+        whole = whole.view(torch.int16).view(-1, block, groups * group // 2)  # a pair is one number
         here = slice(first // block, first // block + whole.shape[0])
-        packed[here] = whole.unflatten(2, (pairs, 2)).transpose(1, 2)
+        packed.view(torch.int16)[here, ..., 0] = whole[..., :pairs].transpose(1, 2)
         scales[here] = sizes.view(-1, block, groups).transpose(1, 2)
     wide = torch.zeros(blocks * block)
     if bias is not None:
