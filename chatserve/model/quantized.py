@@ -101,8 +101,8 @@ def quantize_linears(model: nn.Module) -> Quantization:
     else:
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()  # the last of them let go of the mapped file
-        sizes = before >> 20, after >> 20
-        _log.info("%d linear layers are int8: %d MiB of weights are %d", len(names), *sizes)
+        sizes = before / 2**20, after / 2**20
+        _log.info("%d linear layers are int8: %.1f MiB of weights are %.1f", len(names), *sizes)
     return Quantization(tuple(names), before, after)
 
 
