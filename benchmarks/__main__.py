@@ -13,6 +13,7 @@ from collections.abc import Sequence
 MODULES = (
     "benchmarks.step_host_time",
     "benchmarks.attention",
+    "benchmarks.quantization",
     "benchmarks.page_store",
     "benchmarks.serving",
     "benchmarks.overload",

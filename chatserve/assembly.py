@@ -108,6 +108,7 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         page_size=settings.page_size,
         context_length=settings.context_length,
         digest_cache=settings.data_dir / "weights.json",
+        quantize=settings.quantize,
     )
     generation = model.generation
     text = read_text_floor(

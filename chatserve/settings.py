@@ -42,6 +42,7 @@ class Settings:
     data_dir: Path
     device: str
     dtype: str
+    quantize: str
     threads: int | None
     page_size: int
     kv_memory: int | None
@@ -205,6 +206,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", str, "auto", "auto, cpu, cuda or cuda:N", "model"),
     Option("dtype", _one_of("auto", "float32", "bfloat16", "float16"), "auto",
            "auto, float32, bfloat16 or float16", "model"),
+    Option("quantize", _one_of("none", "int8"), "none", "none, or int8: on a CPU, half the memory "
+           "for weights and sooner tokens, a little less exact", "model"),
     Option("threads", _integer(1, 1024), None, "CPU threads of the model; default: one per core",
            "model", "N"),
     Option("context_length", _integer(16, 1 << 24), None, "tokens of a conversation at the most",

@@ -15,6 +15,7 @@ from chatserve.errors import ModelRefused
 from chatserve.model.attention import PagedStep, padded_rows, run_paged
 from chatserve.model.layout import KVLayout
 from chatserve.model.packed import PackedLinear
+from chatserve.model.quantized import Quantization, QuantizedLinear
 from chatserve_kernels import AttentionBatch
 
 
@@ -48,6 +49,7 @@ class LoadedModel:
         context_length: int,
         generation: GenerationDefaults,
         parameter_count: int,
+        quantization: Quantization,
         fingerprint: Future[bytes],
     ) -> None:
         self.name = name
@@ -61,10 +63,11 @@ class LoadedModel:
         embeddings = model.get_output_embeddings()
         self.vocabulary_size: int = (
             embeddings.out_features
-            if isinstance(embeddings, torch.nn.Linear | PackedLinear)
+            if isinstance(embeddings, torch.nn.Linear | PackedLinear | QuantizedLinear)
             else int(model.config.vocab_size)
         )
         self.parameter_count = parameter_count
+        self.quantization = quantization
         self._model = model
         self._fingerprint = fingerprint
 

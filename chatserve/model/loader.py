@@ -3,7 +3,8 @@
 May not know: requests, text, the engine. Reads safetensors only and runs no code from the folder.
 
 Order: find the files → judge the config → start hashing the weights in threads → read them →
-fix the rotary factors → survey the layers → compare with the model's own logits.
+fix the rotary factors → quantize and pack linear layers → survey the layers → compare with the
+model's own logits.
 """
 
 import json
@@ -26,6 +27,12 @@ from chatserve.model.layout import KVLayout
 from chatserve.model.loaded import GenerationDefaults, LoadedModel
 from chatserve.model.packed import pack_linears
 from chatserve.model.probe import compare_with_eager, survey_layers
+from chatserve.model.quantized import (
+    QUANTIZATIONS,
+    QUANTIZED_DTYPES,
+    Quantization,
+    quantize_linears,
+)
 from chatserve.model.rotary import check_rotary, fix_rotary, positions_max, rotary_digest
 from chatserve.model.suitability import check_config, expected_windows
 
@@ -54,13 +61,16 @@ def load_model(
     page_size: int,
     context_length: int | None = None,
     digest_cache: Path | None = None,
+    quantize: str = "none",
 ) -> LoadedModel:
     """Load, check and probe a model for serving.
 
     path: a local folder or a hub id. device: as torch spells it. dtype: 'auto', 'float32',
     'bfloat16' or 'float16' (see `choose_dtype`). page_size: positions per page.
     context_length: narrows what the config allows. digest_cache: where weight digests are kept.
-    Raises ModelRefused with one sentence, SettingsError for a device that is not there.
+    quantize: 'none', or 'int8' for linear layers of int8 weights on a CPU (`quantized.py`).
+    Raises ModelRefused with one sentence, SettingsError for a device that is not there, or that
+    cannot do what `quantize` says.
     """
     checkpoint, config = _judge(path)
     with _quiet():
@@ -69,6 +79,7 @@ def load_model(
             served = min(served, context_length)
         target = _open_device(device)
         chosen = choose_dtype(dtype, stored=stored_dtype(checkpoint), device=target)
+        _check_quantize(quantize, device=target, dtype=chosen)
         fields = config_text(config.to_dict())
         weights = _in_thread(checkpoint, digest_cache)
         model = _read_weights(checkpoint, config, chosen)
@@ -81,7 +92,13 @@ def load_model(
         generation = _generation_defaults(model)
         fix_rotary(model, served)
         parameters = sum(each.numel() for each in model.parameters())
-        layout = _try_pages(model, page_size=page_size, dtype=chosen, context_length=served)
+        quantization = quantize_linears(model) if quantize == "int8" else Quantization()
+        try:
+            layout = _try_pages(model, page_size=page_size, dtype=chosen, context_length=served)
+        except ModelRefused as error:
+            if not quantization.names:
+                raise
+            raise ModelRefused(f"{error} (with --quantize int8; try without)") from error
     rotary = rotary_digest(model)
 
     def digest(weights_hash: bytes) -> bytes:
@@ -91,6 +108,7 @@ def load_model(
             compute_dtype=str(chosen),
             rotary=rotary,
             layout=layout,
+            quantization=quantization.text,
         ).digest()
 
     return LoadedModel(
@@ -101,6 +119,7 @@ def load_model(
         context_length=served,
         generation=generation,
         parameter_count=parameters,
+        quantization=quantization,
         fingerprint=_mapped(weights, digest),
     )
 
@@ -180,6 +199,17 @@ def choose_dtype(dtype: str, *, stored: str, device: torch.device) -> torch.dtyp
     if stored == "F16" and on_gpu:
         return torch.float16
     return torch.float32
+
+
+def _check_quantize(quantize: str, *, device: torch.device, dtype: torch.dtype) -> None:
+    if quantize not in QUANTIZATIONS:
+        raise SettingsError(f"--quantize is {' or '.join(QUANTIZATIONS)}, not '{quantize}'.")
+    if quantize == "none":
+        return
+    if device.type != "cpu":
+        raise SettingsError(f"--quantize int8 is for a CPU; the device is '{device}'.")
+    if dtype not in QUANTIZED_DTYPES:
+        raise SettingsError("--quantize int8 is for --dtype bfloat16 or float32, not float16.")
 
 
 def _open_device(device: str) -> torch.device:

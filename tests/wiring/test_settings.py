@@ -92,6 +92,7 @@ def test_sizes(text: str, value: int) -> None:
         ["--step-target", "nan"],
         ["--shutdown-timeout", "-1"],
         ["--dtype", "int3"],
+        ["--quantize", "int4"],
         ["--prefix-cache", "perhaps"],
         ["--steps-in-flight", "3"],
         ["--page-size", "64", "--max-batch-tokens", "32"],

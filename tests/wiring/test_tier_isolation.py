@@ -247,6 +247,7 @@ async def others_find_nothing(folder: Path, others: dict[str, list[str]]) -> Non
 async def test_another_type_other_weights_or_another_secret_find_nothing(tmp_path: Path) -> None:
     others = {
         "type": ["--dtype", "bfloat16"],
+        "quantization": ["--quantize", "int8"],
         "weight": a_copy(tmp_path, "weights", other_weights),
     }
     await others_find_nothing(tmp_path, others)
@@ -256,6 +257,7 @@ async def test_another_type_other_weights_or_another_secret_find_nothing(tmp_pat
 async def test_no_other_model_finds_anything(tmp_path: Path) -> None:
     others = {
         "type": ["--dtype", "bfloat16"],
+        "quantization": ["--quantize", "int8"],
         "page size": ["--page-size", "32"],
         "smaller page size": ["--page-size", "8"],
         "weight": a_copy(tmp_path, "weights", other_weights),

@@ -6,5 +6,7 @@ model's sizes (`programs.py`), compiled when first wanted (`native.py`; LLVM com
 package, so no compiler is needed), and run on the threads that torch runs on. Where LLVM is absent,
 or a size is not served, the doors in `ops.py` go on with torch.
 
+`linear.py` is the code of `../int8.py`, linear layers of int8 weights.
+
 Pages that several decode rows have in common are read once for all of them (`../runs.py`).
 """

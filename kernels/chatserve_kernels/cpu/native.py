@@ -12,7 +12,7 @@ import ctypes
 import logging
 import struct
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -248,6 +248,23 @@ def _append(row_bytes: int, page_size: int) -> Function | None:
     return None if addresses is None else Function(addresses[0], places)
 
 
+def functions_of(
+    text: str, fields: Sequence[str], names: tuple[str, ...]
+) -> tuple[Function, ...] | None:
+    """A module's functions; None where LLVM fails, or is absent, or torch's threads are not to be
+    had. fields: of all of them, in order."""
+    if llvm is None or not _wanted():
+        return None
+    addresses = _compiled(text, names)
+    places = {name: place for place, name in enumerate(fields)}
+    return None if addresses is None else tuple(Function(each, places) for each in addresses)
+
+
+def wide_registers() -> bool:
+    """Whether there are 32 registers of 512 bits."""
+    return llvm is not None and bool(llvm.get_host_cpu_features().get("avx512bw"))
+
+
 def _compiled(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
     """The addresses of a module's functions; None, with a warning, where LLVM fails."""
     with _compiling:
@@ -263,7 +280,7 @@ def _compiled(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
             engine = llvm.create_mcjit_compiler(module, machine)
             engine.finalize_object()
         except (RuntimeError, OSError) as error:
-            _log.warning("attention is left to torch: LLVM says %s", error)
+            _log.warning("a program is left to torch: LLVM says %s", error)
             return None
         _engines.append(engine)
         return tuple(engine.get_function_address(name) for name in names)
