@@ -173,6 +173,14 @@ class Program:
         upper = self.b.and_(self._rounded(odd), self.integers(UPPER_HALF, lanes))
         self.store(self.b.or_(lower, upper), address)
 
+    def load_narrow(self, address: Any, lanes: int) -> Any:
+        """A vector of bfloat16 from an address, in order."""
+        kind = ir.VectorType(I16, lanes)
+        bits = self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=2)
+        bits = self.b.zext(bits, ir.VectorType(I32, lanes))
+        wide = self.b.shl(bits, self.integers(16, lanes))
+        return self.b.bitcast(wide, ir.VectorType(F32, lanes))
+
     def store_narrow(self, vector: Any, address: Any) -> None:
         """A vector in bfloat16, in order; rounded as `store_pairs` does."""
         lanes = vector.type.count

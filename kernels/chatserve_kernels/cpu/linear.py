@@ -83,7 +83,7 @@ class _Round:
 
     def _load(self, source: Any, column: Any, lanes: int) -> Any:
         place = self.p.b.add(source, self.p.b.mul(column, integer(self.item)))
-        return self.p.load(place, lanes, self.bfloat16)
+        return (self.p.load_narrow if self.bfloat16 else self.p.load)(place, lanes)
 
     def _larger(self, most: Any, source: Any, column: Any) -> Any:
         """By their bits without the sign, which are in the order of sizes, NaN at the end."""
@@ -158,7 +158,7 @@ class _Multiply:
             place = b.add(f["result"], b.mul(each, f["result_row"]))
             place = b.add(place, b.mul(column, integer(self.item)))
             place = b.add(place, integer(vector * _LANES * self.item))
-            p.store(result, place, self.bfloat16)
+            (p.store_narrow if self.bfloat16 else p.store)(result, place)
 
     def _group(self, start: Any, end: Any, sources: list[Any], weights: Any) -> list[Any]:
         """Sums of products, int32: for each row the vectors of a block."""
