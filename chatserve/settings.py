@@ -242,8 +242,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("max_sequences", _integer(1, 4096), 128, "replies computed at once", "scheduling", "N"),
     Option("max_queued", _integer(0, 1 << 20), 1024, "requests waiting before 429", "scheduling",
            "N"),
-    Option("step_target", _step_target, 0.1, "seconds that a step with a long prompt should take",
-           "scheduling", "SECONDS"),
+    Option("step_target", _step_target, 0.1, "seconds that a step with a long prompt should take "
+           "while others get replies; four times as long while nobody does", "scheduling",
+           "SECONDS"),
     Option("steps_in_flight", _integer(1, 2), 2, "1, or 2 to plan a step while another runs",
            "scheduling", "N"),
     Option("redis_url", str, None, "Redis >= 6.2 or Valkey that keeps conversations: redis://, "

@@ -6,7 +6,12 @@ long prompts are cut into slices that leave room for other people's next tokens.
 
 Steps of one size (replies that only need their next tokens) say nothing about b; the last slope
 that was seen stands meanwhile, so that a prompt that arrives then gets a whole slice at once.
+
+A step's fixed part, a, is mostly reading the weights, and a slice of a few tokens pays it as well
+as one of hundreds. So while nobody waits for a next token, a step may take PATIENCE times as long.
 """
+
+PATIENCE = 4.0
 
 _FADE = 0.9  # weight of the past at each new step: about the last ten steps count
 _FIRST_BUDGET = 256  # before any slope is known
@@ -37,17 +42,18 @@ class Pace:
         if variance > _SPREAD_MIN * mean_x * mean_x and covariance > 0.0:
             self._slope = covariance / variance
 
-    def budget(self) -> int:
-        """Tokens for the next step."""
+    def budget(self, *, patient: bool = False) -> int:
+        """Tokens for the next step. patient: nobody waits for a next token meanwhile."""
+        target = self._target * (PATIENCE if patient else 1.0)
         mean_x = self._x / self._weight if self._weight else 0.0
         mean_y = self._y / self._weight if self._weight else 0.0
         if self._slope is not None:
-            budget = mean_x + (self._target - mean_y) / self._slope
-        elif mean_y > self._target:
+            budget = mean_x + (target - mean_y) / self._slope
+        elif mean_y > target:
             # One size so far, and too slow: as if all of its time were its tokens'.
-            budget = mean_x * self._target / mean_y
+            budget = mean_x * target / mean_y
         elif mean_y > 0.0:
-            budget = max(float(_FIRST_BUDGET), mean_x * self._target / mean_y)
+            budget = max(float(_FIRST_BUDGET), mean_x * target / mean_y)
         else:
             budget = float(_FIRST_BUDGET)
         return int(min(max(budget, self._min), self._ceiling))

@@ -102,7 +102,8 @@ class Planner:
         todo = [sequence.todo for sequence in running]
         begun = [sequence for sequence, count in zip(running, todo, strict=True) if count > 1]
         nexts = todo.count(1)
-        room = max(self._pace.budget() - nexts, self._roster.blocks.page_size)
+        budget = self._pace.budget(patient=nexts == 0)
+        room = max(budget - nexts, self._roster.blocks.page_size)
         short, room = self._share(outline, begun, room)
         for sequence in running:
             self.touching = sequence

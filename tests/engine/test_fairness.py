@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from chatserve.api.fields import PRIORITY_MAX
+from chatserve.engine.plan import Slice
 from chatserve.engine.sequence import Life
 from chatserve.errors import Busy, RequestError
 from tests.engine.build import Setup, ask, random_tokens
@@ -389,3 +390,36 @@ def test_a_preempted_request_keeps_its_place_before_later_ones() -> None:
     stepper.step()
     assert stepper.lives(early) == {Life.RUNNING}
     assert order_of_ends(stepper, [early, *late])[0] in (0, 1)
+
+
+def test_slices_are_longer_while_nobody_waits_for_a_next_token() -> None:
+    """Each slice pays for reading the weights: 50 ms here, and 2 ms a token."""
+    stepper = Stepper(Setup(pages=2000, page_size=4, budget_min=4, budget_max=4096))
+    slices: list[tuple[int, int]] = []  # tokens of a step, and how many sequences shared them
+
+    def step() -> None:
+        plan = stepper.plan()
+        assert plan is not None
+        tokens = [item.end - item.start for item in plan.slices if isinstance(item, Slice)]
+        slices.append((sum(tokens), len(tokens)))
+        result = stepper.run()
+        assert result is not None
+        timed = replace(result, seconds=0.05 + 0.002 * sum(tokens))
+        stepper.scheduler.commit(timed)
+
+    alone = stepper.ask(ask(prompt(3000), 200, tenant="a"))
+    sequence = stepper.scheduler.roster.waiting.peek(0.0)
+    assert sequence is not None
+    while sequence.todo > 1 or sequence.life is not Life.RUNNING:
+        step()
+    by_itself = [tokens for tokens, _ in slices[4:-1]]
+    assert len(by_itself) >= 5
+    assert all(120 <= tokens <= 220 for tokens in by_itself), "four times 0.1 s"
+    slices.clear()
+    stepper.ask(ask(prompt(600), 1, tenant="b"))
+    for _ in range(12):
+        step()
+    beside = [tokens for tokens, sequences in slices[2:] if sequences == 2]
+    assert len(beside) >= 5
+    assert all(tokens <= 50 for tokens in beside), "0.1 s, as somebody reads along"
+    assert not alone.over

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from chatserve.engine.pace import Pace
+from chatserve.engine.pace import PATIENCE, Pace
 
 
 def settle(
@@ -47,6 +47,16 @@ def test_strange_times_keep_the_budget_in_its_bounds(seconds: float) -> None:
     for tokens in [1, 1, 512, 3, 3, 3, 100]:
         pace.observe(tokens, seconds)
         assert 8 <= pace.budget() <= 512
+
+
+def test_a_step_takes_longer_while_nobody_waits_for_a_next_token() -> None:
+    pace = Pace(target_seconds=0.1, tokens_min=8, tokens_max=4096)
+    settle(pace, 0.05, 0.002)
+    assert 0.1 <= 0.05 + 0.002 * pace.budget(patient=True) / PATIENCE <= 0.15
+    assert pace.budget(patient=True) > 5 * pace.budget(), "the fixed part is paid less often"
+    small = Pace(target_seconds=0.1, tokens_min=8, tokens_max=100)
+    settle(small, 0.0, 1e-6)
+    assert small.budget(patient=True) == 100, "memory bounds it all the same"
 
 
 def test_running_out_of_memory_halves_the_step_for_good() -> None:
