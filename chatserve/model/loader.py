@@ -25,7 +25,7 @@ from chatserve.model.checkpoint import Checkpoint, open_checkpoint, stored_dtype
 from chatserve.model.fingerprint import FingerprintFields, config_text, weights_digest
 from chatserve.model.layout import KVLayout
 from chatserve.model.loaded import GenerationDefaults, LoadedModel
-from chatserve.model.packed import pack_linears
+from chatserve.model.packed import leave_file, pack_linears
 from chatserve.model.probe import compare_with_eager, survey_layers
 from chatserve.model.quantized import (
     QUANTIZATIONS,
@@ -158,7 +158,10 @@ def _try_pages(
     model.set_attn_implementation(ATTENTION_NAME)
     packing = pack_linears(model)
     try:
-        return _try(model, page_size=page_size, dtype=dtype, context_length=context_length)
+        layout = _try(model, page_size=page_size, dtype=dtype, context_length=context_length)
+        if packing.places:
+            leave_file(model)
+        return layout
     except ModelRefused:
         if not packing.places:
             raise

@@ -72,6 +72,13 @@ def pack_linears(model: nn.Module) -> Packing:
     return Packing(tuple(places))
 
 
+def leave_file(model: nn.Module) -> None:
+    """Give the parameters that are left memory of their own: the last of them lets go of the mapped
+    checkpoint, whose pages would stay resident beside the packed weights."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
 def _packed(linear: nn.Linear) -> PackedLinear | None:
     """None, with a line in the log, where it does not give what the layer gives."""
     dtype = linear.weight.dtype

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from chatserve.model.packed import leave_file
 from chatserve_kernels.int8 import Int8Product, Int8Weights, product_for, quantized
 
 QUANTIZATIONS = ("none", "int8")
@@ -99,8 +100,7 @@ def quantize_linears(model: nn.Module) -> Quantization:
     if not names:
         _log.warning("--quantize int8: the model has no layer that it serves; nothing is int8")
     else:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()  # the last of them let go of the mapped file
+        leave_file(model)
         sizes = before / 2**20, after / 2**20
         _log.info("%d linear layers are int8: %.1f MiB of weights are %.1f", len(names), *sizes)
     return Quantization(tuple(names), before, after)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from chatserve.model import LoadedModel, load_model, packed
@@ -122,3 +123,15 @@ def test_a_model_that_asks_its_layers_for_their_weights_is_served_unpacked(
     model = load_model(folder_of("llama"), device="cpu", dtype="bfloat16", page_size=16)
     assert packed_layers(model._model) == 0
     assert logits(model).isfinite().all()
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_packed_model_lets_go_of_its_file(
+    folder_of: Callable[[str], Path], quantize: str, tmp_path: Path
+) -> None:
+    """Else the weights would be resident twice: packed, and as the pages of the file."""
+    stored: Any = AutoModelForCausalLM.from_pretrained(folder_of("llama"), dtype=torch.bfloat16)
+    stored.save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu", dtype="bfloat16", page_size=16, quantize=quantize)
+    model.fingerprint()  # whoever hashes the file has read it
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
