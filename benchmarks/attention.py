@@ -2,9 +2,10 @@
 
     python -m benchmarks.attention [--json FILE]
 
-One decode step's attention and KV append, all layers, both ways in turn on the same pages; the
-shortest of several times. The read bandwidth is that of summing the same memory. Shared: all rows
-begin with the same pages, which are read once for all of them.
+One step's attention and KV append, all layers, both ways in turn on the same pages; the shortest of
+several times. A step decodes for some chats, or computes a slice of a prompt. The read bandwidth is
+that of summing the same memory. Shared: all rows begin with the same pages, which are read once for
+all of them.
 """
 
 import sys
@@ -25,7 +26,8 @@ TIMES = 5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """rows: chats; context: tokens of each; shared: how many of them are the same for all."""
+    """rows: chats; context: tokens of each; shared: how many of them are the same for all; queries:
+    the last of a chat's tokens, which this step computes."""
 
     name: str
     rows: int
@@ -36,6 +38,7 @@ class Case:
     group: int = 2
     head_dim: int = 128
     dtype: torch.dtype = torch.bfloat16
+    queries: int = 1
 
     @property
     def token_bytes(self) -> int:
@@ -50,6 +53,9 @@ CASES = (
     Case("16 chats, 992 tokens shared", 16, 1000, shared=992),
     Case("demonstration model, one chat", 1, 300, 0, 5, 2, 2, 64),
     Case("demonstration model, 32 chats", 32, 300, 0, 5, 2, 2, 64),
+    Case("a prompt of 512", 1, 512, queries=512),
+    Case("the last 256 of 1,756", 1, 1756, queries=256),
+    Case("demonstration model, 512", 1, 512, 0, 5, 2, 2, 64, queries=512),
 )
 
 
@@ -119,16 +125,18 @@ def _step(case: Case) -> tuple[Callable[[], Tensor], Tensor]:
         pool[:, layer * inner : (layer + 1) * inner].view(shape) for layer in range(case.layers)
     ]
     heads = case.kv_heads * case.group
-    query = torch.randn(heads, case.rows, case.head_dim).to(case.dtype).transpose(0, 1)
-    key = torch.randn(case.kv_heads, case.rows, case.head_dim).to(case.dtype).transpose(0, 1)
+    rows = case.rows * case.queries
+    query = torch.randn(heads, rows, case.head_dim).to(case.dtype).transpose(0, 1)
+    key = torch.randn(case.kv_heads, rows, case.head_dim).to(case.dtype).transpose(0, 1)
+    positions = torch.arange(case.context - case.queries, case.context)
 
     def step() -> Tensor:
         batch = AttentionBatch(
-            query_starts=tuple(range(case.rows + 1)),
+            query_starts=tuple(range(0, rows + 1, case.queries)),
             context_lengths=(case.context,) * case.rows,
             page_tables=tables,
-            write_pages=tables[:, -1].long(),
-            write_offsets=torch.full((case.rows,), (case.context - 1) % PAGE_SIZE),
+            write_pages=tables[:, positions // PAGE_SIZE].long().flatten(),
+            write_offsets=(positions % PAGE_SIZE).repeat(case.rows),
             write_rows=None,
             page_size=PAGE_SIZE,
         )

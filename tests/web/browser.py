@@ -24,7 +24,8 @@ from playwright.async_api import (
 
 from benchmarks.browser import chromium as started
 from benchmarks.browser import chromium_path
-from tests.api.fake_conversations import FakeChatReply
+from chatserve.api.chat_collaborators import TurnAsk
+from tests.api.fake_conversations import FakeChatReply, FakeConversations
 from tests.api.harness import until
 from tests.wiring.server import ENDLESS
 
@@ -79,6 +80,12 @@ async def long_conversation(url: str, tokens: int) -> str:
 async def asked(replies: Sequence[FakeChatReply], count: int = 1) -> None:
     """Wait until the server was asked for so many replies: the page says Stop before that."""
     await until(lambda: len(replies) >= count)
+
+
+async def arrived(conversations: FakeConversations, content: str | None) -> TurnAsk:
+    """The turn with this content, once the server has got it: the page shows it before that."""
+    await until(lambda: [each.content for each in conversations.sent][-1:] == [content])
+    return conversations.sent[-1]
 
 
 class Tab:

@@ -5,7 +5,7 @@ from playwright.async_api import Locator, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import WITHOUT_SOCKETS, Tab, TabMaker, asked, needs_chromium
+from tests.web.browser import WITHOUT_SOCKETS, Tab, TabMaker, arrived, asked, needs_chromium
 from tests.web.test_reach import FINAL, file_of, imported
 
 pytestmark = needs_chromium
@@ -52,7 +52,7 @@ async def test_a_text_that_is_being_changed_is_there_again(
     await expect(tab.own).to_have_text(["two"])
     await editor(tab).press("Enter")
     await expect(tab.own).to_have_text([THOUGHT])
-    sent = scripted.conversations.sent[-1]
+    sent = await arrived(scripted.conversations, THOUGHT)
     assert (sent.content, sent.parent) == (THOUGHT, None)
     await asked(replies)
     replies[0].finish(data=FINAL)

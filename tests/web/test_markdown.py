@@ -5,7 +5,7 @@ from playwright.async_api import Locator, expect
 
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import TabMaker, needs_chromium
+from tests.web.browser import TabMaker, asked, needs_chromium
 from tests.web.test_reach import file_of, imported
 
 pytestmark = needs_chromium
@@ -39,6 +39,7 @@ async def test_a_link_whose_address_comes_later(scripted: Site, reader: TabMaker
     tab = await reader.open()
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     (reply,) = replies
     reply.say(BEFORE)
     first = tab.replies.locator("p").first
@@ -81,6 +82,7 @@ async def test_an_address_that_is_no_page_elsewhere_stays_text(
     tab = await reader.open()
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     (reply,) = replies
     reply.say("Click [here][x].\n\nWords.\n\n")
     await expect(tab.replies.locator("p").first).to_have_text("Click [here][x].")

@@ -16,7 +16,7 @@ from chatserve.chat.conversations.reply_events import ReplyProgress
 from chatserve.errors import Busy
 from tests.api.fake_conversations import DONE, FakeChatReply
 from tests.api.harness import Site, site
-from tests.web.browser import Tab, TabMaker, asked, needs_chromium, tabs
+from tests.web.browser import Tab, TabMaker, arrived, asked, needs_chromium, tabs
 
 pytestmark = needs_chromium
 
@@ -161,6 +161,7 @@ async def test_only_the_last_block_is_drawn_anew(
     tab = await reader.open()
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     (reply,) = replies
     reply.say("# One\n\nTwo **bold\n\n```py\nx = 1\n```\n\n- a\n- b\n\nlast")
     await expect(tab.replies).to_contain_text("last")
@@ -189,7 +190,7 @@ async def test_where_the_context_was_cut(
     tab = await reader.open()
     for number in range(3):
         await tab.say(f"question {number}")
-        await expect(tab.button("Stop")).to_be_visible()
+        await asked(replies, number + 1)
         replies[-1].say(f"answer {number}")
         cut = 2 if number == 2 else 0
         finished(scripted, replies[-1], FINAL | {"receipt": FINAL["receipt"] | {"left_out": cut}})
@@ -217,9 +218,9 @@ async def test_a_failed_reply_says_why_and_can_be_tried_again(
     await expect(tab.replies).to_have_text("half an ans")
     await problem.get_by_role("button", name="Try again").click()
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies, 2)
     assert scripted.conversations.sent[1].content is None
     assert scripted.conversations.sent[1].parent == replies[0].turn
-    await asked(replies, 2)
     replies[1].say("a whole answer")
     finished(scripted, replies[1], FINAL)
     await expect(tab.replies).to_have_text("a whole answer")
@@ -244,11 +245,11 @@ async def test_a_full_server_keeps_nothing_and_can_be_asked_again(
     scripted.conversations.refusal = None
     await problem.get_by_role("button", name="Try again").click()
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies, 2)
     # The same id: whatever became of the first try, it is one turn.
     assert {each.ask for each in scripted.conversations.sent[1:]} == {
         scripted.conversations.sent[1].ask
     }
-    await asked(replies, 2)
     replies[1].say("fine too")
     finished(scripted, replies[1], FINAL)
     await expect(tab.receipts).to_have_count(2)
@@ -266,8 +267,7 @@ async def test_after_a_message_without_an_answer_one_can_go_on(
     )
     await expect(tab.page.get_by_role("alert")).to_contain_text("It does not fit.")
     await tab.say("shorter")
-    await expect(tab.button("Stop")).to_be_visible()
-    assert scripted.conversations.sent[1].parent is None
+    assert (await arrived(scripted.conversations, "shorter")).parent is None
     await expect(tab.own).to_have_text(["shorter"])
     await expect(tab.page.locator(".place")).to_have_text("2/2")
     await asked(replies, 2)
@@ -281,6 +281,7 @@ async def test_text_that_a_crash_lost_is_replaced(
     tab = await reader.open()
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     (reply,) = replies
     reply.say("one two three \U0001f600 lost")
     await expect(tab.replies).to_contain_text("lost")

@@ -301,7 +301,7 @@ async def test_a_stream_that_falls_silent_is_opened_anew(
     await tab.page.clock.install()
     await tab.open(name)
     await tab.say("two")
-    await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     (reply,) = replies
     reply.say("first ")
     await expect(tab.replies.last).to_have_text("first")

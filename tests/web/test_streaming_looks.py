@@ -42,6 +42,7 @@ async def test_the_pace_is_told_twice_a_second(
     await tab.open()
     await tab.say("go")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     (reply,) = replies
     figures = tab.page.locator(".step.assistant .figures")
     for at, word, tokens, told in (
@@ -119,6 +120,7 @@ async def test_right_to_left_from_the_first_words_on(
     tab = await reader.open()
     await tab.say("שלום")
     await expect(tab.button("Stop")).to_be_visible()
+    await asked(replies)
     (reply,) = replies
     reply.say("شكرا")
     paragraph = tab.replies.locator("p").first

@@ -11,7 +11,7 @@ from playwright.async_api import Locator, Page, Route, expect
 from chatserve.errors import Busy, Conflict, Unavailable
 from tests.api.fake_conversations import FakeChatReply
 from tests.api.harness import Site
-from tests.web.browser import LONG, Tab, TabMaker, asked, long_conversation, needs_chromium
+from tests.web.browser import LONG, Tab, TabMaker, arrived, asked, long_conversation, needs_chromium
 from tests.web.test_interruptions import kept
 from tests.web.test_reach import FINAL, file_of, imported
 from tests.web.test_shown import until
@@ -84,7 +84,7 @@ async def test_news_leave_the_text_alone_that_is_being_changed(
     await expect(editor).to_have_value("a text of much thought")
     await editor.press("Enter")
     await expect(tab.own).to_have_text("a text of much thought")
-    sent = scripted.conversations.sent[-1]
+    sent = await arrived(scripted.conversations, "a text of much thought")
     assert (sent.content, sent.parent) == ("a text of much thought", None)
 
 
@@ -109,7 +109,7 @@ async def test_a_reply_above_the_text_that_is_being_changed_waits_its_turn(
         scripted.conversations.keep(replies[0])
     await editor.press("Enter")
     await expect(tab.own).to_have_text(["one", "a text of much thought"])
-    sent = scripted.conversations.sent[-1]
+    sent = await arrived(scripted.conversations, "a text of much thought")
     assert (sent.content, sent.parent) == ("a text of much thought", "t1")
 
 
@@ -133,7 +133,7 @@ async def test_a_change_that_is_sent_while_another_reply_runs_is_kept(
         scripted.conversations.keep(replies[0])
     await tab.button("Try again").click()
     await expect(tab.own).to_have_text("a text of much thought")
-    sent = scripted.conversations.sent[-1]
+    sent = await arrived(scripted.conversations, "a text of much thought")
     assert (sent.content, sent.parent, sent.at_leaf) == ("a text of much thought", None, False)
 
 
@@ -187,7 +187,7 @@ async def test_a_refused_message_can_be_taken_back(
     await expect(tab.own).to_have_text(["one", "two"])
     await problems(tab).get_by_role("button", name="Try again").click()
     await expect(tab.button("Stop")).to_be_visible()
-    assert scripted.conversations.sent[-1].content == "two"
+    await arrived(scripted.conversations, "two")
     await asked(replies)
     replies[0].finish(data=FINAL)
     scripted.conversations.keep(replies[0])
