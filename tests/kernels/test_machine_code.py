@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chatserve_kernels import AttentionBatch, append_kv, ops, paged_attention, runs
-from chatserve_kernels.cpu import native
+from chatserve_kernels.cpu import matrices, native
 from tests.kernels.test_paged_operations import in_torch
 
 # head_dim, heads, kv_heads, page_size
@@ -194,6 +194,16 @@ def test_weights_of_a_matrix_are_rounded_once() -> None:
     kv[:, 1] = torch.arange(64).bfloat16()
     result = paged_attention(torch.randn(batch.rows, 1, 64).bfloat16(), kv, batch, scale=1.0)
     assert torch.equal(result, torch.arange(64).bfloat16().expand(batch.rows, 1, 64))
+
+
+def test_weights_of_a_matrix_are_rounded_to_the_nearest() -> None:
+    """Cut off, they would sum to less: a mean of ones would be less than one."""
+    torch.manual_seed(23)
+    batch, pages = parted(16)
+    kv = torch.randn(pages, 2, 16, 1, 64).bfloat16()
+    kv[:, 1] = 1.0
+    result = paged_attention(torch.randn(batch.rows, 4, 64).bfloat16(), kv, batch, scale=0.3)
+    assert (result == 1.0).float().mean() > 0.95
 
 
 def test_layers_of_one_step_may_differ_in_heads() -> None:
@@ -379,6 +389,21 @@ def test_what_is_wrong_on_a_machine_is_left_to_torch(
     compiled = native._compiled
     # As if a processor took its tasks from the wrong place: nothing is joined.
     monkeypatch.setattr(native, "_compiled", lambda text, names: compiled(text, names)[:1] * 2)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(paged_attention(query, kv, batch, scale=0.1), expected)
+    assert "is wrong on this machine" in caplog.text
+
+
+@pytest.mark.usefixtures("afresh")
+def test_slices_that_are_wrong_on_a_machine_are_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decode rows alone would not show it."""
+    torch.manual_seed(22)
+    batch, pages = parted(16)
+    kv, query = torch.randn(pages, 2, 16, 2, 64), torch.randn(batch.rows, 4, 64)
+    expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
+    monkeypatch.setattr(matrices.Matrices, "mix", lambda _self, _records: None)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(paged_attention(query, kv, batch, scale=0.1), expected)
     assert "is wrong on this machine" in caplog.text
