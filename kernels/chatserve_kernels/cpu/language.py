@@ -206,7 +206,7 @@ class Program:
     def prefetch(self, address: Any, size: int) -> None:
         """Ask for `size` bytes at an address, for the second-level cache."""
         place = I8.as_pointer()
-        ask = self._intrinsic("llvm.prefetch.p0", ir.VoidType(), [place, I32, I32, I32])
+        ask = self.intrinsic("llvm.prefetch.p0", ir.VoidType(), [place, I32, I32, I32])
         hints = [ir.Constant(I32, hint) for hint in (0, 2, 1)]  # to read; locality; data
         for offset in range(0, size, CACHE_LINE_BYTES):
             line = self.b.inttoptr(self.b.add(address, integer(offset)), place)
@@ -216,7 +216,7 @@ class Program:
         """`size` bytes from an address to another one; they do not overlap."""
         place = I8.as_pointer()
         name, flag = "llvm.memcpy.p0.p0.i64", ir.IntType(1)
-        move = self._intrinsic(name, ir.VoidType(), [place, place, I64, flag])
+        move = self.intrinsic(name, ir.VoidType(), [place, place, I64, flag])
         places = [self.b.inttoptr(address, place) for address in (target, source)]
         self.b.call(move, [*places, integer(size), ir.Constant(flag, 0)])
 
@@ -250,18 +250,18 @@ class Program:
         vector of 16. Only for processors with AVX512_BF16."""
         kind = ir.VectorType(BFloat(), 2 * added.type.count)
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        dot = self._intrinsic(name, added.type, [added.type, kind, kind])
+        dot = self.intrinsic(name, added.type, [added.type, kind, kind])
         return self.b.call(dot, [added, self.b.bitcast(left, kind), self.b.bitcast(right, kind)])
 
     def largest(self, vector: Any) -> Any:
         """The largest of its lanes; NaN is passed over."""
         name = f"llvm.vector.reduce.fmax.v{vector.type.count}f32"
-        return self.b.call(self._intrinsic(name, F32, [vector.type]), [vector])
+        return self.b.call(self.intrinsic(name, F32, [vector.type]), [vector])
 
     def total(self, vector: Any) -> Any:
         """The sum of its lanes."""
         name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
-        add = self._intrinsic(name, F32, [F32, vector.type])
+        add = self.intrinsic(name, F32, [F32, vector.type])
         return self.b.call(add, [ir.Constant(F32, 0.0), vector], fastmath=("fast",))
 
     def totals(self, vectors: Sequence[Any]) -> Any:
@@ -314,7 +314,7 @@ class Program:
             result = self.multiply_add(result, part, self.constant(_taylor(power), lanes))
         integers = ir.VectorType(I32, lanes)
         name = f"llvm.fptosi.sat.v{lanes}i32.v{lanes}f32"  # of NaN: 0, and what it scales is NaN
-        exponent = self.b.call(self._intrinsic(name, integers, [vector.type]), [whole])
+        exponent = self.b.call(self.intrinsic(name, integers, [vector.type]), [whole])
         exponent = self.b.add(exponent, ir.Constant(integers, [127] * lanes))
         scale = self.b.shl(exponent, ir.Constant(integers, [23] * lanes))
         return self.b.fmul(result, self.b.bitcast(scale, vector.type))
@@ -334,9 +334,10 @@ class Program:
 
     def _call(self, name: str, kind: Any, arguments: Sequence[Any]) -> Any:
         full = f"{name}.v{kind.count}f32"
-        return self.b.call(self._intrinsic(full, kind, [kind] * len(arguments)), arguments)
+        return self.b.call(self.intrinsic(full, kind, [kind] * len(arguments)), arguments)
 
-    def _intrinsic(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+    def intrinsic(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+        """One of LLVM's own functions."""
         known = self.module.globals.get(name)
         return known or ir.Function(self.module, ir.FunctionType(result, arguments), name)
 

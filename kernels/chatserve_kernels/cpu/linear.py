@@ -58,14 +58,16 @@ class _Round:
         with p.tasks("round_next", f["round_tasks"]) as row:
             source = b.add(f["source"], b.mul(row, f["source_row"]))
             target = b.add(f["rounded"], b.mul(row, b.mul(f["pairs"], integer(4))))
-            zeros = ir.Constant(ir.VectorType(I32, _LANES), [0] * _LANES)
-            with p.folding(integer(0), whole, [zeros], _LANES) as (column, (most,), after):
+            with p.folding(integer(0), whole, [p.integers(0, _LANES)], _LANES) as (
+                column,
+                (most,),
+                after,
+            ):
                 after.append(self._larger(most, source, column))
             largest = self._reduced(most)
-            zero = ir.Constant(ir.VectorType(I32, 1), [0])
-            with p.folding(whole, f["columns"], [zero]) as (column, (most,), after):
+            with p.folding(whole, f["columns"], [p.integers(0, 1)]) as (column, (most,), after):
                 after.append(self._larger(most, source, column))
-            last = b.extract_element(most, ir.Constant(I32, 0))
+            last = p.first(most)
             largest = b.select(b.icmp_signed(">", last, largest), last, largest)
             finite = b.icmp_signed("<", largest, ir.Constant(I32, _INFINITY_BITS))
             least = ir.Constant(F32, _LEAST)
@@ -89,20 +91,20 @@ class _Round:
         """By their bits without the sign, which are in the order of sizes, NaN at the end."""
         b = self.p.b
         bits = b.bitcast(self._load(source, column, most.type.count), most.type)
-        bits = b.and_(bits, ir.Constant(most.type, [0x7FFFFFFF] * most.type.count))
+        bits = b.and_(bits, self.p.integers(0x7FFFFFFF, most.type.count))
         return b.select(b.icmp_signed(">", bits, most), bits, most)
 
     def _reduced(self, most: Any) -> Any:
-        reduce = _intrinsic(self.p, f"llvm.vector.reduce.smax.v{_LANES}i32", I32, most.type)
+        reduce = self.p.intrinsic(f"llvm.vector.reduce.smax.v{_LANES}i32", I32, [most.type])
         return self.p.b.call(reduce, [most])
 
     def _write(self, source: Any, target: Any, column: Any, factor: Any) -> None:
         b, lanes = self.p.b, factor.type.count
         numbers = b.fmul(self._load(source, column, lanes), factor)
-        nearest = _intrinsic(self.p, f"llvm.rint.v{lanes}f32", numbers.type, numbers.type)
+        nearest = self.p.intrinsic(f"llvm.rint.v{lanes}f32", numbers.type, [numbers.type])
         wide = ir.VectorType(I32, lanes)
         name = f"llvm.fptosi.sat.v{lanes}i32.v{lanes}f32"  # also of NaN something: 0
-        whole = b.call(_intrinsic(self.p, name, wide, numbers.type), [b.call(nearest, [numbers])])
+        whole = b.call(self.p.intrinsic(name, wide, [numbers.type]), [b.call(nearest, [numbers])])
         short = ir.VectorType(I16, lanes)
         place = b.add(target, b.mul(column, integer(2)))
         b.store(b.trunc(whole, short), b.inttoptr(place, short.as_pointer()), align=2)
@@ -153,7 +155,7 @@ class _Multiply:
         for index, total in enumerate(sums):
             each, vector = rows[index // _VECTORS], index % _VECTORS
             scale = b.add(f["row_scales"], b.mul(each, integer(4)))
-            scale = p.splat(b.load(b.inttoptr(scale, F32.as_pointer())), _LANES)
+            scale = p.splat(p.number(scale), _LANES)
             result = p.multiply_add(total, scale, self._vector(bias, vector))
             place = b.add(f["result"], b.mul(each, f["result_row"]))
             place = b.add(place, b.mul(column, integer(self.item)))
@@ -163,10 +165,9 @@ class _Multiply:
     def _group(self, start: Any, end: Any, sources: list[Any], weights: Any) -> list[Any]:
         """Sums of products, int32: for each row the vectors of a block."""
         p, b = self.p, self.p.b
-        zero = ir.Constant(ir.VectorType(I32, _LANES), [0] * _LANES)
         bytes_kind = ir.VectorType(I8, 2 * _LANES).as_pointer()
         shorts = ir.VectorType(I16, 2 * _LANES)
-        initial = [zero] * (len(sources) * _VECTORS)
+        initial = [p.integers(0, _LANES)] * (len(sources) * _VECTORS)
         with p.folding(start, end, initial) as (pair, sums, after):
             place = b.add(weights, b.mul(pair, integer(2 * BLOCK)))
             wide: list[Any] = []
@@ -197,8 +198,3 @@ class _Multiply:
     def _vector(self, place: Any, index: int) -> Any:
         """Of float32s from a place on."""
         return self.p.load(self.p.b.add(place, integer(4 * _LANES * index)), _LANES)
-
-
-def _intrinsic(program: Program, name: str, result: Any, argument: Any) -> Any:
-    known = program.module.globals.get(name)
-    return known or ir.Function(program.module, ir.FunctionType(result, [argument]), name)
