@@ -8,5 +8,6 @@ or a size is not served, the doors in `ops.py` go on with torch.
 
 `linear.py` is the code of `../int8.py`, linear layers of int8 weights.
 
-Pages that several decode rows have in common are read once for all of them (`../runs.py`).
+Pages that several rows have in common are read once for all of them (`../runs.py`); many rows meet
+them as products of matrices (`matrices.py`), and leave what `records.py` describes to be joined.
 """

@@ -30,7 +30,6 @@ class Matrices:
     def __init__(self, program: Program, sizes: Sizes, records: Records) -> None:
         self.p, self.sizes, self.records = program, sizes, records
         lanes = sizes.lanes
-        self._scale = program.splat(program.float_field("scale"), lanes)
         # [head_dim / pairs, positions], [positions / pairs, head_dim], [rows, positions / pairs]
         self._keys = program.room(sizes.head_dim // self.pairs, lanes)
         self._values = program.room(sizes.tile // self.pairs * sizes.chunks, lanes)
@@ -42,8 +41,7 @@ class Matrices:
 
     def take_query(self, source: Any, record: Any) -> None:
         """A query head's, from an address to its record."""
-        for chunk, vector in self._chunks(source):
-            self.p.store(self.p.b.fmul(vector, self._scale), self.records.query(record, chunk))
+        self.records.take_query(source, record)
 
     def take_keys(self, keys: Any, row_bytes: Any) -> None:
         """Of all positions of a tile, from the address of the first one's."""
@@ -180,7 +178,7 @@ class DottedMatrices(Matrices):
 
     def scores(self, records: list[Any]) -> list[Any]:
         """Of each record's query with every position of the tile."""
-        return [self.p.b.fmul(sums, self._scale) for sums in super().scores(records)]
+        return [self.p.b.fmul(sums, self.records.scale) for sums in super().scores(records)]
 
     def _load(self, address: Any) -> Any:
         return self.p.load_integers(address, self.sizes.lanes)

@@ -1,4 +1,4 @@
-"""Attention of decode rows over runs of pages, the joining of its parts, and KV append: the code.
+"""Attention over runs of pages, the joining of its parts, and KV append: the code.
 
 Theory: a task of `attend` is a run and one kv head. The run's pages are read once, a tile of
 positions at a time, for all rows of the run; softmax goes along as in FlashAttention (arXiv
@@ -66,7 +66,6 @@ class _Attend:
         # Where a lane can be looked up by a number.
         weight = ir.VectorType(F32, sizes.tile)
         self.weight_places = [program.b.alloca(weight) for _ in range(sizes.together)]
-        self.scale = program.splat(program.float_field("scale"), sizes.lanes)
         self.matrices = matrices_for(program, sizes, self.records) if sizes.matrices else None
 
     def build(self) -> None:
@@ -92,7 +91,7 @@ class _Attend:
     def _by_vectors(self, members: "_Members", table: Any, start: Any, end: Any) -> None:
         """Few rows, which see the same positions."""
         p, b, f, sizes = self.p, self.p.b, self.f, self.sizes
-        self._begin(members, self._take_query)
+        self._begin(members, self.records.take_query)
         tile = integer(sizes.tile)
         with p.loop(b.mul(b.sdiv(start, tile), tile), end, sizes.tile) as position:
             keys = self._keys(table, position, members.head)
@@ -163,11 +162,6 @@ class _Attend:
                     p.store(p.constant(0.0, sizes.lanes), records.values(record, chunk))
                 p.store(p.constant(0.0, sizes.tile), records.sums(record))
                 p.store(p.constant(NOTHING, sizes.tile), records.largest(record))
-
-    def _take_query(self, source: Any, record: Any) -> None:
-        """From an address, scaled, to its record."""
-        for chunk, vector in self._chunks(source):
-            self.p.store(self.p.b.fmul(vector, self.scale), self.records.query(record, chunk))
 
     def _keys(self, table: Any, position: Any, head: Any) -> Any:
         """The address of a position's key; its value is `value_bytes` further."""

@@ -22,6 +22,7 @@ class Records:
         self._p, self._sizes = program, sizes
         self._records = program.field("records")
         self._kv_heads = program.field("kv_heads")
+        self.scale = program.splat(program.float_field("scale"), sizes.lanes)  # of scores
 
     def group(self, slot: Any, head: Any) -> Any:
         """Of a row's part (slot) and a kv head: the records of its query heads."""
@@ -34,6 +35,13 @@ class Records:
         """One query head's."""
         b = self._p.b
         return b.add(group, b.mul(index, integer(4 * self._sizes.record_elements)))
+
+    def take_query(self, source: Any, record: Any) -> None:
+        """A query head's, from an address to its record, scaled."""
+        sizes = self._sizes
+        vectors = self._p.row(source, sizes.chunks, sizes.lanes, sizes.bfloat16)
+        for chunk, vector in vectors:
+            self._p.store(self._p.b.fmul(vector, self.scale), self.query(record, chunk))
 
     def query(self, record: Any, chunk: int) -> Any:
         return self._p.b.add(record, integer(4 * chunk * self._sizes.lanes))
