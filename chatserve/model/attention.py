@@ -10,6 +10,7 @@ changes attention in another way (a bias in the mask, a keyword that we do not k
 by: anything unknown that is not None is refused, and the probe compares the outcome at load.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ from transformers import AttentionInterface
 
 from chatserve.errors import ModelRefused
 from chatserve.model.layout import KVLayout
-from chatserve_kernels import AttentionBatch, append_kv, paged_attention
+from chatserve_kernels import AttentionBatch, append_and_attend, append_kv, paged_attention
+from chatserve_kernels.cpu.native import Chain, new_chain
 
 ATTENTION_NAME = "chatserve_paged"
 
@@ -61,26 +63,43 @@ class Paged(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class PagedStep:
-    """One forward pass over pages: appends each layer's K and V, then attends."""
+class ChainedPaged(Protocol):
+    """The same for layers whose programs are gathered in a chain, and run later."""
 
-    batch: AttentionBatch
-    pool: Tensor
-    layout: KVLayout
+    @property
+    def chain(self) -> Chain | None:
+        """None where a layer has to be computed at once."""
+        ...
+
+    def attend_later(self, call: LayerCall, result: Tensor) -> None:
+        """Into the result, contiguous [rows, heads, head_dim], when the chain has run."""
+        ...
+
+    def room(self, name: str, rows: int, columns: int) -> Tensor:
+        """Memory [rows, columns] of that name, the same for each layer."""
+        ...
+
+
+class PagedStep:
+    """One forward pass over pages: appends each layer's K and V, then attends.
+
+    Rows after the batch's are padding (`padded_rows`): they attend to nothing.
+    """
+
+    def __init__(self, batch: AttentionBatch, pool: Tensor, layout: KVLayout) -> None:
+        self._batch, self._pool, self._layout = batch, pool, layout
+        self.chain = new_chain() if pool.device.type == "cpu" else None
+        self._rooms: dict[str, Tensor] = {}
 
     def attend(self, call: LayerCall) -> Tensor:
-        """[rows, heads, head_dim]; writes the rows that the batch names.
-
-        Rows after the batch's are padding (`padded_rows`): they attend to nothing.
-        """
-        kv = self.layout.layer_view(self.pool, call.layer)
-        rows = self.batch.rows
-        append_kv(call.key[:rows], call.value[:rows], kv, self.batch)
+        """[rows, heads, head_dim]; writes the rows that the batch names."""
+        kv = self._layout.layer_view(self._pool, call.layer)
+        rows = self._batch.rows
+        append_kv(call.key[:rows], call.value[:rows], kv, self._batch)
         mixed = paged_attention(
             call.query[:rows],
             kv,
-            self.batch,
+            self._batch,
             scale=call.scale,
             window=call.window,
             soft_cap=call.soft_cap,
@@ -88,6 +107,36 @@ class PagedStep:
         )
         padding = call.query.shape[0] - rows
         return mixed if padding == 0 else torch.nn.functional.pad(mixed, (0, 0, 0, 0, 0, padding))
+
+    def attend_later(self, call: LayerCall, result: Tensor) -> None:
+        """As `ChainedPaged` says."""
+        assert self.chain is not None
+        rows = self._batch.rows
+        if rows < len(result):
+            result[rows:].zero_()
+        in_chain = append_and_attend(
+            call.query[:rows],
+            call.key[:rows],
+            call.value[:rows],
+            self._layout.layer_view(self._pool, call.layer),
+            self._batch,
+            self.chain,
+            result[:rows],
+            scale=call.scale,
+            window=call.window,
+            soft_cap=call.soft_cap,
+        )
+        if not in_chain:
+            self.chain.run()
+            result.copy_(self.attend(call))
+
+    def room(self, name: str, rows: int, columns: int) -> Tensor:
+        """As `ChainedPaged` says."""
+        room = self._rooms.get(name)
+        if room is None or room.shape != (rows, columns):
+            room = torch.empty(rows, columns, dtype=self._pool.dtype)
+            self._rooms[name] = room
+        return room
 
 
 def paged_attention_forward(
@@ -112,13 +161,7 @@ def paged_attention_forward(
     name = type(module).__name__
     if paged is None:
         raise ModelRefused(f"{name} does not hand keyword arguments on to its attention")
-    if attention_mask is not None:
-        raise ModelRefused(f"{name} brings an attention mask of its own")
-    for keyword, given in others.items():
-        if given is None or keyword in _WITHOUT_EFFECT:
-            continue
-        if keyword not in _ONLY_AT or given != _ONLY_AT[keyword]:
-            raise ModelRefused(f"{name} asks its attention for '{keyword}', which is not supported")
+    check_asked(name, attention_mask, others)
     if getattr(module, "is_causal", True) is not True:
         raise ModelRefused(f"{name} is not causal")
     layer = getattr(module, "layer_idx", None)
@@ -137,6 +180,17 @@ def paged_attention_forward(
         )
     )
     return mixed[None], None
+
+
+def check_asked(name: str, attention_mask: Tensor | None, others: Mapping[str, Any]) -> None:
+    """Raises ModelRefused where the layer `name` asks for something that we do not do."""
+    if attention_mask is not None:
+        raise ModelRefused(f"{name} brings an attention mask of its own")
+    for keyword, given in others.items():
+        if given is None or keyword in _WITHOUT_EFFECT:
+            continue
+        if keyword not in _ONLY_AT or given != _ONLY_AT[keyword]:
+            raise ModelRefused(f"{name} asks its attention for '{keyword}', which is not supported")
 
 
 def padded_rows(rows: int) -> int:

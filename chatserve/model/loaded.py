@@ -13,9 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from chatserve.errors import ModelRefused
 from chatserve.model.attention import PagedStep, padded_rows, run_paged
+from chatserve.model.blocks import BlockLinear
 from chatserve.model.layout import KVLayout
 from chatserve.model.packed import PackedLinear
-from chatserve.model.quantized import Quantization, QuantizedLinear
+from chatserve.model.quantized import Quantization
 from chatserve_kernels import AttentionBatch
 
 
@@ -63,7 +64,7 @@ class LoadedModel:
         embeddings = model.get_output_embeddings()
         self.vocabulary_size: int = (
             embeddings.out_features
-            if isinstance(embeddings, torch.nn.Linear | PackedLinear | QuantizedLinear)
+            if isinstance(embeddings, torch.nn.Linear | PackedLinear | BlockLinear)
             else int(model.config.vocab_size)
         )
         self.parameter_count = parameter_count

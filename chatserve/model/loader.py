@@ -3,7 +3,7 @@
 May not know: requests, text, the engine. Reads safetensors only and runs no code from the folder.
 
 Order: find the files → judge the config → start hashing the weights in threads → read them →
-fix the rotary factors → quantize and pack linear layers → survey the layers → compare with the
+fix the rotary factors → quantize, pack and fuse layers → survey the layers → compare with the
 model's own logits.
 """
 
@@ -21,11 +21,13 @@ from transformers.utils import logging as transformers_logging
 
 from chatserve.errors import ModelRefused, SettingsError
 from chatserve.model.attention import ATTENTION_NAME
+from chatserve.model.blocks import BlockLinear
 from chatserve.model.checkpoint import Checkpoint, open_checkpoint, stored_dtype
 from chatserve.model.fingerprint import FingerprintFields, config_text, weights_digest
+from chatserve.model.fused import fuse
 from chatserve.model.layout import KVLayout
 from chatserve.model.loaded import GenerationDefaults, LoadedModel
-from chatserve.model.packed import leave_file, pack_linears
+from chatserve.model.packed import PackedLinear, leave_file, pack_linears
 from chatserve.model.probe import compare_with_eager, survey_layers
 from chatserve.model.quantized import (
     QUANTIZATIONS,
@@ -157,16 +159,21 @@ def _try_pages(
     """The two trials of `probe.py`; the layout they find. Raises ModelRefused."""
     model.set_attn_implementation(ATTENTION_NAME)
     packing = pack_linears(model)
-    try:
-        layout = _try(model, page_size=page_size, dtype=dtype, context_length=context_length)
-        if packing.places:
-            leave_file(model)
-        return layout
-    except ModelRefused:
-        if not packing.places:
-            raise
-        packing.undo()  # a model may ask its layers for their weights
-        return _try(model, page_size=page_size, dtype=dtype, context_length=context_length)
+    fusion = fuse(model)
+    # A model may ask its parts for what only the original ones have: then as they were.
+    ways = ([fusion.undo] if fusion.places else []) + ([packing.undo] if packing.places else [])
+    while True:
+        try:
+            layout = _try(model, page_size=page_size, dtype=dtype, context_length=context_length)
+            break
+        except ModelRefused:
+            if not ways:
+                raise
+            ways.pop(0)()
+    fusion.settle()
+    if any(isinstance(each, BlockLinear | PackedLinear) for each in model.modules()):
+        leave_file(model)
+    return layout
 
 
 def _try(

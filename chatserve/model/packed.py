@@ -1,12 +1,13 @@
-"""Linear layers whose weights lie as oneDNN wants them, packed once when a model is loaded.
+"""Linear layers whose weights lie as they are read, packed once when a model is loaded.
 
 May not know: attention, pages, single model families.
 
 Theory: torch multiplies with weights as they lie in the checkpoint, row by row, and oneDNN wants
 them in blocks. It reorders them in each call, or reads them worse: a step of one row, which does
-nothing but read weights, takes up to twice the time. torch has operators for weights packed
-beforehand (its compiler uses them); they are private, so each layer must give what it gave before,
-and a layer, or a torch, that does not is left as it is.
+nothing but read weights, takes up to twice the time. In bfloat16 our own code reads them (`blocks`)
+where the processor has what it needs. Elsewhere torch has operators for weights packed beforehand
+(its compiler uses them); they are private. Each layer must give what it gave before, and a layer,
+or a torch, that does not is left as it is.
 """
 
 import logging
@@ -16,6 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from chatserve.model.blocks import BlockLinear
+from chatserve_kernels.linear import in_blocks, product_for
 
 # In float32 a small layer is slower packed: reaching oneDNN costs what packing saves.
 PACKED_ELEMENTS_MIN = {torch.bfloat16: 0, torch.float32: 1 << 20}
@@ -79,7 +83,7 @@ def leave_file(model: nn.Module) -> None:
         parameter.data = parameter.data.clone()
 
 
-def _packed(linear: nn.Linear) -> PackedLinear | None:
+def _packed(linear: nn.Linear) -> nn.Module | None:
     """None, with a line in the log, where it does not give what the layer gives."""
     dtype = linear.weight.dtype
     generator = torch.Generator().manual_seed(1)
@@ -87,7 +91,7 @@ def _packed(linear: nn.Linear) -> PackedLinear | None:
     reason: Any
     try:
         with torch.inference_mode():
-            packed = PackedLinear(linear)
+            packed = _in_blocks(linear) or PackedLinear(linear)
             expected, result = linear(rows).float(), packed(rows).float()
             difference = float((result - expected).norm() / expected.norm().clamp_min(1e-6))
         if difference <= _TOLERANCE[dtype]:
@@ -97,3 +101,10 @@ def _packed(linear: nn.Linear) -> PackedLinear | None:
         reason = error
     _log.info("linear layers are left as they are: %s", reason)
     return None
+
+
+def _in_blocks(linear: nn.Linear) -> BlockLinear | None:
+    if linear.weight.dtype == torch.bfloat16 and linear.in_features % 2:
+        return None
+    product = product_for(linear.weight.dtype)
+    return None if product is None else BlockLinear(in_blocks(linear.weight, linear.bias), product)

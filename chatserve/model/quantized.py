@@ -14,10 +14,11 @@ import logging
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from chatserve.model.blocks import BlockLinear
 from chatserve.model.packed import leave_file
-from chatserve_kernels.int8 import Int8Product, Int8Weights, product_for, quantized
+from chatserve_kernels.int8 import product_for, quantized
 
 QUANTIZATIONS = ("none", "int8")
 QUANTIZED_DTYPES = (torch.bfloat16, torch.float32)
@@ -30,29 +31,6 @@ _FORMAT = "int8, groups of 128, activations of 16 bits"
 _TRIAL_ROWS = 3
 
 _log = logging.getLogger(__name__)
-
-
-class QuantizedLinear(nn.Module):
-    """`nn.Linear` for inference, its weights rounded to int8."""
-
-    def __init__(self, weights: Int8Weights, product: Int8Product) -> None:
-        super().__init__()
-        self.in_features, self.out_features = weights.in_features, weights.out_features
-        self._weights, self._product = weights, product  # no parameters: laid out for one program
-
-    @property
-    def nbytes(self) -> int:
-        """Of the weights."""
-        return self._weights.nbytes
-
-    def dequantized(self) -> Tensor:
-        """The weights as they count, float32 [out_features, in_features]."""
-        return self._weights.dequantized()
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """rows: [..., in_features] in the model's dtype → [..., out_features]."""
-        result = self._product.run(rows.reshape(-1, self.in_features), self._weights)
-        return result.view(*rows.shape[:-1], self.out_features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +67,14 @@ def quantize_linears(model: nn.Module) -> Quantization:
         if product is None:
             _log.warning("--quantize int8: this machine has no program for it; nothing is int8")
             return Quantization()
-        replaced = QuantizedLinear(quantized(layer.weight, layer.bias), product)
+        replaced = BlockLinear(quantized(layer.weight, layer.bias), product)
         error = _error(layer, replaced)
         if not error <= ERROR_MAX:  # not: NaN must stay as well
             _log.warning("'%s' stays as it is: int8 would change it by %.2g", full, error)
             continue
         setattr(parent, name, replaced)
         names.append(full)
-        before, after = before + layer.weight.nbytes, after + replaced.nbytes
+        before, after = before + layer.weight.nbytes, after + replaced.weights.nbytes
     if not names:
         _log.warning("--quantize int8: the model has no layer that it serves; nothing is int8")
     else:
@@ -106,7 +84,7 @@ def quantize_linears(model: nn.Module) -> Quantization:
     return Quantization(tuple(names), before, after)
 
 
-def _error(linear: nn.Linear, replaced: QuantizedLinear) -> float:
+def _error(linear: nn.Linear, replaced: BlockLinear) -> float:
     """The relative difference of what they give for a few rows."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(_TRIAL_ROWS, linear.in_features, generator=generator)

@@ -14,6 +14,7 @@ nothing to do with pages: it shares the machine code.
 
 from chatserve_kernels.batch import AttentionBatch
 from chatserve_kernels.ops import (
+    append_and_attend,
     append_kv,
     copy_pages,
     page_checksums,
@@ -22,6 +23,7 @@ from chatserve_kernels.ops import (
 
 __all__ = [
     "AttentionBatch",
+    "append_and_attend",
     "append_kv",
     "copy_pages",
     "page_checksums",

@@ -51,19 +51,7 @@ def paged_attention(
     Returns [rows, heads, head_dim], contiguous, in the query's dtype. Raises ValueError.
     See `reference.paged_attention` for the meaning.
     """
-    _check_kv(kv, batch)
-    if query.ndim != 3 or query.shape[0] != batch.rows or query.shape[2] != kv.shape[4]:
-        raise ValueError(f"query is {tuple(query.shape)}, not [{batch.rows}, heads, head_dim]")
-    if query.shape[1] % kv.shape[3]:
-        raise ValueError(f"{query.shape[1]} heads are no multiple of {kv.shape[3]} kv heads")
-    if query.dtype != kv.dtype:
-        raise ValueError(f"query is {query.dtype}, its pages are {kv.dtype}")
-    if window is not None and window < 1:
-        raise ValueError("a window holds at least one position")
-    if soft_cap is not None and soft_cap <= 0:
-        raise ValueError("a soft cap is positive")
-    if sinks is not None and sinks.shape != (query.shape[1],):
-        raise ValueError("sinks must be [heads]")
+    _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=sinks)
     result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     compiled = native.attention_for(query, kv, soft_cap=soft_cap, sinks=sinks)
     slices = () if compiled is not None and compiled.sizes.matrices else batch.slices
@@ -86,18 +74,45 @@ def paged_attention(
     return result
 
 
+def append_and_attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kv: Tensor,
+    batch: AttentionBatch,
+    chain: native.Chain,
+    result: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> bool:
+    """`append_kv`, then `paged_attention` into `result`, contiguous, of the query's shape and type,
+    in a chain: there when it has run. False, and nothing in the chain, where machine code does not
+    serve them. Raises ValueError."""
+    _check_append(key, value, kv, batch)
+    _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=None)
+    compiled = native.attention_for(query, kv, soft_cap=soft_cap, sinks=None)
+    if compiled is None or not (compiled.sizes.matrices or not batch.slices):
+        return False
+    if result.shape != query.shape or result.dtype != kv.dtype or not result.is_contiguous():
+        raise ValueError("the result must be contiguous and as the query is")
+    if not native.append(key, value, kv, batch, chain):
+        return False
+    compiled.run(
+        query, kv, batch, result, scale=scale, window=window, soft_cap=soft_cap, sinks=None,
+        chain=chain,
+    )  # fmt: skip
+    return True
+
+
 def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
     """Write K and V of the rows that the batch names into their pages, in place.
 
     key, value: [rows, kv_heads, head_dim], any strides. kv: as in `paged_attention`.
     Two rows never name the same page and offset. Raises ValueError.
     """
-    _check_kv(kv, batch)
-    expected = (batch.rows, kv.shape[3], kv.shape[4])
-    if key.shape != expected or value.shape != expected:
-        raise ValueError(f"key {tuple(key.shape)}, value {tuple(value.shape)}, not {expected}")
-    if key.dtype != kv.dtype or value.dtype != kv.dtype:
-        raise ValueError(f"key is {key.dtype}, value {value.dtype}, their pages {kv.dtype}")
+    _check_append(key, value, kv, batch)
     if native.append(key, value, kv, batch):
         return
     if batch.write_rows is not None:
@@ -136,6 +151,39 @@ def page_checksums(pool: Tensor, pages: Tensor, weights: Tensor) -> Tensor:
     step = max(1, CHECKSUM_BYTES_MAX // (WORD_BYTES * len(weights)))
     parts = [words.index_select(0, part).mul_(weights).sum(dim=1) for part in pages.split(step)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=pool.device)
+
+
+def _check_attention(
+    query: Tensor,
+    kv: Tensor,
+    batch: AttentionBatch,
+    *,
+    window: int | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+) -> None:
+    _check_kv(kv, batch)
+    if query.ndim != 3 or query.shape[0] != batch.rows or query.shape[2] != kv.shape[4]:
+        raise ValueError(f"query is {tuple(query.shape)}, not [{batch.rows}, heads, head_dim]")
+    if query.shape[1] % kv.shape[3]:
+        raise ValueError(f"{query.shape[1]} heads are no multiple of {kv.shape[3]} kv heads")
+    if query.dtype != kv.dtype:
+        raise ValueError(f"query is {query.dtype}, its pages are {kv.dtype}")
+    if window is not None and window < 1:
+        raise ValueError("a window holds at least one position")
+    if soft_cap is not None and soft_cap <= 0:
+        raise ValueError("a soft cap is positive")
+    if sinks is not None and sinks.shape != (query.shape[1],):
+        raise ValueError("sinks must be [heads]")
+
+
+def _check_append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
+    _check_kv(kv, batch)
+    expected = (batch.rows, kv.shape[3], kv.shape[4])
+    if key.shape != expected or value.shape != expected:
+        raise ValueError(f"key {tuple(key.shape)}, value {tuple(value.shape)}, not {expected}")
+    if key.dtype != kv.dtype or value.dtype != kv.dtype:
+        raise ValueError(f"key is {key.dtype}, value {value.dtype}, their pages {kv.dtype}")
 
 
 def _check_kv(kv: Tensor, batch: AttentionBatch) -> None:

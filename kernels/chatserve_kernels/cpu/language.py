@@ -74,16 +74,23 @@ class Program:
 
     @contextmanager
     def tasks(self, counter: str, count: Any) -> Generator[Any]:
-        """Each task that this thread takes, until none are left; then the program returns."""
+        """Each task that this thread takes, until none are left; then the program returns. A field
+        named as the counter, with `done` for `next`, counts those that are done, by all threads."""
+        before = self.b.block
         take, work, end = (self.function.append_basic_block() for _ in range(3))
         self.b.branch(take)
         self.b.position_at_end(take)
+        mine = self.b.phi(I64)
+        mine.add_incoming(integer(0), before)
         task = self.b.atomic_rmw("add", self.field_place(counter), integer(1), "monotonic")
         self.b.cbranch(self.b.icmp_signed("<", task, count), work, end)
         self.b.position_at_end(work)
         yield task
+        mine.add_incoming(self.b.add(mine, integer(1)), self.b.block)
         self.b.branch(take)
         self.b.position_at_end(end)
+        done = self.field_place(counter.replace("next", "done"))
+        self.b.atomic_rmw("add", done, mine, "release")
         self.b.ret_void()
 
     def room(self, vectors: int, lanes: int) -> Any:

@@ -1,31 +1,39 @@
-"""Linear layers of int8 weights: the code.
+"""Linear layers whose weights lie in blocks of outputs: the code.
 
-Theory: `round` writes each row of activations as integers of 16 bits with a scale of its own, which
-is finer than bfloat16, and `multiply` adds up products of integers: a pair of inputs for 16 outputs
-in one instruction, with nothing to widen but the weights. Sums of a group of inputs are exact, and
-groups are added in their order, so a row gives the same bits whatever rows come with it, on any
-number of threads. Each task of `multiply` is a block of outputs for all rows: its weights come from
-memory once, and for further rows from the processor's cache.
+Theory: each task of `multiply` is a block of outputs for all rows: its weights come from memory
+once, and for further rows from the processor's cache. Layers that have their inputs in common are
+one call: a table says where each block's weights lie. A pair of inputs for 16 outputs is one
+instruction, with bfloat16 (AVX512_BF16) as with int8.
 
-    weights of a block, int8:    [pairs of inputs, 64 outputs, 2]
-    scales of a block, float32:  [groups of inputs, 64 outputs]
+For int8 `round` first writes each row of activations as integers of 16 bits with a scale of its
+own, which is finer than bfloat16, and there is nothing to widen but the weights. Sums of a group of
+inputs are exact, and groups are added in their order, as are pairs of bfloat16 and float32s.
+So a row gives the same bits whatever rows come with it, on any number of threads.
 
-A row with a number that is not finite gives NaN throughout.
+    table, int64:                [blocks, addresses of weights, scales, bias]
+    weights of a block:          [pairs of inputs, 64 outputs, 2], bfloat16 or int8;
+                                 [inputs, 64 outputs], float32
+    scales of a block, float32:  [groups of inputs, 64 outputs], for int8
+    bias of a block, float32:    [64 outputs]
+
+With int8 a row with a number that is not finite gives NaN throughout.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
 
 from chatserve_kernels.cpu.language import F32, I8, I16, I32, Program, integer
 
-BLOCK = 64  # outputs of a task; results and biases have room for whole blocks
+BLOCK = 64  # outputs of a task; results have room for whole blocks
 GROUP = 128  # inputs that share a scale; 128 * 127 * 32767 is well inside 32 bits
 ROUND_MAX = 32767
+TABLE_COLUMNS = 3
 FIELDS = (
-    *("round_next", "round_tasks", "multiply_next", "blocks", "rows", "columns", "pairs"),
-    *("source", "source_row", "rounded", "row_scales"),
-    *("weights", "scales", "bias", "result", "result_row"),
+    *("round_next", "round_done", "round_tasks", "multiply_next", "multiply_done"),
+    *("blocks", "rows", "columns", "pairs", "source", "source_row", "rounded", "row_scales"),
+    *("table", "result", "result_row", "added"),
 )
 _LANES = 16
 _VECTORS = BLOCK // _LANES
@@ -33,14 +41,31 @@ _LEAST = 1e-33  # a row whose largest number is smaller is rounded as if it were
 _INFINITY_BITS, _NAN_BITS = 0x7F800000, 0x7FC00000
 
 
-def linear_text(*, bfloat16: bool, rows_together: int) -> str:
-    """The functions `round` and `multiply`. bfloat16: what comes and goes; float32 otherwise.
-    rows_together: a power of two, as many as there are registers for."""
-    module = ir.Module("linear")
-    fields = {name: index for index, name in enumerate(FIELDS)}
-    _Round(Program(module, "round", fields), bfloat16).build()
-    _Multiply(Program(module, "multiply", fields), bfloat16, rows_together).build()
+def int8_text(*, bfloat16: bool, rows_together: int) -> str:
+    """The functions `round` and `multiply` for weights of int8. bfloat16: what comes and goes;
+    float32 otherwise. rows_together: a power of two, as many as there are registers for."""
+    module = ir.Module("int8")
+    _Round(Program(module, "round", _places()), bfloat16).build()
+    _Int8Multiply(Program(module, "multiply", _places()), bfloat16, rows_together).build()
     return str(module)
+
+
+def bfloat16_text(*, rows_together: int) -> str:
+    """The function `multiply` for bfloat16 throughout. Only for processors with AVX512_BF16."""
+    module = ir.Module("bfloat16")
+    _BFloat16Multiply(Program(module, "multiply", _places()), True, rows_together).build()
+    return str(module)
+
+
+def float32_text(*, rows_together: int) -> str:
+    """The function `multiply` for float32 throughout."""
+    module = ir.Module("float32")
+    _Float32Multiply(Program(module, "multiply", _places()), False, rows_together).build()
+    return str(module)
+
+
+def _places() -> dict[str, int]:
+    return {name: index for index, name in enumerate(FIELDS)}
 
 
 class _Round:
@@ -121,26 +146,95 @@ class _Multiply:
 
     def build(self) -> None:
         p, b, f = self.p, self.p.b, self.f
-        block_bytes = b.mul(f["pairs"], integer(2 * BLOCK))
-        groups = b.sdiv(b.add(f["pairs"], integer(GROUP // 2 - 1)), integer(GROUP // 2))
-        scales_bytes = b.mul(groups, integer(4 * BLOCK))
         with p.tasks("multiply_next", f["blocks"]) as block:
-            weights = b.add(f["weights"], b.mul(block, block_bytes))
-            scales = b.add(f["scales"], b.mul(block, scales_bytes))
+            entry = b.mul(block, integer(TABLE_COLUMNS))
+            places = [p.at(f["table"], b.add(entry, integer(i))) for i in range(TABLE_COLUMNS)]
+            target = b.add(f["result"], b.mul(block, integer(BLOCK * self.item)))
             first, count = integer(0), self.rows_together
             while count:
                 end = b.and_(f["rows"], integer(-count))
                 with p.loop(first, end, count) as row:
-                    self._rows(row, count, block, weights, scales)
+                    rows = [b.add(row, integer(index)) for index in range(count)]
+                    self._rows(rows, places, target)
                 first, count = end, count // 2
 
-    def _rows(self, row: Any, count: int, block: Any, weights: Any, scales: Any) -> None:
+    def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
+        """For each row the vectors of a block, float32, without bias."""
+        raise NotImplementedError
+
+    def _rows(self, rows: list[Any], places: Sequence[Any], target: Any) -> None:
         """Some rows' results of a block."""
+        p, b = self.p, self.p.b
+        weights, scales, bias = places
+        results = self.results(rows, weights, scales)
+        for index, row in enumerate(rows):
+            first = b.add(target, b.mul(row, self.f["result_row"]))
+            for vector in range(_VECTORS):
+                place = b.add(first, integer(vector * _LANES * self.item))
+                result = b.fadd(results[index * _VECTORS + vector], self.vector(bias, vector))
+                result = self._with_what_is_there(result, place)
+                (p.store_narrow if self.bfloat16 else p.store)(result, place)
+
+    def _with_what_is_there(self, result: Any, place: Any) -> Any:
+        """Where the call says so, result + what is at a place."""
+        p, b = self.p, self.p.b
+        before = b.block
+        with b.if_then(b.icmp_signed("!=", self.f["added"], integer(0))):
+            there = (p.load_narrow if self.bfloat16 else p.load)(place, _LANES)
+            both, inside = b.fadd(result, there), b.block
+        joined = b.phi(result.type)
+        joined.add_incoming(result, before)
+        joined.add_incoming(both, inside)
+        return joined
+
+    def vector(self, place: Any, index: int) -> Any:
+        """Of float32s from a place on."""
+        return self.p.load(self.p.b.add(place, integer(4 * _LANES * index)), _LANES)
+
+    def both(self, source: Any, pair: Any) -> Any:
+        """A pair of a row's inputs, once for each lane: integers of 32 bits."""
+        b = self.p.b
+        place = b.add(source, b.mul(pair, integer(4)))
+        return self.p.splat(b.load(b.inttoptr(place, I32.as_pointer()), align=2), _LANES)
+
+
+class _BFloat16Multiply(_Multiply):
+    def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
         p, b, f = self.p, self.p.b, self.f
-        rows = [b.add(row, integer(index)) for index in range(count)]
+        sources = [b.add(f["source"], b.mul(row, f["source_row"])) for row in rows]
+        zeros = [p.constant(0.0, _LANES)] * (len(rows) * _VECTORS)
+        with p.folding(integer(0), f["pairs"], zeros) as (pair, sums, after):
+            place = b.add(weights, b.mul(pair, integer(4 * BLOCK)))
+            places = (b.add(place, integer(4 * _LANES * vector)) for vector in range(_VECTORS))
+            loaded = [p.load_integers(each, _LANES) for each in places]
+            for row, source in enumerate(sources):
+                both = self.both(source, pair)
+                for vector, weight in enumerate(loaded):
+                    after.append(p.dots(weight, both, sums[row * _VECTORS + vector]))
+        return sums
+
+
+class _Float32Multiply(_Multiply):
+    def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
+        p, b, f = self.p, self.p.b, self.f
+        sources = [b.add(f["source"], b.mul(row, f["source_row"])) for row in rows]
+        zeros = [p.constant(0.0, _LANES)] * (len(rows) * _VECTORS)
+        with p.folding(integer(0), f["columns"], zeros) as (column, sums, after):
+            place = b.add(weights, b.mul(column, integer(4 * BLOCK)))
+            loaded = [self.vector(place, vector) for vector in range(_VECTORS)]
+            for row, source in enumerate(sources):
+                one = p.splat(p.number(b.add(source, b.mul(column, integer(4)))), _LANES)
+                for vector, weight in enumerate(loaded):
+                    after.append(p.multiply_add(weight, one, sums[row * _VECTORS + vector]))
+        return sums
+
+
+class _Int8Multiply(_Multiply):
+    def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
+        p, b, f = self.p, self.p.b, self.f
         row_bytes = b.mul(f["pairs"], integer(4))
-        sources = [b.add(f["rounded"], b.mul(each, row_bytes)) for each in rows]
-        zeros = [p.constant(0.0, _LANES)] * (count * _VECTORS)
+        sources = [b.add(f["rounded"], b.mul(row, row_bytes)) for row in rows]
+        zeros = [p.constant(0.0, _LANES)] * (len(rows) * _VECTORS)
         half = GROUP // 2
         with p.folding(integer(0), f["pairs"], zeros, half) as (start, sums, after):
             end = b.add(start, integer(half))
@@ -148,19 +242,13 @@ class _Multiply:
             products = self._group(start, end, sources, weights)
             place = b.add(scales, b.mul(start, integer(4 * BLOCK // half)))
             for index, (product, total) in enumerate(zip(products, sums, strict=True)):
-                scale = self._vector(place, index % _VECTORS)
+                scale = self.vector(place, index % _VECTORS)
                 after.append(p.multiply_add(b.sitofp(product, total.type), scale, total))
-        column = b.mul(block, integer(BLOCK))
-        bias = b.add(f["bias"], b.mul(column, integer(4)))
+        results: list[Any] = []
         for index, total in enumerate(sums):
-            each, vector = rows[index // _VECTORS], index % _VECTORS
-            scale = b.add(f["row_scales"], b.mul(each, integer(4)))
-            scale = p.splat(p.number(scale), _LANES)
-            result = p.multiply_add(total, scale, self._vector(bias, vector))
-            place = b.add(f["result"], b.mul(each, f["result_row"]))
-            place = b.add(place, b.mul(column, integer(self.item)))
-            place = b.add(place, integer(vector * _LANES * self.item))
-            (p.store_narrow if self.bfloat16 else p.store)(result, place)
+            scale = b.add(f["row_scales"], b.mul(rows[index // _VECTORS], integer(4)))
+            results.append(b.fmul(total, p.splat(p.number(scale), _LANES)))
+        return results
 
     def _group(self, start: Any, end: Any, sources: list[Any], weights: Any) -> list[Any]:
         """Sums of products, int32: for each row the vectors of a block."""
@@ -175,9 +263,7 @@ class _Multiply:
                 at = b.add(place, integer(2 * _LANES * vector))
                 wide.append(b.sext(b.load(b.inttoptr(at, bytes_kind), align=1), shorts))
             for row, source in enumerate(sources):
-                at = b.add(source, b.mul(pair, integer(4)))
-                both = p.splat(b.load(b.inttoptr(at, I32.as_pointer())), _LANES)
-                both = b.bitcast(both, shorts)
+                both = b.bitcast(self.both(source, pair), shorts)
                 for vector, weight in enumerate(wide):
                     total = sums[row * _VECTORS + vector]
                     after.append(b.add(total, self._pair_products(weight, both)))
@@ -194,7 +280,3 @@ class _Multiply:
             parts = (b.shuffle_vector(each, undefined, lanes) for each in (left, right))
             products.append(b.mul(*(b.sext(part, integers) for part in parts)))
         return b.add(*products)
-
-    def _vector(self, place: Any, index: int) -> Any:
-        """Of float32s from a place on."""
-        return self.p.load(self.p.b.add(place, integer(4 * _LANES * index)), _LANES)

@@ -30,9 +30,10 @@ from chatserve_kernels.runs import Runs
 try:
     from llvmlite import binding as llvm
 
-    from chatserve_kernels.cpu import programs
+    from chatserve_kernels.cpu import chain, programs
 except ImportError:  # LLVM's package is not for every machine
     llvm: Any = None
+    chain: Any = None
     programs: Any = None
 
 SIZES_STEP = 8  # head_dim and page_size are multiples of it
@@ -54,12 +55,13 @@ def left_to_torch() -> Generator[None]:
         _left_to_torch.clear()
 
 
-@dataclass(frozen=True, slots=True)
 class Function:
-    """One compiled function of an array of int64: its address, and the place of each field."""
+    """One compiled function of an array of int64. places: of its fields."""
 
-    address: int
-    places: Mapping[str, int]
+    def __init__(self, address: int, fields: Sequence[str]) -> None:
+        self.places: Mapping[str, int] = {name: place for place, name in enumerate(fields)}
+        self.address = address
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
 
     def arguments(self, values: Mapping[str, int]) -> Any:
         """An array with these fields; the others are 0."""
@@ -72,13 +74,61 @@ class Function:
         """Run it on as many threads as torch uses, or as there are tasks. counter: the field that
         threads take their tasks from."""
         arguments[self.places[counter]] = 0
-        threads = min(torch.get_num_threads(), tasks)
+        self.run(ctypes.addressof(arguments), tasks)
+
+    def run(self, place: int, tasks: int) -> None:
+        """The same with fields at an address, their counter 0."""
+        if tasks > 1 and (threads := min(torch.get_num_threads(), tasks)) > 1:
+            parallel = _parallel()
+            if parallel is not None:
+                parallel(self.address, place, threads, 0)
+                return
+        self._alone(place)
+
+
+class Chain:
+    """Programs to be run one after the other on the same threads (`chain.py`). What is added must
+    not be changed until they have run; the chain holds on to it."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._programs: list[int] = []
+        self._kept: list[Any] = []
+
+    def add(self, function: Function, arguments: Any, counter: str, tasks: int, *kept: Any) -> None:
+        """counter: as for `Function.call`, its field 0, as the one of tasks that are done; an array
+        goes into a chain once for each function. kept: tensors whose addresses are in it."""
         place = ctypes.addressof(arguments)
-        parallel = _parallel()
-        if threads > 1 and parallel is not None:
-            parallel(self.address, place, threads, 0)
-        else:
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)(place)
+        done = place + 8 * function.places[counter.replace("next", "done")]
+        self._programs += (function.address, place, done, tasks)
+        self._kept.append((arguments, kept))
+
+    def run(self) -> None:
+        """All of them; then the chain is empty."""
+        if not self._programs:
+            return
+        programs = (ctypes.c_int64 * len(self._programs))(*self._programs)
+        arguments = self._function.arguments(
+            {
+                "programs": ctypes.addressof(programs),
+                "count": len(programs) // chain.PROGRAM_COLUMNS,
+                "yield": _sched_yield(),
+            }
+        )
+        self._function.run(ctypes.addressof(arguments), torch.get_num_threads())
+        self._programs.clear()
+        self._kept.clear()
+
+
+def new_chain() -> Chain | None:
+    """None where there is no machine code."""
+    function = _chain() if _wanted() else None
+    return None if function is None else Chain(function)
+
+
+def copied(arguments: Any) -> Any:
+    """An array with the same fields: for a call of its own."""
+    return type(arguments).from_buffer_copy(arguments)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,13 +150,16 @@ class Attention:
         window: int | None,
         soft_cap: float | None,
         sinks: Tensor | None,
+        chain: Chain | None = None,
     ) -> None:
         """Into the rows of `result`, contiguous, that are served; the rest as `paged_attention`
-        has checked it. Raises ValueError for pages that are not there."""
+        has checked it. chain: to be run there, later. Raises ValueError for pages that are not
+        there."""
         _check_pages(kv, batch)
         runs = batch.runs(window, slices=self.sizes.matrices)
         kv_heads, item = kv.shape[3], kv.element_size()
-        arguments, _ = runs.prepared.get((self, kv_heads)) or self._prepare(runs, kv_heads)
+        prepared, _ = runs.prepared.get((self, kv_heads)) or self._prepare(runs, kv_heads)
+        arguments = copied(prepared)
         given = None if sinks is None else sinks.float().contiguous()
         places = self.attend.places
         for name, value in (
@@ -116,13 +169,18 @@ class Attention:
             ("result", result.data_ptr()),
             ("pages", kv.data_ptr()),
             ("page_bytes", kv.stride(0) * item),
-            ("scale", _bits(scale)),
-            ("soft_cap", _bits(soft_cap or 0.0)),
+            ("scale", bits(scale)),
+            ("soft_cap", bits(soft_cap or 0.0)),
             ("sinks", 0 if given is None else given.data_ptr()),
         ):
             arguments[places[name]] = value
-        self.attend.call(arguments, "attend_next", len(runs.sequences) * kv_heads)
-        self.join.call(arguments, "join_next", len(runs.rows) * kv_heads)
+        attends, joins = len(runs.sequences) * kv_heads, len(runs.rows) * kv_heads
+        if chain is None:
+            self.attend.call(arguments, "attend_next", attends)
+            self.join.call(arguments, "join_next", joins)
+            return
+        chain.add(self.attend, arguments, "attend_next", attends, query, kv, result, given, runs)
+        chain.add(self.join, arguments, "join_next", joins)
 
     def _prepare(self, runs: Runs, kv_heads: int) -> tuple[Any, Tensor]:
         """What all layers of a step with as many kv heads have in common, and memory for their
@@ -172,12 +230,14 @@ def attention_for(
     group = query.shape[1] // kv_heads
     bfloat16 = kv.dtype == torch.bfloat16
     options = soft_cap is not None, sinks is not None
-    return _attention(head_dim, group, page_size, bfloat16, *options, _has_pair_dots())
+    return _attention(head_dim, group, page_size, bfloat16, *options, has_pair_dots())
 
 
-def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> bool:
-    """`ops.append_kv`, its arguments checked; whether it could be done here. Raises ValueError for
-    places that are not there."""
+def append(
+    key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch, chain: Chain | None = None
+) -> bool:
+    """`ops.append_kv`, its arguments checked; whether it could be done here. chain: to be run
+    there, later. Raises ValueError for places that are not there."""
     page_size, kv_heads, head_dim = kv.shape[2:]
     if key.device.type != "cpu" or key.stride(2) != 1 or value.stride(2) != 1:
         return False
@@ -206,7 +266,10 @@ def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> boo
             "page_bytes": kv.stride(0) * item,
         }
     )
-    function.call(arguments, "append_next", tasks)
+    if chain is None:
+        function.call(arguments, "append_next", tasks)
+    else:
+        chain.add(function, arguments, "append_next", tasks, key, value, kv, batch)
     return True
 
 
@@ -231,8 +294,7 @@ def _attention(
     addresses = _compiled(programs.attention_text(sizes), ("attend", "join"))
     if addresses is None:
         return None
-    places = {name: place for place, name in enumerate(programs.ATTEND_FIELDS)}
-    attention = Attention(sizes, *(Function(address, places) for address in addresses))
+    attention = Attention(sizes, *(Function(each, programs.ATTEND_FIELDS) for each in addresses))
     if not agrees(attention.run, sizes):
         _log.warning("attention as machine code is wrong on this machine; torch does it")
         return None
@@ -244,8 +306,25 @@ def _append(row_bytes: int, page_size: int) -> Function | None:
     if programs is None:
         return None
     addresses = _compiled(programs.append_text(row_bytes, page_size), ("append",))
-    places = {name: place for place, name in enumerate(programs.APPEND_FIELDS)}
-    return None if addresses is None else Function(addresses[0], places)
+    return None if addresses is None else Function(addresses[0], programs.APPEND_FIELDS)
+
+
+@cache
+def _chain() -> Function | None:
+    if chain is None or _sched_yield() == 0:
+        return None
+    addresses = _compiled(chain.chain_text(), ("chain",))
+    return None if addresses is None else Function(addresses[0], chain.FIELDS)
+
+
+@cache
+def _sched_yield() -> int:
+    """The address of the C library's function; 0 where it has none."""
+    try:
+        function = ctypes.CDLL(None).sched_yield
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def functions_of(
@@ -256,8 +335,7 @@ def functions_of(
     if llvm is None or not _wanted():
         return None
     addresses = _compiled(text, names)
-    places = {name: place for place, name in enumerate(fields)}
-    return None if addresses is None else tuple(Function(each, places) for each in addresses)
+    return None if addresses is None else tuple(Function(each, fields) for each in addresses)
 
 
 def wide_registers() -> bool:
@@ -287,9 +365,15 @@ def _compiled(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
 
 
 @cache
-def _has_pair_dots() -> bool:
+def has_pair_dots() -> bool:
     """Whether the processor multiplies pairs of bfloat16."""
     return llvm is not None and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether it multiplies matrices of bfloat16 by itself (AMX)."""
+    return llvm is not None and bool(llvm.get_host_cpu_features().get("amx-bf16"))
 
 
 def _wanted() -> bool:
@@ -315,6 +399,6 @@ def _parallel() -> Any:
     return None
 
 
-def _bits(number: float) -> int:
+def bits(number: float) -> int:
     """Of a float32, as an integer."""
     return int.from_bytes(struct.pack("<f", number), "little")

@@ -29,7 +29,7 @@ SPANS = ("member_starts", "member_ends")
 COPIES_A_TASK = 32  # rows that one thread appends at a time
 
 ATTEND_FIELDS = (
-    *("attend_next", "attend_tasks", "join_next", "join_tasks"),
+    *("attend_next", "attend_done", "attend_tasks", "join_next", "join_done", "join_tasks"),
     *("kv_heads", "query", "query_row", "query_head", "result"),
     *("pages", "page_bytes", "tables", "table_entries"),
     *("run_sequences", "run_starts", "run_ends", "run_matrices", "run_first_members"),
@@ -37,7 +37,15 @@ ATTEND_FIELDS = (
     *("rows", "first_slots", "records", "scale", "soft_cap", "sinks"),
 )
 APPEND_FIELDS = (
-    *("append_next", "append_tasks", "writes", "rows", "write_pages", "write_offsets"),
+    *(
+        "append_next",
+        "append_done",
+        "append_tasks",
+        "writes",
+        "rows",
+        "write_pages",
+        "write_offsets",
+    ),
     *("kv_heads", "key", "key_row", "key_head", "value", "value_row", "value_head"),
     *("pages", "page_bytes"),
 )
