@@ -14,6 +14,7 @@ attention asks for besides (scale, window, soft cap) is what it asked for in the
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -202,7 +203,7 @@ def _fused_layers(layers: Sequence[nn.Module]) -> list[FusedLayer] | None:
         if type(layer).__name__ not in _LAYERS:
             return None
         last = len(fused) == len(layers) - 1
-        made: FusedLayer | None = _tried(layer, lambda each, last=last: _as_layer(each, last=last))
+        made: FusedLayer | None = _tried(layer, partial(_as_layer, last=last))
         if made is None:
             return None
         fused.append(made)

@@ -4,10 +4,10 @@ May not know: attention, pages, single model families.
 
 Theory: torch multiplies with weights as they lie in the checkpoint, row by row, and oneDNN wants
 them in blocks. It reorders them in each call, or reads them worse: a step of one row, which does
-nothing but read weights, takes up to twice the time. In bfloat16 our own code reads them (`blocks`)
-where the processor has what it needs. Elsewhere torch has operators for weights packed beforehand
-(its compiler uses them); they are private. Each layer must give what it gave before, and a layer,
-or a torch, that does not is left as it is.
+nothing but read weights, takes up to twice the time. Our own code reads them in order (`blocks.py`)
+where there is machine code for it. For bfloat16 elsewhere torch has operators for weights packed
+beforehand (its compiler uses them); they are private. Each layer must give what it gave before, and
+a layer, or a torch, that does not is left as it is.
 """
 
 import logging
@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from chatserve.model.blocks import BlockLinear
 from chatserve_kernels.linear import in_blocks, product_for
 
-# In float32 a small layer is slower packed: reaching oneDNN costs what packing saves.
-PACKED_ELEMENTS_MIN = {torch.bfloat16: 0, torch.float32: 1 << 20}
 _TRIAL_ROWS = 3
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 
@@ -65,7 +63,7 @@ def pack_linears(model: nn.Module) -> Packing:
         for name, layer in list(parent.named_children()):
             if type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
                 continue
-            if layer.weight.numel() < PACKED_ELEMENTS_MIN.get(layer.weight.dtype, torch.inf):
+            if layer.weight.dtype not in _TOLERANCE:
                 continue
             packed = _packed(layer)
             if packed is None:
@@ -91,7 +89,11 @@ def _packed(linear: nn.Linear) -> nn.Module | None:
     reason: Any
     try:
         with torch.inference_mode():
-            packed = _in_blocks(linear) or PackedLinear(linear)
+            packed = _in_blocks(linear)
+            if packed is None:
+                if dtype != torch.bfloat16:
+                    return None  # there packing gains little
+                packed = PackedLinear(linear)
             expected, result = linear(rows).float(), packed(rows).float()
             difference = float((result - expected).norm() / expected.norm().clamp_min(1e-6))
         if difference <= _TOLERANCE[dtype]:

@@ -26,8 +26,9 @@ try:
 except ImportError:  # LLVM's package is not for every machine
     code: Any = None
 
-# Rows that one thread rounds before it costs more than waking another one.
-_ONE_THREAD_ROWS = 16
+# Rows that one thread rounds, and products that it adds up, before it costs more than waking
+# another one.
+_ONE_THREAD_ROWS, _ONE_THREAD_PRODUCTS = 16, 1 << 18
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 _log = logging.getLogger(__name__)
@@ -140,10 +141,11 @@ class LinearProduct:
             rows = rows.contiguous()
         result = torch.empty(rows.shape[0], weights.width, dtype=self.dtype)
         arguments, _rounded = self._arguments(rows, weights, result)
+        count = rows.shape[0]
         if self.round is not None:
-            count = rows.shape[0]
             self.round.call(arguments, "round_next", 1 if count < _ONE_THREAD_ROWS else count)
-        self.multiply.call(arguments, "multiply_next", len(weights.table))
+        small = count * weights.in_features * weights.width <= _ONE_THREAD_PRODUCTS
+        self.multiply.call(arguments, "multiply_next", 1 if small else len(weights.table))
         return result
 
     def add(

@@ -94,8 +94,9 @@ class Rotation:
     def add(
         self, chain: native.Chain, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
     ) -> None:
-        """In place, in a chain. query: [rows, heads, head_dim], key: [rows, kv_heads, head_dim], cos and sin:
-        [rows, head_dim], all in the dtype; elements side by side. Raises ValueError."""
+        """In place, in a chain. query: [rows, heads, head_dim], key: [rows, kv_heads, head_dim],
+        cos and sin: [rows, head_dim], all in the dtype; elements side by side. Raises
+        ValueError."""
         rows, heads, kv_heads = query.shape[0], query.shape[1], key.shape[1]
         arguments, places = native.copied(self._given), self._function.places
         arguments[places["rows"]] = rows
@@ -171,21 +172,21 @@ def _served(dtype: torch.dtype) -> bool:
 def _norm(dtype: torch.dtype) -> native.Function | None:
     text = code.norm_text(bfloat16=dtype == torch.bfloat16)
     functions = native.functions_of(text, code.NORM_FIELDS, ("norm",))
-    return functions and functions[0]
+    return None if functions is None else functions[0]
 
 
 @cache
 def _rotation(dtype: torch.dtype, head_dim: int, norms: bool) -> native.Function | None:
     text = code.rotate_text(bfloat16=dtype == torch.bfloat16, head_dim=head_dim, norms=norms)
     functions = native.functions_of(text, code.ROTATE_FIELDS, ("rotate",))
-    return functions and functions[0]
+    return None if functions is None else functions[0]
 
 
 @cache
 def _gate(dtype: torch.dtype, gelu: bool) -> native.Function | None:
     text = code.gate_text(bfloat16=dtype == torch.bfloat16, gelu=gelu)
     functions = native.functions_of(text, code.GATE_FIELDS, ("gate",))
-    return functions and functions[0]
+    return None if functions is None else functions[0]
 
 
 def _tasks(rows: int, columns: int) -> int:

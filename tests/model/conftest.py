@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatserve.model import LoadedModel, load_model, packed
+from chatserve.model import LoadedModel, load_model
 from tests.model.families import build
 
 PAGE_SIZE = 16
@@ -30,13 +30,10 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def model_of(folder_of: Callable[[str], Path]) -> Callable[[str], LoadedModel]:
-    """A loaded model of a family in float32, pages of 16. Its linear layers are packed, as a large
-    model's are."""
+    """A loaded model of a family in float32, pages of 16."""
 
     @cache
     def load(family: str) -> LoadedModel:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(packed.PACKED_ELEMENTS_MIN, torch.float32, 0)
-            return load_model(folder_of(family), device="cpu", dtype="float32", page_size=PAGE_SIZE)
+        return load_model(folder_of(family), device="cpu", dtype="float32", page_size=PAGE_SIZE)
 
     return load

@@ -45,6 +45,11 @@ _ROTARY = {
 }
 
 
+# Layers of these are computed as one chain of programs; those of the others have sizes that are not
+# served so.
+_FUSED = _ROTARY | {"hidden_size": 64}
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of model; `options` go to its config class."""
@@ -68,9 +73,9 @@ FAMILIES: dict[str, Family] = {
             }
         },
     ),
-    "qwen2": Family(Qwen2Config, _ROTARY),
-    "qwen3": Family(Qwen3Config, _ROTARY | {"head_dim": 16}),
-    "mistral": Family(MistralConfig, _ROTARY | {"sliding_window": WINDOW}),
+    "qwen2": Family(Qwen2Config, _FUSED),
+    "qwen3": Family(Qwen3Config, _FUSED | {"head_dim": 32}),
+    "mistral": Family(MistralConfig, _FUSED | {"sliding_window": WINDOW}),
     "opt": Family(
         OPTConfig,
         {

@@ -1,5 +1,6 @@
 """Linear layers packed at load: what they give, and when they are left as they are. That whole
-models give what transformers gives with them is in test_parity.py."""
+models give what transformers gives with them is in test_parity.py; what layers in blocks give is in
+tests/kernels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from chatserve.model import LoadedModel, load_model, packed
+from chatserve.model.blocks import BlockLinear
 from chatserve.model.packed import PackedLinear, pack_linears
 from tests.model.paging import Paging, Sequence
 
@@ -19,7 +21,13 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 def packed_layers(model: nn.Module) -> int:
-    return sum(isinstance(each, PackedLinear) for each in model.modules())
+    return sum(isinstance(each, PackedLinear | BlockLinear) for each in model.modules())
+
+
+@pytest.fixture
+def _no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose bfloat16 is oneDNN's."""
+    monkeypatch.setattr(packed, "product_for", lambda _: None)
 
 
 def logits(model: LoadedModel) -> Tensor:
@@ -44,13 +52,20 @@ def test_a_packed_layer_gives_what_the_layer_gave(
     torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
 
 
-def test_bfloat16_is_packed_and_float32_where_it_is_large(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(packed.PACKED_ELEMENTS_MIN, torch.float32, 64 * 32)
-    model = nn.Sequential(nn.Linear(64, 31), nn.Linear(64, 32), nn.Linear(2, 2).bfloat16())
+def test_layers_lie_in_blocks_where_there_is_machine_code() -> None:
+    model = nn.Sequential(nn.Linear(64, 31), nn.Linear(3, 32), nn.Linear(64, 32).half())
     pack_linears(model)
-    assert [type(each) for each in model] == [nn.Linear, PackedLinear, PackedLinear]
+    assert [type(each) for each in model] == [BlockLinear, BlockLinear, nn.Linear]
+
+
+@pytest.mark.usefixtures("_no_blocks")
+def test_elsewhere_bfloat16_is_packed_by_torch() -> None:
+    model = nn.Sequential(nn.Linear(64, 64).bfloat16(), nn.Linear(3, 32).bfloat16())
+    pack_linears(model)
+    assert [type(each) for each in model] == [PackedLinear, PackedLinear]
+    model = nn.Sequential(nn.Linear(64, 64))
+    pack_linears(model)
+    assert type(model[0]) is nn.Linear
 
 
 def test_other_kinds_of_layers_stay() -> None:
@@ -72,6 +87,7 @@ def test_undo_puts_every_layer_back() -> None:
     assert [each for each in model.modules() if isinstance(each, nn.Linear)] == layers
 
 
+@pytest.mark.usefixtures("_no_blocks")
 @pytest.mark.parametrize("fault", ["wrong", "absent", "refused"])
 def test_what_torch_does_otherwise_is_left_as_it_is(
     fault: str, monkeypatch: pytest.MonkeyPatch
@@ -100,9 +116,11 @@ def test_what_torch_does_otherwise_is_left_as_it_is(
 def test_a_loaded_model_is_counted_as_before(
     model_of: Callable[[str], LoadedModel], folder_of: Callable[[str], Path]
 ) -> None:
-    plain = load_model(folder_of("llama"), device="cpu", dtype="float32", page_size=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "product_for", lambda _: None)
+        plain = load_model(folder_of("llama"), device="cpu", dtype="float32", page_size=16)
     model = model_of("llama")
-    assert packed_layers(plain._model) == 0, "small in float32"
+    assert packed_layers(plain._model) == 0
     assert packed_layers(model._model) > 10
     assert model.parameter_count == plain.parameter_count > 10_000
     assert model.vocabulary_size == plain.vocabulary_size
