@@ -6,7 +6,7 @@ hands what `take_orders` gives. Synchronous, on the event loop.
 Theory of operation. A queued sequence whose prefix goes on below the device waits for a load as it
 would wait for a leader that computes the same pages: it holds nothing, and is an ordinary queued
 sequence again when they are there, or will not come. Loading is chosen over computing where it is
-quicker by what was measured lately; where nothing was, it is tried.
+quicker by what was measured lately of as many pages; where nothing was, it is tried.
 
 Copies go down when nobody waits for the machine. While there are requests the threads that copy get
 a small share of the time, unless pages would be evicted before they have a copy.
@@ -38,6 +38,9 @@ RETIRE_PAGES = 256  # at once: a millisecond or two
 LOOK_SECONDS = 0.05  # between two looks at the queue
 COMPUTE_PAGES_MIN = 4  # of a step that says what computing a prompt costs
 _FADE = 0.7  # weight of the past at each new measurement
+# After a start a load of two pages took 2 to 7 ms, one of 141 pages 3.3 (docs/log.md): from so many
+# on a rate is about that of any number.
+MANY = 64
 
 Others = Callable[[Request, int], bool]
 
@@ -60,29 +63,40 @@ class TierLimits:
 
 
 class Rate:
-    """Seconds that one of something takes (a page, a token), fading."""
+    """Seconds that one of something takes (a page, a token), by the jobs of late; older ones fade.
+
+    A job takes some time however small it is, which is shared out to what it had: of a few pages
+    each looks slower than of many. So a rate tells of no more than was measured, or of `MANY`.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._seconds: float | None = None
+        self._count = self._taken = 0.0  # measured, and the seconds that it took
         self._measured_at = 0.0
 
     @property
     def seconds(self) -> float | None:
         """As measured last, however long ago."""
-        return self._seconds
+        return self._taken / self._count if self._count else None
+
+    @property
+    def _fresh(self) -> bool:
+        return self._clock() - self._measured_at <= STALE_SECONDS
 
     def observe(self, count: int, seconds: float) -> None:
         """Book a job. What was measured too long ago has no say any more."""
-        each, before = seconds / count, self.estimate(1)
-        self._seconds = each if before is None else _FADE * before + (1 - _FADE) * each
+        weight = _FADE if self._fresh else 0.0
+        self._count = weight * self._count + count
+        self._taken = weight * self._taken + seconds
         self._measured_at = self._clock()
 
-    def estimate(self, count: int) -> float | None:
-        """Seconds for so many; None where nothing was measured lately."""
-        if self._seconds is None or self._clock() - self._measured_at > STALE_SECONDS:
+    def estimate(self, count: int, *, behind: int = 0) -> float | None:
+        """Seconds for so many, when those `behind` which they wait are done; None where nothing was
+        measured lately, or less than these."""
+        each = self.seconds
+        if each is None or not self._fresh or min(count, MANY) > self._count:
             return None
-        return self._seconds * count
+        return each * (behind + count)
 
 
 class Tiers:
@@ -243,8 +257,8 @@ class Tiers:
         return holder
 
     def _is_quicker(self, names: Sequence[PageName]) -> bool:
-        """Whether these come up sooner than they are computed. Each way by its own rate; what was
-        not measured lately is tried."""
+        """Whether these come up sooner than they are computed. Each way by its own rate; what is
+        not known is tried, unless the rest alone takes too long."""
         lower = raised = 0
         if self._host is None:
             lower = len(names)
@@ -253,11 +267,11 @@ class Tiers:
             lower = raised - sum(map(self._host.pages.holds, names))
         load = 0.0
         for rate, pages in ((self._load_rate, lower), (self._move_rate, raised)):
-            seconds = rate.estimate(self.loading_pages + pages) if pages else 0.0
-            load = None if load is None or seconds is None else load + seconds
+            seconds = rate.estimate(pages, behind=self.loading_pages) if pages else None
+            load += seconds or 0.0
         compute = self._compute_rate.seconds
         wanted = len(names) * self._roster.blocks.page_size
-        return load is None or compute is None or load < compute * wanted
+        return compute is None or load < compute * wanted
 
     # Down ----------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 from chatserve.cache.transit import Keeps, Load
 from chatserve.engine.drafts import DraftLimits
 from chatserve.engine.sequence import Life
-from chatserve.engine.tiers import LOADS_MAX, STALE_SECONDS, TierLimits
+from chatserve.engine.tiers import LOADS_MAX, TierLimits
 from tests.engine.build import Setup, ask, build, quiet, random_tokens, running
 from tests.engine.fake_depot import FakeDepot
 from tests.engine.oracle import assert_right, listen
@@ -210,32 +210,6 @@ def test_use_on_the_device_counts_below() -> None:
     stepper.ask(ask(LONG, 1))
     stepper.run_all()
     assert depot.touched == list(stepper.house.prepare(ask(LONG, 1)).names)
-
-
-def test_computing_is_chosen_where_it_is_quicker_and_loading_tried_again_later() -> None:
-    stepper, depot = _left_over()
-    tiers = stepper.scheduler.tiers
-    tiers.observe_step(1000, 1.0)  # a millisecond a token: 40 ms for LONG
-    stepper.job_seconds = 10.0
-    stepper.ask(ask(LONG, 1))
-    stepper.run_all()
-    assert tiers.statistics().loads_total == 1, "never measured: tried"
-    reads = depot.reads
-    stepper.house.blocks.flush()
-    slow = stepper.ask(ask(LONG, 1))
-    stepper.run_all()
-    assert depot.reads == reads
-    assert slow.heard[0].receipts[0].computed == 40
-    assert tiers.statistics().recomputes_total == 1
-    stepper.house.blocks.flush()
-    stepper.house.clock.now += STALE_SECONDS + 1
-    stepper.job_seconds = 0.0
-    for _ in range(2):
-        again = stepper.ask(ask(LONG, 1))
-        stepper.run_all()
-        assert again.heard[0].receipts[0].disk == 39
-        stepper.house.blocks.flush()
-        stepper.job_seconds = 0.0
 
 
 def test_the_receipt_says_what_was_saved() -> None:

@@ -10,10 +10,15 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import httpx
 
+from chatserve.chat.text.prompt_ids import KnownMessage, PromptIds
+from chatserve.chat.text.text_floor import read_text_floor
+from chatserve.chat.values import Message
+from chatserve.demonstration import MODEL_FOLDER
 from chatserve.demonstration.corpus import Chat, make_probe
 from tests.wiring.server import MODEL
 
@@ -28,10 +33,11 @@ Salt = Callable[[int], str | None]  # of a turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What was said, and how many of the prompt's tokens came from where. missed: why the first
-    whole page that was not found was not; None where all were."""
+    """What was said, and how many of the prompt's tokens came from where. ids: the model's, of what
+    was said. missed: why the first whole page that was not found was not; None where all were."""
 
     text: str
+    ids: tuple[int, ...]
     prompt: int
     device: int
     host: int
@@ -46,7 +52,12 @@ class Answer:
 
     def whole(self, page_size: int) -> int:
         """Tokens of the prompt's whole pages; its last token is computed, whatever is there."""
-        return min(self.prompt // page_size * page_size, self.prompt - 1)
+        return self.reusable(self.prompt, page_size)
+
+    def reusable(self, alike: int, page_size: int) -> int:
+        """Tokens of whole pages where those of a prompt computed earlier are the same up to there:
+        as many as are not computed again."""
+        return min(alike // page_size * page_size, self.prompt - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,24 @@ class Told:
     def texts(self) -> tuple[str, ...]:
         """What the model said."""
         return tuple(answer.text for answer in self.answers)
+
+    def last_prompt_ids(self, *, anew: bool) -> tuple[int, ...]:
+        """The ids of the last prompt. anew: nobody knows those that the model emitted as replies,
+        which need not be the ones that their texts are encoded to."""
+        replies = iter(self.answers)
+        known: list[KnownMessage] = []
+        for each in self.prompts[-1]:
+            message = Message(each["role"], each["content"])
+            ids = next(replies).ids if message.role == "assistant" and not anew else None
+            known.append(KnownMessage(message, ids))
+        return _model_prompt_ids().compose(known).tokens
+
+
+@cache
+def _model_prompt_ids() -> PromptIds:
+    floor = read_text_floor(MODEL_FOLDER)
+    assert floor.template is not None
+    return PromptIds(floor.tokenizer, floor.template)
 
 
 def recall_set(count: int) -> tuple[Chat, ...]:
@@ -89,6 +118,7 @@ async def ask(
         "messages": messages,
         "max_tokens": max_tokens,
         "temperature": 0,
+        "return_token_ids": True,
     }
     if salt is not None:
         body["cache_salt"] = salt
@@ -98,20 +128,22 @@ async def ask(
     assert answer.status_code == 200, answer.text
     if not stream:
         whole = answer.json()
-        return _answer(whole["choices"][0]["message"]["content"], whole)
+        (choice,) = whole["choices"]
+        return _answer(choice["message"]["content"], choice["token_ids"], whole)
     lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]", answer.text
     chunks: list[dict[str, Any]] = [json.loads(line) for line in lines[:-1]]
-    text = "".join(
-        choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]
-    )
-    return _answer(text, chunks[-1])
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    ids = [token for choice in choices for token in choice.get("token_ids", ())]
+    return _answer(text, ids, chunks[-1])
 
 
-def _answer(text: str, final: dict[str, Any]) -> Answer:
+def _answer(text: str, ids: Sequence[int], final: dict[str, Any]) -> Answer:
     receipt, usage = final["chatserve"]["receipt"], final["usage"]
     answer = Answer(
         text=text,
+        ids=tuple(ids),
         prompt=usage["prompt_tokens"],
         device=receipt["device"],
         host=receipt["host"],

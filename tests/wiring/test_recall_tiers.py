@@ -9,12 +9,19 @@ and with host memory between, in the tests' own process:
     disk, after SIGTERM ─▶ host memory so small that everything moves there, too
 
 Each conversation has a `cache_salt` of its own, so that no other one's pages are in its receipts.
+
+A process knows the ids of the replies that it has told, and finds all whole pages of a conversation
+that is sent again. The next process encodes those replies anew. Where the model has spelled one in
+other tokens than the tokenizer does, the pages before it are found and the rest is computed, once.
+Which these are, and how many tokens are alike, is known here from the ids that the answers name.
 """
 
 import asyncio
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 
 import httpx
@@ -55,13 +62,31 @@ def own(chat: int, turn: int) -> str:
     return f"conversation {chat}"
 
 
+def alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two prompts begin with alike."""
+    return sum(1 for _ in takewhile(bool, map(eq, one, other)))
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A prompt that was asked again. reusable: its tokens that need not be computed."""
+
+    answer: Answer
+    reusable: int
+
+
 @dataclass
 class Talks:
-    """The set, and what is said of it. told: as it went at first."""
+    """The set, and what is said of it. told: as it went at first, each turn on its own. talked: as
+    it went with the cache, the last time. knowing: whether the server's process has told that.
+    computed: of each conversation, the ids of the last prompts that were computed with its salt."""
 
     chats: Sequence[Chat]
     page_size: int
     told: Sequence[Told] = ()
+    talked: Sequence[Told] = ()
+    knowing: bool = False
+    computed: Sequence[set[tuple[int, ...]]] = field(default_factory=list[set[tuple[int, ...]]])
 
     async def compute(self, client: httpx.AsyncClient) -> None:
         """Every answer on its own, from nothing: what all later ones are compared with."""
@@ -79,29 +104,38 @@ class Talks:
         """All conversations at once, turn after turn, and the answers are those computed alone."""
         told = await converse_all(client, self.chats, own)
         assert [each.texts for each in told] == [each.texts for each in self.told]
+        self.talked, self.knowing = told, True
+        self.computed = self.computed or [set() for _ in told]
+        for each, computed in zip(told, self.computed, strict=True):
+            computed.add(each.last_prompt_ids(anew=False))
         return told
 
-    async def once_more(self, client: httpx.AsyncClient) -> list[Answer]:
+    async def once_more(self, client: httpx.AsyncClient) -> list[Again]:
         """Each conversation's last prompt again, one after the other; the same answers."""
-        answers: list[Answer] = []
-        for number, told in enumerate(self.told):
+        answers: list[Again] = []
+        for number, (told, talked) in enumerate(zip(self.told, self.talked, strict=True)):
             answer = await ask(
                 client, told.prompts[-1], salt=own(number, 0), stream=bool(number % 2)
             )
             assert answer.text == told.texts[-1]
-            assert answer.prompt == told.answers[-1].prompt
-            answers.append(answer)
+            ids = talked.last_prompt_ids(anew=not self.knowing)
+            assert answer.prompt == len(ids)
+            computed = self.computed[number]
+            most = max(alike(ids, each) for each in computed)
+            computed.add(ids)
+            answers.append(Again(answer, answer.reusable(most, self.page_size)))
         return answers
 
     async def from_device(self, client: httpx.AsyncClient) -> None:
-        for answer in await self.once_more(client):
-            assert answer.device == answer.cached == answer.whole(self.page_size)
+        for again in await self.once_more(client):
+            assert again.answer.device == again.answer.cached == again.reusable
 
     async def from_memory(self, client: httpx.AsyncClient) -> None:
         """All whole pages, from host memory what the small pool does not have."""
-        answers = await self.once_more(client)
-        for answer in answers:
-            assert answer.device + answer.host == answer.cached == answer.whole(self.page_size)
+        answers: list[Answer] = []
+        for again in await self.once_more(client):
+            answers.append(again.answer)
+            assert answers[-1].device + answers[-1].host == answers[-1].cached == again.reusable
         shares = [sum(getattr(each, name) for each in answers) for name in ("device", "host")]
         print(f"tokens from the device and from host memory: {shares}")
         assert shares[1] > shares[0], "the pool holds one conversation or two"
@@ -110,11 +144,12 @@ class Talks:
         """All whole pages, but where the server says that it has chosen to compute: it does where
         loading was measured to be slower, as it may be on a busy machine."""
         before = await state_of(client)
-        answers = await self.once_more(client)
+        again = await self.once_more(client)
+        answers = [each.answer for each in again]
         after = await state_of(client)
         chosen = [each["engine"]["tiers"]["recomputes_total"] for each in (before, after)]
         loaded = [each["cache"]["transit"]["loaded_total"] for each in (before, after)]
-        whole = [answer.disk == answer.whole(self.page_size) for answer in answers]
+        whole = [each.answer.disk == each.reusable for each in again]
         assert all(answer.device == answer.host == 0 for answer in answers)
         assert whole.count(False) <= chosen[1] - chosen[0], answers
         assert any(whole)
@@ -138,6 +173,11 @@ class Journey(Talks):
         else:
             self.revived.server.process.send_signal(signal.SIGTERM)
             assert await self.revived.terminated(END_SECONDS_MAX) == 0
+        await self.revive(*options)
+
+    async def revive(self, *options: str) -> None:
+        """Another process, which knows no reply's ids."""
+        self.knowing = False
         self.revived.spawn(*options)
         await self.revived.ready()
 
@@ -210,11 +250,9 @@ async def killed_while_everything_moves(journey: Journey, client: httpx.AsyncCli
     journey.revived.kill()
     with pytest.raises(httpx.TransportError):
         await talking
-    journey.revived.spawn(*journey.small_pool)
-    await journey.revived.ready()
+    await journey.revive(*journey.small_pool)
     async with journey.client() as again:
-        answers = await journey.once_more(again)
-        assert any(answer.disk for answer in answers)
+        assert any(each.answer.disk for each in await journey.once_more(again))
         await everything_moves(journey, again)
 
 
@@ -248,6 +286,7 @@ async def test_the_recall_set_is_the_same_from_host_memory(
             await talks.from_disk(client)
             await talks.from_memory(client)
             await all_kept(client)
+    talks.knowing = False
     with living(tmp_path, *options, "--host-memory", SMALL_HOST_MEMORY) as server:
         async with server.client() as client:
             await talks.from_disk(client)
