@@ -69,6 +69,10 @@ class LoadedModel:
         )
         self.parameter_count = parameter_count
         self.quantization = quantization
+        # What oneDNN multiplies wants few numbers of rows (`padded_rows`); our own programs do not.
+        self._pads = self.device.type == "cpu" and any(
+            isinstance(each, torch.nn.Linear | PackedLinear) for each in model.modules()
+        )
         self._model = model
         self._fingerprint = fingerprint
 
@@ -105,7 +109,7 @@ class LoadedModel:
         if attention.page_size != self.layout.page_size:
             raise ValueError(f"the model was loaded for pages of {self.layout.page_size}")
         paged = PagedStep(attention, pool, self.layout)
-        if self.device.type == "cpu":
+        if self._pads:
             wanted = logit_rows.shape[0]
             tokens, positions = _pad(tokens), _pad(positions)
             logit_rows = _pad(logit_rows) if wanted else logit_rows

@@ -244,3 +244,11 @@ def test_norms_of_another_kind_stay() -> None:
     fusion = fuse(model)
     assert fusion.places == []
     assert isinstance(model[0], ShiftedRMSNorm)
+
+
+def test_padding_attends_to_nothing(wide: Callable[[str], Path]) -> None:
+    """Where another layer wants few numbers of rows."""
+    model, padded = load(wide("qwen3")), load(wide("qwen3"))
+    assert not model._pads
+    padded._pads = True
+    torch.testing.assert_close(steps(padded), steps(model), atol=1e-4, rtol=1e-5)
