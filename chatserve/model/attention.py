@@ -20,8 +20,8 @@ from transformers import AttentionInterface
 
 from chatserve.errors import ModelRefused
 from chatserve.model.layout import KVLayout
-from chatserve_kernels import AttentionBatch, append_and_attend, append_kv, paged_attention
-from chatserve_kernels.cpu.native import Chain, new_chain
+from chatserve_kernels import AttentionBatch, append_kv, attention_in_chain, paged_attention
+from chatserve_kernels.cpu.native import AttentionInChain, Chain, new_chain
 
 ATTENTION_NAME = "chatserve_paged"
 
@@ -75,10 +75,6 @@ class ChainedPaged(Protocol):
         """Into the result, contiguous [rows, heads, head_dim], when the chain has run."""
         ...
 
-    def room(self, name: str, rows: int, columns: int) -> Tensor:
-        """Memory [rows, columns] of that name, the same for each layer."""
-        ...
-
 
 class PagedStep:
     """One forward pass over pages: appends each layer's K and V, then attends.
@@ -89,7 +85,8 @@ class PagedStep:
     def __init__(self, batch: AttentionBatch, pool: Tensor, layout: KVLayout) -> None:
         self._batch, self._pool, self._layout = batch, pool, layout
         self.chain = new_chain() if pool.device.type == "cpu" else None
-        self._rooms: dict[str, Tensor] = {}
+        # By what layers have to have in common.
+        self._in_chain: dict[tuple[Any, ...], AttentionInChain | None] = {}
 
     def attend(self, call: LayerCall) -> Tensor:
         """[rows, heads, head_dim]; writes the rows that the batch names."""
@@ -111,32 +108,27 @@ class PagedStep:
     def attend_later(self, call: LayerCall, result: Tensor) -> None:
         """As `ChainedPaged` says."""
         assert self.chain is not None
-        rows = self._batch.rows
-        if rows < len(result):
+        query, key, value, kept = call.query, call.key, call.value, result
+        if (rows := self._batch.rows) < len(result):
+            query, key, value, kept = query[:rows], key[:rows], value[:rows], result[:rows]
             result[rows:].zero_()
-        in_chain = append_and_attend(
-            call.query[:rows],
-            call.key[:rows],
-            call.value[:rows],
-            self._layout.layer_view(self._pool, call.layer),
-            self._batch,
-            self.chain,
-            result[:rows],
-            scale=call.scale,
-            window=call.window,
-            soft_cap=call.soft_cap,
+        kv = self._layout.layer_view(self._pool, call.layer)
+        common = (
+            *(query.shape, query.stride(), key.shape, key.stride(), value.stride()),
+            *(kv.shape, call.window, call.soft_cap),
         )
-        if not in_chain:
+        if common in self._in_chain:
+            attention = self._in_chain[common]
+        else:
+            attention = attention_in_chain(
+                query, key, value, kv, self._batch, window=call.window, soft_cap=call.soft_cap
+            )
+            self._in_chain[common] = attention
+        if attention is not None:
+            attention.add(self.chain, query, key, value, kv, kept, scale=call.scale)
+        else:
             self.chain.run()
             result.copy_(self.attend(call))
-
-    def room(self, name: str, rows: int, columns: int) -> Tensor:
-        """As `ChainedPaged` says."""
-        room = self._rooms.get(name)
-        if room is None or room.shape != (rows, columns):
-            room = torch.empty(rows, columns, dtype=self._pool.dtype)
-            self._rooms[name] = room
-        return room
 
 
 def paged_attention_forward(

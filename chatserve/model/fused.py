@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from chatserve.errors import ModelRefused
 from chatserve.model.attention import ChainedPaged, LayerCall, Paged, check_asked
 from chatserve.model.blocks import BlockLinear, JoinedBlocks
-from chatserve_kernels.cpu.native import Chain, new_chain
+from chatserve_kernels.cpu.native import Chain, Recording, new_chain
 from chatserve_kernels.rows import Gate, Norm, Rotation, gate_for, norm_for, rotation_for
 
 _LAYERS = frozenset(
@@ -34,6 +34,8 @@ _GELU = {"silu": False, "gelu_pytorch_tanh": True}
 # Of a trial's rows: what a part does to large numbers only must show as well.
 _SIZES = (1.0, 1.0, 30.0)
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+# Writing a layer's programs down takes a tenth of a millisecond; with many rows that is nothing.
+_KEPT_ROWS_MAX, _KEPT_FRAMES_MAX = 64, 6
 
 _log = logging.getLogger(__name__)
 
@@ -65,15 +67,84 @@ class _Parts:
     down: JoinedBlocks
 
 
+@dataclass(slots=True, eq=False)
+class _Frame:
+    """What layers compute in, for so many rows; in it what a layer does by itself, recorded when it
+    is first done: before its attention, that, and behind it."""
+
+    x: Tensor
+    cos: Tensor
+    sin: Tensor
+    normed: Tensor
+    projected: Tensor
+    mixed: Tensor
+    gate_and_up: Tensor
+    gated: Tensor
+    layers: dict[int, tuple[Recording, LayerCall, Recording]] = field(default_factory=dict)
+
+
+class Frames:
+    """The frames of a model's layers, which are alike. Those of a few rows are kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, _Frame] = {}
+        self._frame: _Frame | None = None
+
+    def begin(self, parts: _Parts, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> None:
+        """A step. hidden: [rows, hidden], positions: cos and sin [rows, head_dim]."""
+        rows = hidden.shape[0]
+        frame = self._kept.get(rows)
+        if frame is None:
+            new = partial(hidden.new_empty)
+            frame = _Frame(
+                x=new(hidden.shape),
+                cos=new(rows, parts.head_dim),
+                sin=new(rows, parts.head_dim),
+                normed=new(hidden.shape),
+                projected=new(rows, parts.projections.width),
+                mixed=new(rows, parts.output.in_features),
+                gate_and_up=new(rows, parts.gate_and_up.width),
+                gated=new(rows, parts.down.in_features),
+            )
+            if rows <= _KEPT_ROWS_MAX:
+                while len(self._kept) >= _KEPT_FRAMES_MAX:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[rows] = frame
+        frame.x.copy_(hidden)
+        for room, given in zip((frame.cos, frame.sin), positions, strict=True):
+            room.copy_(given)
+        self._frame = frame
+
+    @property
+    def frame(self) -> _Frame:
+        """The step's."""
+        assert self._frame is not None, "the first layer begins"
+        return self._frame
+
+    def end(self) -> None:
+        """Let a large one go."""
+        self._frame = None
+
+
 class FusedLayer(nn.Module):
     """A decoder layer in a chain; a call without pages goes to the original.
 
-    asked: what its attention asks for. last: whether this layer runs the chain.
+    asked: what its attention asks for. frames: of all layers. last: whether it runs the chain.
     """
 
-    def __init__(self, original: nn.Module, parts: _Parts, asked: LayerCall, last: bool) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        parts: _Parts,
+        asked: LayerCall,
+        frames: Frames,
+        *,
+        first: bool,
+        last: bool,
+    ) -> None:
         super().__init__()
-        self._name, self._parts, self._last = type(original).__name__, parts, last
+        self._name, self._parts = type(original).__name__, parts
+        self._frames, self._first, self._last = frames, first, last
         self._layer, self._scale = asked.layer, asked.scale
         self._window, self._soft_cap = asked.window, asked.soft_cap
         self.original: nn.Module | None = original
@@ -87,8 +158,8 @@ class FusedLayer(nn.Module):
         paged: Paged | None = None,
         **others: Any,
     ) -> Tensor:
-        """hidden_states: [1, rows, hidden] → the same tensor, in which the result will be. Raises
-        ModelRefused as `paged_attention_forward` does."""
+        """hidden_states: [1, rows, hidden] → [1, rows, hidden], where the result will be when the
+        last layer has run the chain. Raises ModelRefused as `paged_attention_forward` does."""
         chain = getattr(paged, "chain", None)
         if not isinstance(chain, Chain):
             assert self.original is not None, "a model that serves is called with pages alone"
@@ -100,25 +171,44 @@ class FusedLayer(nn.Module):
                 **others,
             )
         check_asked(self._name, attention_mask, others)
-        self._add(cast(ChainedPaged, paged), chain, hidden_states[0], position_embeddings)
+        if self._first:
+            cos, sin = position_embeddings
+            self._frames.begin(self._parts, hidden_states[0], (cos[0], sin[0]))
+        frame = self._frames.frame
+        recorded = frame.layers.get(self._layer)
+        if recorded is None:
+            recorded = frame.layers[self._layer] = self._record(frame)
+        before, call, behind = recorded
+        chain.repeat(before)
+        cast(ChainedPaged, paged).attend_later(call, frame.mixed.view(call.query.shape))
+        chain.repeat(behind)
         if self._last:
             chain.run()
-        return hidden_states
+            self._frames.end()
+        return frame.x[None]
 
-    def _add(
-        self, paged: ChainedPaged, chain: Chain, x: Tensor, positions: tuple[Tensor, Tensor]
-    ) -> None:
-        """x: [rows, hidden]"""
-        parts, rows, room = self._parts, x.shape[0], paged.room
-        normed = room("normed", rows, x.shape[1])
-        parts.first_norm.add(chain, x, normed)
-        projected = room("projected", rows, parts.projections.width)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Layers with the same one go into one frame."""
+        parts = self._parts
+        widths = (parts.projections.width, parts.gate_and_up.width)
+        return parts.head_dim, parts.output.in_features, parts.down.in_features, *widths
+
+    def _record(self, frame: _Frame) -> tuple[Recording, LayerCall, Recording]:
+        chain, parts = new_chain(), self._parts
+        assert chain is not None, "there was one when the layer was fused"
+        parts.first_norm.add(chain, frame.x, frame.normed)
         query, key, value = (
             each.unflatten(1, (-1, parts.head_dim))
-            for each in parts.projections.add(chain, normed, projected)
+            for each in parts.projections.add(chain, frame.normed, frame.projected)
         )
-        cos, sin = positions
-        parts.rotation.add(chain, query, key, cos[0], sin[0])
+        parts.rotation.add(chain, query, key, frame.cos, frame.sin)
+        before = chain.recorded()
+        parts.output.add(chain, frame.mixed, frame.x, added=True)
+        parts.second_norm.add(chain, frame.x, frame.normed)
+        gate, up = parts.gate_and_up.add(chain, frame.normed, frame.gate_and_up)
+        parts.gate.add(chain, gate, up, frame.gated)
+        parts.down.add(chain, frame.gated, frame.x, added=True)
         call = LayerCall(
             layer=self._layer,
             query=query,
@@ -129,15 +219,7 @@ class FusedLayer(nn.Module):
             soft_cap=self._soft_cap,
             sinks=None,
         )
-        mixed = room("mixed", rows, query.shape[1] * parts.head_dim)
-        paged.attend_later(call, mixed.unflatten(1, (-1, parts.head_dim)))
-        parts.output.add(chain, mixed, x, added=True)
-        parts.second_norm.add(chain, x, normed)
-        both = room("gate and up", rows, parts.gate_and_up.width)
-        gate, up = parts.gate_and_up.add(chain, normed, both)
-        gated = room("gated", rows, gate.shape[1])
-        parts.gate.add(chain, gate, up, gated)
-        parts.down.add(chain, gated, x, added=True)
+        return before, call, chain.recorded()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +281,17 @@ def _tried(part: nn.Module, make: Any) -> Any:
 def _fused_layers(layers: Sequence[nn.Module]) -> list[FusedLayer] | None:
     """All of a model's, or None: a layer between them would read what is not there yet."""
     fused: list[FusedLayer] = []
+    frames, shapes = Frames(), set[tuple[int, ...]]()
     for layer in layers:
         if type(layer).__name__ not in _LAYERS:
             return None
-        last = len(fused) == len(layers) - 1
-        made: FusedLayer | None = _tried(layer, partial(_as_layer, last=last))
+        ends = {"first": not fused, "last": len(fused) == len(layers) - 1}
+        made: FusedLayer | None = _tried(layer, partial(_as_layer, frames=frames, ends=ends))
         if made is None:
             return None
         fused.append(made)
-    return fused
+        shapes.add(made.shape)
+    return fused if len(shapes) == 1 else None
 
 
 def _as_norm(original: nn.Module) -> Norm | None:
@@ -232,7 +316,7 @@ def _weights(norm: nn.Module) -> list[tuple[Tensor, float, torch.dtype]]:
     return [(weight + more, epsilon, given.dtype) for more in (0.0, 1.0)]
 
 
-def _as_layer(original: nn.Module, *, last: bool) -> FusedLayer | None:
+def _as_layer(original: nn.Module, *, frames: Frames, ends: dict[str, bool]) -> FusedLayer | None:
     whole: Any = original
     attention, feed_forward = whole.self_attn, whole.mlp
     dtype: torch.dtype = whole.input_layernorm.weight.dtype
@@ -261,22 +345,21 @@ def _as_layer(original: nn.Module, *, last: bool) -> FusedLayer | None:
     rows = _random_rows(projections.in_features, dtype)
     angles = _random_rows(head_dim // 2, torch.float32).repeat(1, 2)
     positions = angles.cos().to(dtype)[None], angles.sin().to(dtype)[None]
-    expected_calls = _Recorder(None, dtype)
-    expected = original(rows[None].clone(), position_embeddings=positions, paged=expected_calls)
+    expected_calls = _Recorder(None)
+    expected = original(rows[None], position_embeddings=positions, paged=expected_calls)
     (asked,) = expected_calls.calls
     chain = new_chain()
     if asked.sinks is not None or chain is None:
         return None
-    fused = FusedLayer(original, parts, asked, last)
-    calls = _Recorder(chain, dtype)
-    result = fused(rows[None].clone(), position_embeddings=positions, paged=calls)
-    chain.run()
+    alone = FusedLayer(original, parts, asked, Frames(), first=True, last=True)
+    calls = _Recorder(chain)
+    result = alone(rows[None], position_embeddings=positions, paged=calls)
     (call,) = calls.calls
     right = _agree(
         [result, call.query, call.key, call.value],
         [expected, asked.query, asked.key, asked.value],
     )
-    return fused if right else None
+    return FusedLayer(original, parts, asked, frames, **ends) if right else None
 
 
 def _head_norms(attention: nn.Module) -> tuple[Tensor, Tensor, float] | None:
@@ -299,8 +382,8 @@ class _Recorder:
     """Stands in for pages: attention is one set of random numbers. chain: None for a layer that is
     to be computed at once."""
 
-    def __init__(self, chain: Chain | None, dtype: torch.dtype) -> None:
-        self.chain, self._dtype = chain, dtype
+    def __init__(self, chain: Chain | None) -> None:
+        self.chain = chain
         self.calls: list[LayerCall] = []
 
     def attend(self, call: LayerCall) -> Tensor:
@@ -314,10 +397,6 @@ class _Recorder:
         assert self.chain is not None
         self.chain.run()
         result.copy_(self.attend(call))
-
-    def room(self, name: str, rows: int, columns: int) -> Tensor:
-        """[rows, columns]"""
-        return torch.empty(rows, columns, dtype=self._dtype)
 
 
 def _random_rows(columns: int, dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,8 @@ nothing to do with pages: it shares the machine code.
 
 from chatserve_kernels.batch import AttentionBatch
 from chatserve_kernels.ops import (
-    append_and_attend,
     append_kv,
+    attention_in_chain,
     copy_pages,
     page_checksums,
     paged_attention,
@@ -23,8 +23,8 @@ from chatserve_kernels.ops import (
 
 __all__ = [
     "AttentionBatch",
-    "append_and_attend",
     "append_kv",
+    "attention_in_chain",
     "copy_pages",
     "page_checksums",
     "paged_attention",

@@ -74,36 +74,28 @@ def paged_attention(
     return result
 
 
-def append_and_attend(
+def attention_in_chain(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     kv: Tensor,
     batch: AttentionBatch,
-    chain: native.Chain,
-    result: Tensor,
     *,
-    scale: float,
     window: int | None,
     soft_cap: float | None,
-) -> bool:
-    """`append_kv`, then `paged_attention` into `result`, contiguous, of the query's shape and type,
-    in a chain: there when it has run. False, and nothing in the chain, where machine code does not
-    serve them. Raises ValueError."""
+) -> native.AttentionInChain | None:
+    """`append_kv`, then `paged_attention`, in chains: for any layer of this batch whose tensors
+    have the same shapes, strides and types. None where machine code does not serve them. Raises
+    ValueError."""
     _check_append(key, value, kv, batch)
     _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=None)
     compiled = native.attention_for(query, kv, soft_cap=soft_cap, sinks=None)
-    if compiled is None or not (compiled.sizes.matrices or not batch.slices):
-        return False
-    if result.shape != query.shape or result.dtype != kv.dtype or not result.is_contiguous():
-        raise ValueError("the result must be contiguous and as the query is")
-    if not native.append(key, value, kv, batch, chain):
-        return False
-    compiled.run(
-        query, kv, batch, result, scale=scale, window=window, soft_cap=soft_cap, sinks=None,
-        chain=chain,
-    )  # fmt: skip
-    return True
+    append = native.append_for(key, value, kv)
+    if compiled is None or append is None or not (compiled.sizes.matrices or not batch.slices):
+        return None
+    return native.AttentionInChain(
+        compiled, append, batch, query, key, value, kv, window=window, soft_cap=soft_cap
+    )
 
 
 def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:

@@ -122,8 +122,8 @@ def test_slices_equal_torch(
 ) -> None:
     """Nothing that nobody wrote is used either."""
     if not dots:
-        monkeypatch.setattr(native, "_has_pair_dots", lambda: False)
-    elif not native._has_pair_dots():
+        monkeypatch.setattr(native, "has_pair_dots", lambda: False)
+    elif not native.has_pair_dots():
         pytest.skip("this processor multiplies no pairs of bfloat16")
     torch.manual_seed(19)
     head_dim, heads, kv_heads, page_size = size

@@ -15,7 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Q
 
 from chatserve.errors import ModelRefused
 from chatserve.model import LoadedModel, fused, load_model, loader, quantized
-from chatserve.model.fused import FusedLayer, FusedNorm, fuse
+from chatserve.model.fused import Frames, FusedLayer, FusedNorm, fuse
 from chatserve_kernels.cpu import native
 from chatserve_kernels.linear import product_for
 from tests.model.families import build
@@ -193,12 +193,12 @@ def test_a_chain_that_differs_is_undone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The trial of a few rows does not know where they stand; the one of a whole model does."""
-    add = FusedLayer._add
+    begin = Frames.begin
 
-    def wrong(self: FusedLayer, paged: Any, chain: Any, x: Tensor, positions: Any) -> None:
-        add(self, paged, chain, x, tuple(each.roll(x.shape[0] > 3, 1) for each in positions))
+    def wrong(self: Frames, parts: Any, hidden: Tensor, positions: Any) -> None:
+        begin(self, parts, hidden, tuple(each.roll(hidden.shape[0] > 3, 1) for each in positions))
 
-    monkeypatch.setattr(FusedLayer, "_add", wrong)
+    monkeypatch.setattr(Frames, "begin", wrong)
     model = load(wide("qwen3"))
     assert fused_layers(model) == 0
     expected = steps(as_layers(wide("qwen3")))
@@ -209,7 +209,7 @@ def test_what_we_do_not_know_is_refused(wide: Callable[[str], Path]) -> None:
     model = load(wide("qwen3"))
     layer = next(each for each in model._model.modules() if isinstance(each, FusedLayer))
     rows = torch.zeros(1, 2, 64)
-    recorder = fused._Recorder(native.new_chain(), torch.float32)
+    recorder = fused._Recorder(native.new_chain())
     with pytest.raises(ModelRefused, match="'output_attentions'"):
         layer(rows, position_embeddings=(rows, rows), paged=recorder, output_attentions=True)
     with pytest.raises(ModelRefused, match="mask of its own"):

@@ -36,6 +36,7 @@ except ImportError:  # LLVM's package is not for every machine
     chain: Any = None
     programs: Any = None
 
+WORD = 8  # bytes of a field
 SIZES_STEP = 8  # head_dim and page_size are multiples of it
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -99,9 +100,20 @@ class Chain:
         """counter: as for `Function.call`, its field 0, as the one of tasks that are done; an array
         goes into a chain once for each function. kept: tensors whose addresses are in it."""
         place = ctypes.addressof(arguments)
-        done = place + 8 * function.places[counter.replace("next", "done")]
+        done = place + WORD * function.places[counter.replace("next", "done")]
         self._programs += (function.address, place, done, tasks)
         self._kept.append((arguments, kept))
+
+    def recorded(self) -> "Recording":
+        """What is in it, taken out, for any number of runs."""
+        recording = Recording(self._programs, self._kept)
+        self._programs, self._kept = [], []
+        return recording
+
+    def repeat(self, recording: "Recording") -> None:
+        """Add it, once in each run."""
+        self._programs += recording.afresh()
+        self._kept.append(recording)
 
     def run(self) -> None:
         """All of them; then the chain is empty."""
@@ -118,6 +130,30 @@ class Chain:
         self._function.run(ctypes.addressof(arguments), torch.get_num_threads())
         self._programs.clear()
         self._kept.clear()
+
+
+class Recording:
+    """Programs of a chain whose fields lie together, to be made afresh in one go."""
+
+    def __init__(self, programs: Sequence[int], kept: Sequence[Any]) -> None:
+        arrays = {ctypes.addressof(arguments): arguments for arguments, _ in kept}
+        self._before = b"".join(map(bytes, arrays.values()))
+        self._fields: Any = ctypes.create_string_buffer(self._before, len(self._before))
+        self._kept = [others for _, others in kept]
+        place, moved = ctypes.addressof(self._fields), dict[int, int]()
+        for address, arguments in arrays.items():
+            moved[address] = place
+            place += ctypes.sizeof(arguments)
+        self._programs: list[int] = []
+        for first in range(0, len(programs), chain.PROGRAM_COLUMNS):
+            function, fields, done, tasks = programs[first : first + chain.PROGRAM_COLUMNS]
+            there = moved[fields]
+            self._programs += (function, there, there + done - fields, tasks)
+
+    def afresh(self) -> Sequence[int]:
+        """The programs, their fields as they were when they were recorded."""
+        ctypes.memmove(self._fields, self._before, len(self._before))
+        return self._programs
 
 
 def new_chain() -> Chain | None:
@@ -150,16 +186,13 @@ class Attention:
         window: int | None,
         soft_cap: float | None,
         sinks: Tensor | None,
-        chain: Chain | None = None,
     ) -> None:
         """Into the rows of `result`, contiguous, that are served; the rest as `paged_attention`
-        has checked it. chain: to be run there, later. Raises ValueError for pages that are not
-        there."""
+        has checked it. Raises ValueError for pages that are not there."""
         _check_pages(kv, batch)
         runs = batch.runs(window, slices=self.sizes.matrices)
         kv_heads, item = kv.shape[3], kv.element_size()
-        prepared, _ = runs.prepared.get((self, kv_heads)) or self._prepare(runs, kv_heads)
-        arguments = copied(prepared)
+        arguments = copied(self.prepared(runs, kv_heads))
         given = None if sinks is None else sinks.float().contiguous()
         places = self.attend.places
         for name, value in (
@@ -174,17 +207,14 @@ class Attention:
             ("sinks", 0 if given is None else given.data_ptr()),
         ):
             arguments[places[name]] = value
-        attends, joins = len(runs.sequences) * kv_heads, len(runs.rows) * kv_heads
-        if chain is None:
-            self.attend.call(arguments, "attend_next", attends)
-            self.join.call(arguments, "join_next", joins)
-            return
-        chain.add(self.attend, arguments, "attend_next", attends, query, kv, result, given, runs)
-        chain.add(self.join, arguments, "join_next", joins)
+        self.attend.call(arguments, "attend_next", len(runs.sequences) * kv_heads)
+        self.join.call(arguments, "join_next", len(runs.rows) * kv_heads)
 
-    def _prepare(self, runs: Runs, kv_heads: int) -> tuple[Any, Tensor]:
-        """What all layers of a step with as many kv heads have in common, and memory for their
-        records."""
+    def prepared(self, runs: Runs, kv_heads: int) -> Any:
+        """What all layers of a step with as many kv heads have in common; to be copied."""
+        known = runs.prepared.get((self, kv_heads))
+        if known is not None:
+            return known[0]
         parts = int(runs.first_slots[-1]) * kv_heads
         elements = parts * self.sizes.group_records * self.sizes.record_elements
         records = torch.empty(elements, dtype=torch.float32)
@@ -210,7 +240,7 @@ class Attention:
             }
         )
         runs.prepared[self, kv_heads] = arguments, records
-        return arguments, records
+        return arguments
 
 
 def attention_for(
@@ -233,21 +263,32 @@ def attention_for(
     return _attention(head_dim, group, page_size, bfloat16, *options, has_pair_dots())
 
 
-def append(
-    key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch, chain: Chain | None = None
-) -> bool:
-    """`ops.append_kv`, its arguments checked; whether it could be done here. chain: to be run
-    there, later. Raises ValueError for places that are not there."""
-    page_size, kv_heads, head_dim = kv.shape[2:]
-    if key.device.type != "cpu" or key.stride(2) != 1 or value.stride(2) != 1:
-        return False
-    item = kv.element_size()
-    function = _append(head_dim * item, page_size) if _wanted() else None
+def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> bool:
+    """`ops.append_kv`, its arguments checked; whether it could be done here. Raises ValueError for
+    places that are not there."""
+    function = append_for(key, value, kv)
     if function is None:
         return False
     _check_pages(kv, batch)
+    arguments, tasks = _append_arguments(function, key, value, kv, batch)
+    function.call(arguments, "append_next", tasks)
+    return True
+
+
+def append_for(key: Tensor, value: Tensor, kv: Tensor) -> Function | None:
+    """Compiled for these tensors; None where torch has to do it."""
+    page_size, head_dim = kv.shape[2], kv.shape[4]
+    if key.device.type != "cpu" or key.stride(2) != 1 or value.stride(2) != 1 or not _wanted():
+        return None
+    return _append(head_dim * kv.element_size(), page_size)
+
+
+def _append_arguments(
+    function: Function, key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch
+) -> tuple[Any, int]:
+    """And how many tasks these are."""
     rows, pages, offsets = batch.write_arrays
-    tasks = -(-len(rows) // programs.COPIES_A_TASK)
+    tasks, item = -(-len(rows) // programs.COPIES_A_TASK), kv.element_size()
     arguments = function.arguments(
         {
             "append_tasks": tasks,
@@ -255,7 +296,7 @@ def append(
             "rows": rows.ctypes.data,
             "write_pages": pages.ctypes.data,
             "write_offsets": offsets.ctypes.data,
-            "kv_heads": kv_heads,
+            "kv_heads": kv.shape[3],
             "key": key.data_ptr(),
             "key_row": key.stride(0) * item,
             "key_head": key.stride(1) * item,
@@ -266,11 +307,73 @@ def append(
             "page_bytes": kv.stride(0) * item,
         }
     )
-    if chain is None:
-        function.call(arguments, "append_next", tasks)
-    else:
-        chain.add(function, arguments, "append_next", tasks, key, value, kv, batch)
-    return True
+    return arguments, tasks
+
+
+class AttentionInChain:
+    """Append and attention of one batch in a chain, prepared for layers whose tensors have these
+    shapes and strides. Raises ValueError for pages that are not there."""
+
+    def __init__(
+        self,
+        attention: Attention,
+        append: Function,
+        batch: AttentionBatch,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv: Tensor,
+        *,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> None:
+        _check_pages(kv, batch)
+        runs = batch.runs(window, slices=attention.sizes.matrices)
+        kv_heads, item = kv.shape[3], kv.element_size()
+        self._attention, self._append, self._kept = attention, append, (batch, runs)
+        self._append_arguments, self._append_tasks = _append_arguments(
+            append, key, value, kv, batch
+        )
+        self._arguments = copied(attention.prepared(runs, kv_heads))
+        places = attention.attend.places
+        for name, number in (
+            ("query_row", query.stride(0) * item),
+            ("query_head", query.stride(1) * item),
+            ("page_bytes", kv.stride(0) * item),
+            ("soft_cap", bits(soft_cap or 0.0)),
+        ):
+            self._arguments[places[name]] = number
+        self._attends, self._joins = len(runs.sequences) * kv_heads, len(runs.rows) * kv_heads
+        names = ("query", "result", "pages", "scale")
+        self._attend_places = tuple(places[name] for name in names)
+        names = ("key", "value", "pages")
+        self._append_places = tuple(append.places[name] for name in names)
+
+    def add(
+        self,
+        chain: Chain,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv: Tensor,
+        result: Tensor,
+        *,
+        scale: float,
+    ) -> None:
+        """One layer's. result: contiguous, of the query's shape."""
+        pages = kv.data_ptr()
+        arguments = copied(self._append_arguments)
+        key_place, value_place, pages_place = self._append_places
+        arguments[key_place], arguments[value_place] = key.data_ptr(), value.data_ptr()
+        arguments[pages_place] = pages
+        chain.add(self._append, arguments, "append_next", self._append_tasks, key, value, self)
+        arguments = copied(self._arguments)
+        query_place, result_place, pages_place, scale_place = self._attend_places
+        arguments[query_place], arguments[result_place] = query.data_ptr(), result.data_ptr()
+        arguments[pages_place], arguments[scale_place] = pages, bits(scale)
+        attention = self._attention
+        chain.add(attention.attend, arguments, "attend_next", self._attends, query, result, kv)
+        chain.add(attention.join, arguments, "join_next", self._joins)
 
 
 def _check_pages(kv: Tensor, batch: AttentionBatch) -> None:
