@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from chatserve_kernels.cpu import native
+from chatserve_kernels.cpu import memory, native
 from chatserve_kernels.linear import LinearProduct, LinearWeights, agrees, code, wide_bias
 
 LEVELS = 127  # on either side of 0
@@ -29,7 +29,7 @@ def quantized(weight: Tensor, bias: Tensor | None) -> LinearWeights:
     block, group = code.BLOCK, code.GROUP
     blocks, pairs, groups = (-(-size // by) for size, by in
                              ((outputs, block), (inputs, 2), (inputs, group)))  # fmt: skip
-    packed = torch.empty(blocks, pairs, block, 2, dtype=torch.int8)
+    packed = memory.empty((blocks, pairs, block, 2), torch.int8)
     scales = torch.empty(blocks, groups, block)
     step = block * max(1, _ROUNDED_AT_ONCE // (block * inputs))
     for first in range(0, outputs, step):

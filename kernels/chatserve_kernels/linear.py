@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from chatserve_kernels.cpu import native
+from chatserve_kernels.cpu import memory, native
 
 try:
     from chatserve_kernels.cpu import linear as code
@@ -80,7 +80,8 @@ def in_blocks(weight: Tensor, bias: Tensor | None) -> LinearWeights:
         raise ValueError("weights are float32, or bfloat16 of an even number of inputs")
     if outputs % code.BLOCK:
         whole = pad(whole, (0, 0, 0, -outputs % code.BLOCK))
-    packed = whole.view(-1, code.BLOCK, whole.shape[1]).transpose(1, 2).contiguous()
+    blocks = whole.view(-1, code.BLOCK, whole.shape[1]).transpose(1, 2)
+    packed = memory.empty(blocks.shape, blocks.dtype).copy_(blocks)
     if weight.dtype == torch.bfloat16:
         packed = packed.view(torch.bfloat16).view(*packed.shape[:2], code.BLOCK, 2)
     return LinearWeights(outputs, inputs, packed, None, wide_bias(bias, packed.shape[0]))

@@ -3,6 +3,7 @@ read, and where it has to be left to torch."""
 
 import itertools
 import logging
+import mmap
 import random
 from collections.abc import Generator
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chatserve_kernels import AttentionBatch, append_kv, ops, paged_attention, runs
-from chatserve_kernels.cpu import matrices, native
+from chatserve_kernels.cpu import matrices, memory, native
 from tests.kernels.test_paged_operations import in_torch
 
 # head_dim, heads, kv_heads, page_size
@@ -443,3 +444,26 @@ def test_other_types_and_sizes_are_torchs(dtype: torch.dtype, head_dim: int) -> 
     expected = in_torch(paged_attention)(query.float(), kv.float(), batch, scale=0.1)
     result = paged_attention(query, kv, batch, scale=0.1)
     torch.testing.assert_close(result.float(), expected, atol=4e-3, rtol=4e-3)
+
+
+def test_large_memory_is_asked_for_in_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole ones inside of it, and nothing beside it."""
+    asked: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(memory, "_madvise", lambda: lambda *given: asked.append(given))
+    huge = memory.HUGE_BYTES
+    given = memory.empty((3, huge - 5), torch.int8)
+    assert given.shape == (3, huge - 5)
+    assert given.is_contiguous()
+    assert asked == [(given.data_ptr(), 2 * huge, mmap.MADV_HUGEPAGE)]
+    assert given.data_ptr() % huge == 0
+    given.fill_(1)
+    asked.clear()
+    assert memory.empty((huge // 4 - 1,), torch.float32).dtype == torch.float32
+    assert asked == []
+
+
+def test_memory_where_the_system_has_no_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_madvise", lambda: None)
+    given = memory.empty((2, memory.HUGE_BYTES), torch.bfloat16)
+    assert given.shape == (2, memory.HUGE_BYTES)
+    assert given.dtype == torch.bfloat16
