@@ -23,14 +23,6 @@ SIZES = [
 LENGTHS = (300, 290, 1, 77, 205)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Generator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def decoding(
     lengths: tuple[int, ...], page_size: int, *, shared: int = 0
 ) -> tuple[AttentionBatch, int]:
@@ -122,8 +114,8 @@ def test_slices_equal_torch(
 ) -> None:
     """Nothing that nobody wrote is used either."""
     if not dots:
-        monkeypatch.setattr(native, "_has_pair_dots", lambda: False)
-    elif not native._has_pair_dots():
+        monkeypatch.setattr(native, "has_pair_dots", lambda: False)
+    elif not native.has_pair_dots():
         pytest.skip("this processor multiplies no pairs of bfloat16")
     torch.manual_seed(19)
     head_dim, heads, kv_heads, page_size = size
