@@ -19,16 +19,11 @@ from chatserve_kernels import AttentionBatch, append_and_attend, append_kv, page
 from chatserve_kernels.cpu import native
 from chatserve_kernels.linear import JoinedWeights, LinearProduct, in_blocks, product_for
 from chatserve_kernels.rows import norm_for
+from tests.kernels.chains import new_chain
 from tests.kernels.test_paged_operations import MIXED, Shape, filled_pages, random_batch
 
 SEED = 37
 SECONDS_MAX = 60.0  # for what comes at once, or never
-
-
-def new_chain() -> native.Chain:
-    chain = native.new_chain()
-    assert chain is not None
-    return chain
 
 
 def normal(*shape: int, seed: int = SEED) -> Tensor:
@@ -288,18 +283,27 @@ SHAPES = [(16, 4, 2, 16), (24, 6, 2, 8), (64, 4, 4, 32)]
 DECODE_ROWS = tuple((1, context) for _, context in MIXED)
 
 
-def layers(
-    shape: Shape, dtype: torch.dtype, count: int = 2
-) -> tuple[AttentionBatch, list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
-    """A batch, and query, key, value and pages of each layer."""
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What attention takes; query, key and value are parts of `projected`."""
+
+    projected: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    kv: Tensor
+
+
+def layers(shape: Shape, dtype: torch.dtype, count: int = 2) -> tuple[AttentionBatch, list[Layer]]:
+    """A batch, and so many layers that it goes through."""
     torch.manual_seed(SEED)
     batch, pages = random_batch(shape, random.Random(SEED))
-    made: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    made: list[Layer] = []
     heads, kv_heads = shape.heads, shape.kv_heads
     for _ in range(count):
-        projected = torch.randn(batch.rows, heads + 2 * kv_heads, shape.head_dim).to(dtype)
-        query, key, value = projected.split((heads, kv_heads, kv_heads), dim=1)
-        made.append((query, key, value, filled_pages(shape, batch, pages, dtype)))
+        projected = torch.randn(batch.rows, (heads + 2 * kv_heads) * shape.head_dim).to(dtype)
+        parts = projected.unflatten(1, (-1, shape.head_dim)).split((heads, kv_heads, kv_heads), 1)
+        made.append(Layer(projected, *parts, filled_pages(shape, batch, pages, dtype)))
     return batch, made
 
 
@@ -321,21 +325,28 @@ def test_append_and_attend_in_a_chain(
     dtype: torch.dtype,
     threads: int,
 ) -> None:
-    """Layers of one step have the memory for their records in common."""
+    """Layers of one step have the memory for their records in common, and what they append is
+    only there when an earlier program has run."""
     head_dim, heads, kv_heads, page_size = size
     batch, made = layers(Shape(page_size, heads, kv_heads, parts, head_dim), dtype)
     chain, results = new_chain(), list[Tensor]()
-    expected_kv = [kv.clone() for _, _, _, kv in made]
-    for query, key, value, kv in made:
-        results.append(torch.full(query.shape, float("nan"), dtype=dtype))
-        assert append_and_attend(
-            query, key, value, kv, batch, chain, results[-1], scale=0.3, **options
-        )
+    norm = norm_for(torch.ones(made[0].projected.shape[1]), 1e-6, dtype)
+    assert norm is not None
+    for layer in made:
+        before = layer.projected.clone()
+        layer.projected.fill_(float("nan"))
+        norm.add(chain, before, layer.projected)
+        results.append(torch.full(layer.query.shape, float("nan"), dtype=dtype))
+        given = layer.query, layer.key, layer.value, layer.kv, batch, chain, results[-1]
+        assert append_and_attend(*given, scale=0.3, **options)
+    expected_kv = [layer.kv.clone() for layer in made]
     chain.run()
-    for (query, key, value, kv), other, result in zip(made, expected_kv, results, strict=True):
-        append_kv(key, value, other, batch)
-        torch.testing.assert_close(kv, other, rtol=0, atol=0, equal_nan=True)
-        assert torch.equal(result, paged_attention(query, other, batch, scale=0.3, **options))
+    for layer, kv, result in zip(made, expected_kv, results, strict=True):
+        append_kv(layer.key, layer.value, kv, batch)
+        torch.testing.assert_close(layer.kv, kv, rtol=0, atol=0, equal_nan=True)
+        expected = paged_attention(layer.query, kv, batch, scale=0.3, **options)
+        assert expected.isfinite().all()
+        assert torch.equal(result, expected)
 
 
 PLAIN = {"scale": 0.3, "window": None, "soft_cap": None}
@@ -350,7 +361,8 @@ def test_what_machine_code_does_not_serve_is_not_in_the_chain(reason: str) -> No
     elif reason == "slices":  # of tiles that are not turned over in registers
         shape = Shape(8, 4, 2, MIXED, 64)
     dtype = torch.float16 if reason == "float16" else torch.float32
-    batch, [(query, key, value, kv)] = layers(shape, dtype, 1)
+    batch, [layer] = layers(shape, dtype, 1)
+    query, key, value, kv = layer.query, layer.key, layer.value, layer.kv
     if reason == "strides":
         value = value.transpose(1, 2).contiguous().transpose(1, 2)
     chain, result, before = new_chain(), torch.zeros(query.shape, dtype=dtype), kv.clone()
@@ -367,7 +379,8 @@ def test_what_machine_code_does_not_serve_is_not_in_the_chain(reason: str) -> No
 
 @pytest.mark.parametrize("wrong", ["shape", "type", "strides", "query", "key", "pages"])
 def test_what_does_not_fit_is_refused(wrong: str) -> None:
-    batch, [(query, key, value, kv)] = layers(Shape(16, 4, 2, MIXED, 16), torch.float32, 1)
+    batch, [layer] = layers(Shape(16, 4, 2, MIXED, 16), torch.float32, 1)
+    query, key, value, kv = layer.query, layer.key, layer.value, layer.kv
     chain, result, before = new_chain(), torch.zeros(query.shape), kv.clone()
     if wrong == "shape":
         result = result[:-1]

@@ -18,6 +18,7 @@ from chatserve_kernels.linear import (
     in_blocks,
     product_for,
 )
+from tests.kernels.chains import new_chain
 
 DTYPES = [torch.float32, torch.bfloat16]
 IDS = ["fp32", "bf16"]
@@ -42,12 +43,6 @@ def product(dtype: torch.dtype = torch.float32) -> LinearProduct:
         pytest.skip("this processor multiplies no pairs of bfloat16, or oneDNN is faster on it")
     assert compiled is not None
     return compiled
-
-
-def new_chain() -> native.Chain:
-    chain = native.new_chain()
-    assert chain is not None
-    return chain
 
 
 def normal(*shape: int, seed: int = SEED, dtype: torch.dtype = torch.float32) -> Tensor:

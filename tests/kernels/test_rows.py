@@ -11,6 +11,7 @@ from torch import Tensor
 from chatserve_kernels import rows as operations
 from chatserve_kernels.cpu import native
 from chatserve_kernels.rows import Gate, Norm, Rotation, gate_for, norm_for, rotation_for
+from tests.kernels.chains import new_chain
 
 DTYPES = [torch.float32, torch.bfloat16]
 IDS = ["fp32", "bf16"]
@@ -18,12 +19,6 @@ SEED = 31
 COUNTS = (1, 5, 300)  # of rows; the last is more than one thread's
 EPSILON = 1e-5
 NAN = float("nan")
-
-
-def new_chain() -> native.Chain:
-    chain = native.new_chain()
-    assert chain is not None
-    return chain
 
 
 def normal(*shape: int, seed: int = SEED, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -67,6 +62,21 @@ def test_norms_equal_plain_arithmetic(
     compiled.add(chain, rows, result)
     chain.run()
     assert torch.equal(result, compiled.run(rows))
+
+
+def test_few_rows_wake_no_threads(monkeypatch: pytest.MonkeyPatch, two_threads: None) -> None:
+    compiled, _ = norm(1024, torch.float32)
+    parallel, calls = native._parallel(), list[int]()
+
+    def counted(*arguments: int) -> None:
+        calls.append(arguments[2])
+        parallel(*arguments)
+
+    monkeypatch.setattr(native, "_parallel", lambda: counted)
+    compiled.run(normal(32, 1024))
+    assert calls == []
+    compiled.run(normal(33, 1024))
+    assert calls == [2]
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6, 0.5])
