@@ -241,7 +241,7 @@ ROWS, RESULT = torch.zeros(3, 64), torch.zeros(3, 128)
         *((ROWS[None], RESULT), (ROWS, RESULT[:, :70]), (ROWS, RESULT[:2]), (ROWS, RESULT.half())),
         *((ROWS, RESULT[None]), (ROWS, torch.zeros(128, 3).T), (ROWS, RESULT.to("meta"))),
     ],
-    ids=str,
+    ids=lambda each: f"{tuple(each.shape)} {each.dtype}",
 )
 def test_what_does_not_fit_is_refused(rows: Tensor, result: Tensor) -> None:
     """Machine code would read and write beside them."""

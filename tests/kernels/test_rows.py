@@ -128,7 +128,7 @@ ROWS = torch.zeros(3, 48)
         *((torch.zeros(48, 3).T, None), (ROWS[None], None), (ROWS, torch.zeros(3, 32))),
         *((ROWS, ROWS[:2]), (ROWS, torch.zeros(48, 3).T), (ROWS, ROWS.half())),
     ],
-    ids=str,
+    ids=lambda each: "as rows" if each is None else f"{tuple(each.shape)} {each.dtype}",
 )
 def test_rows_that_a_norm_does_not_fit_are_refused(rows: Tensor, result: Tensor | None) -> None:
     compiled, _ = norm(48, torch.float32)
@@ -139,7 +139,9 @@ def test_rows_that_a_norm_does_not_fit_are_refused(rows: Tensor, result: Tensor 
             compiled.run(rows)
 
 
-@pytest.mark.parametrize("weight", [torch.ones(48).bfloat16(), torch.ones(96)[::2]], ids=str)
+@pytest.mark.parametrize(
+    "weight", [torch.ones(48).bfloat16(), torch.ones(96)[::2]], ids=["bf16", "strided"]
+)
 def test_weights_of_norms_are_float32(weight: Tensor) -> None:
     with pytest.raises(ValueError, match="weight is"):
         norm_for(weight, EPSILON, torch.float32)
