@@ -11,20 +11,13 @@ from torch import Tensor
 
 from chatserve_kernels import int8
 from chatserve_kernels.cpu import native
-from chatserve_kernels.int8 import Int8Product, Int8Weights, product_for, quantized
+from chatserve_kernels.int8 import dequantized, product_for, quantized
+from chatserve_kernels.linear import JoinedWeights, LinearProduct, LinearWeights
 
 DTYPES = [torch.float32, torch.bfloat16]
 SEED = 23
 # out_features, in_features
 SIZES = [(64, 128), (1, 2), (65, 1), (70, 205), (192, 384), (300, 129)]
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Generator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -35,21 +28,27 @@ def afresh() -> Generator[None]:
     product_for.cache_clear()
 
 
-def product(dtype: torch.dtype = torch.float32) -> Int8Product:
+def product(dtype: torch.dtype = torch.float32) -> LinearProduct:
     """There is one on every machine that tests run on."""
     compiled = product_for(dtype)
     assert compiled is not None
     return compiled
 
 
+def multiplied(rows: Tensor, weights: LinearWeights) -> Tensor:
+    """By the product for these rows; without what whole blocks have to spare."""
+    joined = JoinedWeights([weights])
+    return product(rows.dtype).run(rows, joined)[:, joined.columns[0]]
+
+
 def normal(*shape: int, seed: int = SEED) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def exactly(rows: Tensor, weights: Int8Weights) -> Tensor:
+def exactly(rows: Tensor, weights: LinearWeights) -> Tensor:
     """In float64, of the weights that these stand for."""
     bias = weights.bias[: weights.out_features].double()
-    return rows.double() @ weights.dequantized().double().T + bias
+    return rows.double() @ dequantized(weights).double().T + bias
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
@@ -62,12 +61,12 @@ def test_it_equals_plain_arithmetic(
     for count in (1, 2, 3, 7, 16, 17):
         rows = normal(count, size[1], seed=count).to(dtype)
         expected = exactly(rows, weights)
-        result = product(dtype).run(rows, weights)
+        result = multiplied(rows, weights)
         assert result.shape == (count, size[0])
         assert result.dtype == dtype
         # Each input is within 2^-16 of its row's largest one; bfloat16 rounds the result once more.
         reach = rows.double().abs().amax(dim=1, keepdim=True) * 2**-16
-        allowed = reach * weights.dequantized().double().abs().sum(dim=1) + 1e-5 * expected.abs()
+        allowed = reach * dequantized(weights).double().abs().sum(dim=1) + 1e-5 * expected.abs()
         allowed += 2**-8 * expected.abs() if dtype == torch.bfloat16 else 1e-6
         assert ((result.double() - expected).abs() <= allowed).all()
 
@@ -77,12 +76,12 @@ def test_a_row_is_the_same_in_any_company_on_any_threads(dtype: torch.dtype) -> 
     """So pages hold the same, however prompts were cut."""
     weights, rows = quantized(normal(130, 400), normal(130)), normal(37, 400).to(dtype)
     before = torch.get_num_threads()
-    alone = torch.cat([product(dtype).run(row[None], weights) for row in rows])
+    alone = torch.cat([multiplied(row[None], weights) for row in rows])
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert torch.equal(product(dtype).run(rows, weights), alone)
-            assert torch.equal(product(dtype).run(rows[5:12], weights), alone[5:12])
+            assert torch.equal(multiplied(rows, weights), alone)
+            assert torch.equal(multiplied(rows[5:12], weights), alone[5:12])
     finally:
         torch.set_num_threads(before)
 
@@ -91,11 +90,11 @@ def test_narrow_registers_give_the_same(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     weights, rows = quantized(normal(130, 400), None), normal(7, 400)
-    expected = product().run(rows, weights)
+    expected = multiplied(rows, weights)
     request.getfixturevalue("afresh")
     wide = native.wide_registers()
     monkeypatch.setattr(native, "wide_registers", lambda: not wide)
-    assert torch.equal(product().run(rows, weights), expected)
+    assert torch.equal(multiplied(rows, weights), expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -105,9 +104,9 @@ def test_what_is_not_finite_shows_in_its_row_alone(
     value: float, column: int, dtype: torch.dtype
 ) -> None:
     weights, rows = quantized(normal(70, 205), normal(70)), normal(5, 205).to(dtype)
-    before = product(dtype).run(rows, weights)
+    before = multiplied(rows, weights)
     rows[2, column] = value
-    result = product(dtype).run(rows, weights)
+    result = multiplied(rows, weights)
     assert result[2].isnan().all()
     others = [0, 1, 3, 4]
     assert torch.equal(result[others], before[others])
@@ -116,7 +115,7 @@ def test_what_is_not_finite_shows_in_its_row_alone(
 @pytest.mark.parametrize("factor", [1e-42, 1e-32, 1e-20, 1e20, 1e36])
 def test_rows_of_any_size(factor: float) -> None:
     weights, rows = quantized(normal(70, 205), None), normal(3, 205)
-    result = product().run(rows * factor, weights).double()
+    result = multiplied(rows * factor, weights).double()
     expected = exactly(rows * factor, weights)
     # Of a row below 1e-33 less and less is left.
     torch.testing.assert_close(result, expected, rtol=0, atol=3e-3 * factor + 1e-39)
@@ -128,7 +127,7 @@ def test_rows_and_weights_of_zeros() -> None:
     weight[5, :128] = 0
     weights = quantized(weight, bias)
     rows = torch.stack((torch.zeros(205), normal(205)))
-    result = product().run(rows, weights)
+    result = multiplied(rows, weights)
     assert torch.equal(result[0], bias)
     assert torch.equal(result[:, 3], bias[3].expand(2))
     assert result.isfinite().all()
@@ -138,7 +137,7 @@ def test_rows_and_weights_of_zeros() -> None:
 def test_the_largest_integers_do_not_overflow() -> None:
     """All of one sign and size, over many groups."""
     weights = quantized(torch.full((64, 4096), -2.0), None)
-    result = product().run(torch.full((1, 4096), 3.0), weights)
+    result = multiplied(torch.full((1, 4096), 3.0), weights)
     torch.testing.assert_close(result, torch.full((1, 64), -6.0 * 4096), rtol=1e-5, atol=0)
 
 
@@ -148,7 +147,7 @@ def test_rounding_is_within_half_a_step_of_each_group(
 ) -> None:
     monkeypatch.setattr(int8, "_ROUNDED_AT_ONCE", 130 * 333)  # two blocks
     weight = normal(300, 333).to(dtype)
-    difference = (quantized(weight, None).dequantized() - weight.float()).abs()
+    difference = (dequantized(quantized(weight, None)) - weight.float()).abs()
     steps = [part.float().abs().amax(dim=1, keepdim=True) / 127 for part in weight.split(128, 1)]
     for part, step in zip(difference.split(128, 1), steps, strict=True):
         assert (part <= 0.5001 * step).all()
@@ -161,12 +160,10 @@ def test_the_weights_are_half_of_bfloat16s() -> None:
 
 def test_rows_of_other_strides() -> None:
     weights, rows = quantized(normal(70, 64), None), normal(5, 128)
-    expected = product().run(rows[:, ::2].contiguous(), weights)
-    assert torch.equal(product().run(rows[:, ::2], weights), expected)
-    assert torch.equal(
-        product().run(rows[:, :64], weights), product().run(rows[:, :64].clone(), weights)
-    )
-    assert product().run(rows[:0, :64], weights).shape == (0, 70)
+    expected = multiplied(rows[:, ::2].contiguous(), weights)
+    assert torch.equal(multiplied(rows[:, ::2], weights), expected)
+    assert torch.equal(multiplied(rows[:, :64], weights), multiplied(rows[:, :64].clone(), weights))
+    assert multiplied(rows[:0, :64], weights).shape == (0, 70)
 
 
 @pytest.mark.parametrize(
@@ -176,29 +173,38 @@ def test_rows_of_other_strides() -> None:
 )
 def test_rows_that_do_not_fit_are_refused(rows: Tensor) -> None:
     """Machine code would read beside them."""
-    with pytest.raises(ValueError, match="rows are"):
-        product().run(rows, quantized(normal(70, 64), None))
+    with pytest.raises(ValueError, match="rows is"):
+        product().run(rows, JoinedWeights([quantized(normal(70, 64), None)]))
+
+
+WRONG = {
+    "weights without signs": ("sext <32 x i8>", "zext <32 x i8>"),
+    "a finite number for NaN": (f"i32 {0x7FC00000} to float", f"i32 {0x3F800000} to float"),
+}
 
 
 @pytest.mark.usefixtures("afresh")
-@pytest.mark.parametrize("fault", ["wrong", "refused", "no llvm", "no program", "no threads"])
+@pytest.mark.parametrize("fault", [*WRONG, "refused", "no llvm", "no program", "no threads"])
 def test_where_there_is_no_program(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = int8.linear.linear_text
+    text = int8.code.int8_text
 
     def wrong(**options: Any) -> str:
-        return text(**options).replace("sext <32 x i8>", "zext <32 x i8>")
+        old, new = WRONG[fault]
+        right = text(**options)
+        assert old in right
+        return right.replace(old, new)
 
     before = torch.get_num_threads()
-    if fault == "wrong":
-        monkeypatch.setattr(int8.linear, "linear_text", wrong)
+    if fault in WRONG:
+        monkeypatch.setattr(int8.code, "int8_text", wrong)
     elif fault == "refused":
-        monkeypatch.setattr(int8.linear, "linear_text", lambda **_: "no program")
+        monkeypatch.setattr(int8.code, "int8_text", lambda **_: "no program")
     elif fault == "no llvm":
         monkeypatch.setattr(native, "llvm", None)
     elif fault == "no program":
-        monkeypatch.setattr(int8, "linear", None)
+        monkeypatch.setattr(int8, "code", None)
     else:
         monkeypatch.setattr(native, "_parallel", lambda: None)
         torch.set_num_threads(2)
@@ -207,8 +213,8 @@ def test_where_there_is_no_program(
             assert product_for(torch.float32) is None
     finally:
         torch.set_num_threads(before)
-    said = {"wrong": "wrong on this machine", "refused": "left to torch"}.get(fault, "")
-    assert said in caplog.text
+    said = {"refused": "left to torch"} | dict.fromkeys(WRONG, "wrong on this machine")
+    assert said.get(fault, "") in caplog.text
 
 
 def test_other_types_have_none() -> None:

@@ -24,14 +24,6 @@ SIZES = [
 LENGTHS = (300, 290, 1, 77, 205)
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Generator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def decoding(
     lengths: tuple[int, ...], page_size: int, *, shared: int = 0
 ) -> tuple[AttentionBatch, int]:
