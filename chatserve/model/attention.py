@@ -21,7 +21,8 @@ from transformers import AttentionInterface
 from chatserve.errors import ModelRefused
 from chatserve.model.layout import KVLayout
 from chatserve_kernels import AttentionBatch, append_kv, attention_in_chain, paged_attention
-from chatserve_kernels.cpu.native import AttentionInChain, Chain, new_chain
+from chatserve_kernels.cpu.attention import AttentionInChain
+from chatserve_kernels.cpu.native import Chain, new_chain
 
 ATTENTION_NAME = "chatserve_paged"
 

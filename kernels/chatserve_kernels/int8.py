@@ -55,11 +55,16 @@ def dequantized(weights: LinearWeights) -> Tensor:
     return (whole * scales)[: weights.out_features, : weights.in_features]
 
 
-@cache
 def product_for(dtype: torch.dtype) -> LinearProduct | None:
     """For rows of a type; None, with a line in the log, where this machine has none."""
-    if code is None or dtype not in native.DTYPES:
+    if code is None or dtype not in native.DTYPES or not native.wanted():
         return None
+    return compiled_product(dtype)
+
+
+@cache
+def compiled_product(dtype: torch.dtype) -> LinearProduct | None:
+    """The same, once; it is known then."""
     text = code.int8_text(
         bfloat16=dtype == torch.bfloat16, rows_together=4 if native.wide_registers() else 1
     )

@@ -192,7 +192,6 @@ class LinearProduct:
         return arguments, (rounded, row_scales)
 
 
-@cache
 def product_for(dtype: torch.dtype) -> LinearProduct | None:
     """For rows and weights of a type, bfloat16 or float32; None, with a line in the log, where this
     machine has none.
@@ -200,9 +199,15 @@ def product_for(dtype: torch.dtype) -> LinearProduct | None:
     With AMX there is none for bfloat16: prompts are several times as fast by oneDNN, which has its
     own layout.
     """
-    together = 4 if native.wide_registers() else 1
-    if code is None or dtype not in native.DTYPES:
+    if code is None or dtype not in native.DTYPES or not native.wanted():
         return None
+    return compiled_product(dtype)
+
+
+@cache
+def compiled_product(dtype: torch.dtype) -> LinearProduct | None:
+    """The same, once; it is known then."""
+    together = 4 if native.wide_registers() else 1
     if dtype == torch.float32:
         text = code.float32_text(rows_together=together)
     elif native.has_pair_dots() and not native.has_tiles():

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatserve_kernels.batch import AttentionBatch, DecodeGroup
-from chatserve_kernels.cpu import native
+from chatserve_kernels.cpu import attention
 
 # Explicit scores are [heads, queries, context], a mask [queries, context], both float32 somewhere
 # on their way; at most this many elements at a time (64 MiB), so that a long slice over a long
@@ -53,7 +53,7 @@ def paged_attention(
     """
     _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=sinks)
     result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    compiled = native.attention_for(query, kv, soft_cap=soft_cap, sinks=sinks)
+    compiled = attention.attention_for(query, kv, soft_cap=soft_cap, sinks=sinks)
     slices = () if compiled is not None and compiled.sizes.matrices else batch.slices
     for sequence in slices:
         rows = slice(batch.query_starts[sequence], batch.query_starts[sequence + 1])
@@ -83,17 +83,17 @@ def attention_in_chain(
     *,
     window: int | None,
     soft_cap: float | None,
-) -> native.AttentionInChain | None:
+) -> attention.AttentionInChain | None:
     """`append_kv`, then `paged_attention`, in chains: for any layer of this batch whose tensors
     have the same shapes, strides and types. None where machine code does not serve them. Raises
     ValueError."""
     _check_append(key, value, kv, batch)
     _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=None)
-    compiled = native.attention_for(query, kv, soft_cap=soft_cap, sinks=None)
-    append = native.append_for(key, value, kv)
+    compiled = attention.attention_for(query, kv, soft_cap=soft_cap, sinks=None)
+    append = attention.append_for(key, value, kv)
     if compiled is None or append is None or not (compiled.sizes.matrices or not batch.slices):
         return None
-    return native.AttentionInChain(
+    return attention.AttentionInChain(
         compiled, append, batch, query, key, value, kv, window=window, soft_cap=soft_cap
     )
 
@@ -105,7 +105,7 @@ def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> 
     Two rows never name the same page and offset. Raises ValueError.
     """
     _check_append(key, value, kv, batch)
-    if native.append(key, value, kv, batch):
+    if attention.append(key, value, kv, batch):
         return
     if batch.write_rows is not None:
         key, value = key[batch.write_rows], value[batch.write_rows]

@@ -165,7 +165,7 @@ def gate_for(columns: int, dtype: torch.dtype, *, gelu: bool) -> Gate | None:
 
 
 def _served(dtype: torch.dtype) -> bool:
-    return code is not None and dtype in native.DTYPES
+    return code is not None and dtype in native.DTYPES and native.wanted()
 
 
 @cache

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatserve_kernels import AttentionBatch, append_and_attend, append_kv, paged_attention
+from chatserve_kernels import AttentionBatch, append_kv, attention_in_chain, paged_attention
 from chatserve_kernels.cpu import native
 from chatserve_kernels.linear import JoinedWeights, LinearProduct, in_blocks, product_for
 from chatserve_kernels.rows import norm_for
@@ -318,7 +318,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("parts", [MIXED, DECODE_ROWS], ids=["slices", "decode rows"])
 @pytest.mark.parametrize("size", SHAPES, ids=str)
-def test_append_and_attend_in_a_chain(
+def test_append_and_attention_in_a_chain(
     size: tuple[int, int, int, int],
     parts: tuple[tuple[int, int], ...],
     options: dict[str, Any],
@@ -332,13 +332,16 @@ def test_append_and_attend_in_a_chain(
     chain, results = new_chain(), list[Tensor]()
     norm = norm_for(torch.ones(made[0].projected.shape[1]), 1e-6, dtype)
     assert norm is not None
+    first = made[0].query, made[0].key, made[0].value, made[0].kv, batch
+    attention = attention_in_chain(*first, **options)
+    assert attention is not None
     for layer in made:
         before = layer.projected.clone()
         layer.projected.fill_(float("nan"))
         norm.add(chain, before, layer.projected)
         results.append(torch.full(layer.query.shape, float("nan"), dtype=dtype))
-        given = layer.query, layer.key, layer.value, layer.kv, batch, chain, results[-1]
-        assert append_and_attend(*given, scale=0.3, **options)
+        given = layer.query, layer.key, layer.value, layer.kv, results[-1]
+        attention.add(chain, *given, scale=0.3)
     expected_kv = [layer.kv.clone() for layer in made]
     chain.run()
     for layer, kv, result in zip(made, expected_kv, results, strict=True):
@@ -349,12 +352,11 @@ def test_append_and_attend_in_a_chain(
         assert torch.equal(result, expected)
 
 
-PLAIN = {"scale": 0.3, "window": None, "soft_cap": None}
+PLAIN: dict[str, Any] = {"window": None, "soft_cap": None}
 
 
 @pytest.mark.parametrize("reason", ["head_dim", "left to torch", "slices", "float16", "strides"])
-def test_what_machine_code_does_not_serve_is_not_in_the_chain(reason: str) -> None:
-    """Pages and result stay as they are, for who does it instead."""
+def test_what_machine_code_does_not_serve_has_no_way_in_a_chain(reason: str) -> None:
     shape = Shape(16, 4, 2, DECODE_ROWS, 16)
     if reason == "head_dim":
         shape = dataclasses.replace(shape, head_dim=20)
@@ -365,16 +367,12 @@ def test_what_machine_code_does_not_serve_is_not_in_the_chain(reason: str) -> No
     query, key, value, kv = layer.query, layer.key, layer.value, layer.kv
     if reason == "strides":
         value = value.transpose(1, 2).contiguous().transpose(1, 2)
-    chain, result, before = new_chain(), torch.zeros(query.shape, dtype=dtype), kv.clone()
-    given = query, key, value, kv, batch, chain, result
+    given = query, key, value, kv, batch
     if reason == "left to torch":
         with native.left_to_torch():
-            assert not append_and_attend(*given, **PLAIN)
+            assert attention_in_chain(*given, **PLAIN) is None
     else:
-        assert not append_and_attend(*given, **PLAIN)
-    chain.run()
-    assert not result.any()
-    torch.testing.assert_close(kv, before, rtol=0, atol=0, equal_nan=True)
+        assert attention_in_chain(*given, **PLAIN) is None
 
 
 @pytest.mark.parametrize("wrong", ["shape", "type", "strides", "query", "key", "pages"])
@@ -394,8 +392,19 @@ def test_what_does_not_fit_is_refused(wrong: str) -> None:
         key = key[:-1]
     else:
         kv, before = kv[:-1], before[:-1]
+
+    def add() -> None:
+        attention = attention_in_chain(query, key, value, kv, batch, **PLAIN)
+        assert attention is not None
+        attention.add(chain, query, key, value, kv, result, scale=0.3)
+
+    def add() -> None:
+        attention = attention_in_chain(query, key, value, kv, batch, **PLAIN)
+        assert attention is not None
+        attention.add(chain, query, key, value, kv, result, scale=0.3)
+
     with pytest.raises(ValueError, match=r"result must|heads are|key \(|not among"):
-        append_and_attend(query, key, value, kv, batch, chain, result, **PLAIN)
+        add()
     chain.run()
     assert not result.any()
     torch.testing.assert_close(kv, before, rtol=0, atol=0, equal_nan=True)

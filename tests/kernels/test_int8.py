@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chatserve_kernels import int8
 from chatserve_kernels.cpu import native
-from chatserve_kernels.int8 import dequantized, product_for, quantized
+from chatserve_kernels.int8 import compiled_product, dequantized, product_for, quantized
 from chatserve_kernels.linear import JoinedWeights, LinearProduct, LinearWeights
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -23,9 +23,9 @@ SIZES = [(64, 128), (1, 2), (65, 1), (70, 205), (192, 384), (300, 129)]
 @pytest.fixture
 def afresh() -> Generator[None]:
     """Nothing is known yet of what was compiled."""
-    product_for.cache_clear()
+    compiled_product.cache_clear()
     yield
-    product_for.cache_clear()
+    compiled_product.cache_clear()
 
 
 def product(dtype: torch.dtype = torch.float32) -> LinearProduct:

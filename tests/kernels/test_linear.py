@@ -15,6 +15,7 @@ from chatserve_kernels.linear import (
     JoinedWeights,
     LinearProduct,
     LinearWeights,
+    compiled_product,
     in_blocks,
     product_for,
 )
@@ -31,9 +32,9 @@ COUNTS = (1, 2, 3, 4, 5, 7, 16, 33)  # of rows
 @pytest.fixture
 def afresh() -> Generator[None]:
     """Nothing is known yet of what was compiled."""
-    product_for.cache_clear()
+    compiled_product.cache_clear()
     yield
-    product_for.cache_clear()
+    compiled_product.cache_clear()
 
 
 def product(dtype: torch.dtype = torch.float32) -> LinearProduct:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chatserve_kernels import AttentionBatch, append_kv, ops, paged_attention, runs
-from chatserve_kernels.cpu import matrices, memory, native
+from chatserve_kernels.cpu import attention, matrices, memory, native
 from tests.kernels.test_paged_operations import in_torch
 
 # head_dim, heads, kv_heads, page_size
@@ -62,7 +62,7 @@ def trial(
 
 def test_it_is_what_the_doors_use() -> None:
     query, kv, _ = trial(SIZES[0], torch.float32)
-    assert native.attention_for(query, kv, soft_cap=None, sinks=None) is not None
+    assert attention.attention_for(query, kv, soft_cap=None, sinks=None) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -368,9 +368,9 @@ def test_places_that_are_not_there_are_refused(fault: dict[str, int]) -> None:
 @pytest.fixture
 def afresh() -> Generator[None]:
     """Nothing is known yet of what was compiled."""
-    native._attention.cache_clear()
+    attention._attention.cache_clear()
     yield
-    native._attention.cache_clear()
+    attention._attention.cache_clear()
 
 
 @pytest.mark.usefixtures("afresh")
@@ -379,9 +379,9 @@ def test_what_is_wrong_on_a_machine_is_left_to_torch(
 ) -> None:
     query, kv, batch = trial((64, 4, 2, 16), torch.float32)
     expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
-    compiled = native._compiled
+    compiled = native.compiled
     # As if a processor took its tasks from the wrong place: nothing is joined.
-    monkeypatch.setattr(native, "_compiled", lambda text, names: compiled(text, names)[:1] * 2)
+    monkeypatch.setattr(native, "compiled", lambda text, names: compiled(text, names)[:1] * 2)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(paged_attention(query, kv, batch, scale=0.1), expected)
     assert "is wrong on this machine" in caplog.text
@@ -408,7 +408,7 @@ def test_a_program_that_llvm_refuses_is_left_to_torch(
 ) -> None:
     query, kv, batch = trial((64, 4, 2, 16), torch.float32)
     expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
-    monkeypatch.setattr(native.programs, "attention_text", lambda _sizes: "no program")
+    monkeypatch.setattr(attention.programs, "attention_text", lambda _sizes: "no program")
     with caplog.at_level(logging.WARNING):
         assert torch.equal(paged_attention(query, kv, batch, scale=0.1), expected)
     assert "left to torch" in caplog.text
@@ -421,9 +421,10 @@ def test_without_llvm_or_threads_torch_does_it(
 ) -> None:
     query, kv, batch = trial((64, 4, 2, 16), torch.float32)
     expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
-    monkeypatch.setattr(native, absent, None if absent == "programs" else lambda: None)
-    monkeypatch.setattr(native, "_append", lambda *_: None)
-    served = native.attention_for(query, kv, soft_cap=None, sinks=None)
+    module, instead = (attention, None) if absent == "programs" else (native, lambda: None)
+    monkeypatch.setattr(module, absent, instead)
+    monkeypatch.setattr(attention, "_append", lambda *_: None)
+    served = attention.attention_for(query, kv, soft_cap=None, sinks=None)
     assert (served is not None) == (absent == "_parallel" and threads == 1)
     torch.testing.assert_close(paged_attention(query, kv, batch, scale=0.1), expected)
 
@@ -432,7 +433,7 @@ def test_without_llvm_or_threads_torch_does_it(
 def test_other_types_and_sizes_are_torchs(dtype: torch.dtype, head_dim: int) -> None:
     torch.manual_seed(11)
     query, kv, batch = trial((head_dim, 4, 2, 16), dtype)
-    assert native.attention_for(query, kv, soft_cap=None, sinks=None) is None
+    assert attention.attention_for(query, kv, soft_cap=None, sinks=None) is None
     expected = in_torch(paged_attention)(query.float(), kv.float(), batch, scale=0.1)
     result = paged_attention(query, kv, batch, scale=0.1)
     torch.testing.assert_close(result.float(), expected, atol=4e-3, rtol=4e-3)

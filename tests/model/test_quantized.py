@@ -19,7 +19,7 @@ from chatserve.model import LoadedModel, load_model, quantized
 from chatserve.model.blocks import BlockLinear
 from chatserve.model.quantized import quantize_linears
 from chatserve_kernels.cpu import native
-from chatserve_kernels.int8 import product_for
+from chatserve_kernels.int8 import compiled_product
 from chatserve_kernels.linear import LinearWeights
 from tests.model.families import FAMILIES, MORE_FAMILIES, VOCABULARY, build
 from tests.model.paging import Paging, Sequence
@@ -181,11 +181,11 @@ def test_where_the_program_fails_the_model_is_the_plain_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     plain = load(folder_of("llama"), quantize="none")
-    product_for.cache_clear()
-    monkeypatch.setattr(native, "_compiled", lambda *_: None)
+    compiled_product.cache_clear()
+    monkeypatch.setattr(native, "compiled", lambda *_: None)
     with caplog.at_level(logging.WARNING):
         model = load(folder_of("llama"))
-    product_for.cache_clear()
+    compiled_product.cache_clear()
     assert "nothing is int8" in caplog.text
     assert model.quantization.names == ()
     assert model.fingerprint() == plain.fingerprint()
