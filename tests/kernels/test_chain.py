@@ -398,11 +398,6 @@ def test_what_does_not_fit_is_refused(wrong: str) -> None:
         assert attention is not None
         attention.add(chain, query, key, value, kv, result, scale=0.3)
 
-    def add() -> None:
-        attention = attention_in_chain(query, key, value, kv, batch, **PLAIN)
-        assert attention is not None
-        attention.add(chain, query, key, value, kv, result, scale=0.3)
-
     with pytest.raises(ValueError, match=r"result must|heads are|key \(|not among"):
         add()
     chain.run()
