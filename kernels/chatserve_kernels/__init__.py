@@ -1,5 +1,5 @@
-"""Operations on paged KV: attention over page tables, KV append, page copies; and linear layers of
-int8 weights on a CPU.
+"""Operations on paged KV: attention over page tables, KV append, page copies; and what else a
+decoder's layers are made of, on a CPU.
 
 May not know: chatserve, models, requests, names. It sees tensors and page ids only.
 
@@ -8,8 +8,9 @@ head_dim]` with K first and V second. A sequence's page table lists its pages in
 position p lies in `page_table[p // page_size]` at offset `p % page_size`. `reference.py` says
 slowly what each operation means; `ops.py` holds the checked doors that a model calls, and torch's
 way behind them; `cpu/` has machine code for a CPU, which `runs.py` tells what pages rows have in
-common. Every backend behind a door is tested against the reference. `int8.py` has
-nothing to do with pages: it shares the machine code.
+common. Every backend behind a door is tested against the reference. `linear.py`, `int8.py` and
+`rows.py` are doors of machine code that has nothing to do with pages: linear layers, norms, rotary
+embedding and gates.
 """
 
 from chatserve_kernels.batch import AttentionBatch

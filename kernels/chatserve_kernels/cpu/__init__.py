@@ -1,13 +1,14 @@
-"""The paged operations as machine code for the CPU that runs them.
+"""The paged operations, and a decoder's others, as machine code for the CPU that runs them.
 
-Theory: plain torch cannot read through a page table, so it copies each context before it reads it.
-These programs read pages where they lie. They are written in LLVM's intermediate language for one
-model's sizes (`programs.py`), compiled when first wanted (`native.py`; LLVM comes with the llvmlite
-package, so no compiler is needed), and run on the threads that torch runs on. Where LLVM is absent,
-or a size is not served, the doors in `ops.py` go on with torch.
+Theory: plain torch cannot read through a page table, so it copies each context before it reads it,
+and it needs many small operations for what is one pass over a row. These programs are written in
+LLVM's intermediate language (`language.py`) and compiled when first wanted (`native.py`; LLVM comes
+with the llvmlite package, so no compiler is needed), and run on the threads that torch runs on.
+Where LLVM is absent, or a size is not served, the doors go on with torch or say so.
 
-`linear.py` is the code of `../int8.py`, linear layers of int8 weights.
-
-Pages that several rows have in common are read once for all of them (`../runs.py`); many rows meet
-them as products of matrices (`matrices.py`), and leave what `records.py` describes to be joined.
+`attention.py` calls what `programs.py` says for one model's sizes (`sizes.py`): pages that several
+rows have in common are read once for all of them (`../runs.py`); many rows meet them as products of
+matrices (`matrices.py`), and leave what `records.py` describes to be joined. `linear.py` is the
+code of linear layers, `rows.py` of norms, rotary embedding and gates; `chain.py` runs many programs
+one after the other, and `memory.py` is where weights lie.
 """
