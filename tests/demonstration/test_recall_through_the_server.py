@@ -189,7 +189,7 @@ def test_the_prefix_cache_and_the_page_size_change_no_reply(
 
 @pytest.mark.parametrize(
     ("page_size", "prefix_cache", "chats", "samples", "pool_tokens"),
-    [(8, False, 12, 4, 1000), (64, False, 8, 4, 1024), (8, True, 24, 1, 560)],
+    [(8, False, 12, 4, 1000), (64, False, 8, 4, 1024), (8, True, 24, 1, 440)],
 )
 def test_constant_preemption_changes_no_reply(
     reference: Run,

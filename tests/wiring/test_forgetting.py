@@ -122,7 +122,7 @@ async def test_the_running_reply_of_a_deleted_conversation_leaves_nothing(tmp_pa
         await revived.ready()
         async with httpx.AsyncClient(base_url=revived.server.url, timeout=60) as client:
             deleted = await talked(client)
-            turn = {"id": "e", "content": f"Once more: {SECRET}", **SETTINGS, "max_tokens": 600}
+            turn = {"id": "e", "content": f"Once more: {SECRET}", **SETTINGS, "max_tokens": 3000}
             path = f"/api/conversations/{deleted}/turns"
             async with client.stream("POST", path, json=turn) as response:
                 lines = response.aiter_lines()

@@ -16,7 +16,8 @@ from tests.wiring.load import PLAIN, every_row_count, holdings, mixed_load
 from tests.wiring.server import MODEL, Server, running
 
 OPTIONS = ["--max-queued", "10000", "--log-level", "warning"]
-LARGE, TINY = "16MiB", "1MiB"  # 409 pages of bfloat16; and 25, which two or three requests fill
+# 409 pages of bfloat16; 102, which two long requests fill; and 25, which two or three others do.
+LARGE, SMALL, TINY = "16MiB", "4MiB", "1MiB"
 # A long storm is one storm again and again: after a few rounds everything that is kept because it
 # was met once (pages, ids of replies, a tokenizer's words) is kept, and what grows then, grows
 # without a reason. In float32, since oneDNN keeps a kernel for each number of rows that a bfloat16
@@ -86,13 +87,13 @@ async def test_a_mixed_load_leaves_nothing_behind(tmp_path: Path, memory: str) -
 
 async def test_who_is_queued_behind_one_who_leaves_is_served(tmp_path: Path) -> None:
     """Alone in a pool that does not hold both, so that nobody runs while the other's pages go."""
-    options = [*OPTIONS, "--kv-memory", TINY]
+    options = [*OPTIONS, "--kv-memory", SMALL]
     common = {"model": MODEL, "ignore_eos": True, "temperature": 0}
     with running(tmp_path, options) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
             for number in range(6):
-                long = common | {"prompt": [20 + number] * 300, "max_tokens": 90, "stream": True}
-                behind = common | {"prompt": [50 + number] * 200, "max_tokens": 4}
+                long = common | {"prompt": [20 + number] * 720, "max_tokens": 800, "stream": True}
+                behind = common | {"prompt": [50 + number] * 960, "max_tokens": 4}
                 async with client.stream("POST", PLAIN, json=long) as leaving:
                     await anext(leaving.aiter_lines())
                     waiting = asyncio.create_task(client.post(PLAIN, json=behind))
