@@ -14,9 +14,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from benchmarks.openai_load import served_model
 
@@ -99,7 +100,7 @@ class PeerProcess:
         self._places["port"] = str(self.port)
         command = [self._filled(word) for word in self._words]
         self.started = time.monotonic()
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, signals_later():
             try:
                 self._process = subprocess.Popen(
                     command,
@@ -119,7 +120,8 @@ class PeerProcess:
         if process is None or self._over.is_set():
             return
         self._over.set()
-        self._sampler.join()
+        if self._sampler.ident is not None:  # a signal may have come before it was started
+            self._sampler.join()
         self._weigh(process.pid)
         process.terminate()
         try:
@@ -184,6 +186,28 @@ class PeerProcess:
             deadline = time.monotonic() + LEFT_SECONDS_MAX
             while self._seen & processes() and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
+
+
+@contextmanager
+def signals_later() -> Generator[None]:
+    """Signals that tell us to end come behind this: a process that has been started must be known
+    first, or nobody ends it. Python gives them to its main thread; in others nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def keep(number: int, _: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, keep) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 # /proc ----------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Servers that are started by a command: their names, their last words, and that none is left."""
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,3 +106,34 @@ def test_no_path_from_a_root_is_shown() -> None:
         "env PATH=b:c vllm serve {model}/x.gguf --json '{\"a\": 1}' m "
         "models/here ./there --url http://127.0.0.1:{port}/v1"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_peer_is_known_before_a_signal_ends_us(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came when the process was there, and nobody knew of it."""
+
+    class Told(BaseException):
+        pass
+
+    def end(*_: object) -> None:
+        raise Told
+
+    def started(*given: Any, **options: Any) -> Any:
+        process = popen(*given, **options)
+        signal.raise_signal(number)
+        return process
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(peer_process.subprocess, "Popen", started)
+    peer = peer_of("silent", tmp_path)
+    before = signal.signal(number, end)
+    try:
+        with pytest.raises(Told):
+            peer.start()
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, before)
+        peer.end()
+    assert not pids_with(str(tmp_path))
