@@ -95,7 +95,7 @@ class Frames:
         rows = hidden.shape[0]
         frame = self._kept.get(rows)
         if frame is None:
-            new = partial(hidden.new_empty)
+            new = hidden.new_empty
             frame = _Frame(
                 x=new(hidden.shape),
                 cos=new(rows, parts.head_dim),
@@ -367,15 +367,12 @@ def _head_norms(attention: nn.Module) -> tuple[Tensor, Tensor, float] | None:
     parts: Any = attention
     if getattr(attention, "q_norm", None) is None:
         return None
-    query, key = _as_norm_of_heads(parts.q_norm), _as_norm_of_heads(parts.k_norm)
-    if query[1] != key[1]:
+    (query, epsilon, _), (key, other, _) = (
+        _weights(each)[0] for each in (parts.q_norm, parts.k_norm)
+    )
+    if epsilon != other:
         raise ValueError("norms of query and key have different epsilons")
-    return query[0], key[0], query[1]
-
-
-def _as_norm_of_heads(norm: nn.Module) -> tuple[Tensor, float]:
-    weight, epsilon, _ = _weights(norm)[0]
-    return weight, epsilon
+    return query, key, epsilon
 
 
 class _Recorder:

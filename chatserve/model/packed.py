@@ -82,7 +82,8 @@ def leave_file(model: nn.Module) -> None:
 
 
 def _packed(linear: nn.Linear) -> nn.Module | None:
-    """None, with a line in the log, where it does not give what the layer gives."""
+    """None where there is nothing better, or, with a line in the log, where that does not give what
+    the layer gives."""
     dtype = linear.weight.dtype
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(_TRIAL_ROWS, linear.in_features, generator=generator).to(dtype)

@@ -69,6 +69,12 @@ def test_no_tracked_file_is_heavy() -> None:
     assert not heavy
 
 
+def test_no_archive_is_tracked() -> None:
+    """What a tool has fetched into the folder."""
+    archives = {".whl", ".gz", ".zip", ".tar", ".xz", ".bz2", ".zst", ".egg"}
+    assert not [str(path) for path in tracked() if path.suffix in archives]
+
+
 def test_no_module_is_a_catch_all() -> None:
     names = {"utils", "common", "helpers", "base", "misc"}
     assert not [str(path) for path in tracked() if path.suffix == ".py" and path.stem in names]

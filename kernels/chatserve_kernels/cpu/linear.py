@@ -19,6 +19,7 @@ So a row gives the same bits whatever rows come with it, on any number of thread
 With int8 a row with a number that is not finite gives NaN throughout.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,7 +136,7 @@ class _Round:
         b.store(b.trunc(whole, short), b.inttoptr(place, short.as_pointer()), align=2)
 
 
-class _Multiply:
+class _Multiply(ABC):
     """Each task: a block of outputs, for all rows."""
 
     def __init__(self, program: Program, bfloat16: bool, rows_together: int) -> None:
@@ -158,9 +159,9 @@ class _Multiply:
                     self._rows(rows, places, target)
                 first, count = end, count // 2
 
+    @abstractmethod
     def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
         """For each row the vectors of a block, float32, without bias."""
-        raise NotImplementedError
 
     def _rows(self, rows: list[Any], places: Sequence[Any], target: Any) -> None:
         """Some rows' results of a block."""
