@@ -15,10 +15,11 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Q
 
 from chatserve.errors import ModelRefused
 from chatserve.model import LoadedModel, fused, load_model, loader, quantized
+from chatserve.model.blocks import BlockLinear
 from chatserve.model.fused import Frames, FusedLayer, FusedNorm, fuse
 from chatserve_kernels.cpu import native
 from chatserve_kernels.linear import product_for
-from tests.model.families import build
+from tests.model.families import WINDOW, build
 from tests.model.paging import Paging, Sequence
 
 FUSED_FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -201,8 +202,25 @@ def test_a_chain_that_differs_is_undone(
     monkeypatch.setattr(Frames, "begin", wrong)
     model = load(wide("qwen3"))
     assert fused_layers(model) == 0
+    assert any(isinstance(each, BlockLinear) for each in model._model.modules()), "still packed"
     expected = steps(as_layers(wide("qwen3")))
     torch.testing.assert_close(steps(model), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_layers_of_one_chain_may_have_other_windows(
+    tmp_path: Path, as_layers: Callable[..., LoadedModel]
+) -> None:
+    folder = build(
+        "qwen3",
+        tmp_path,
+        layers=3,
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    )
+    model = load(folder)
+    assert fused_layers(model) == 3
+    torch.testing.assert_close(steps(model), steps(as_layers(folder)), atol=1e-3, rtol=1e-4)
 
 
 def test_what_we_do_not_know_is_refused(wide: Callable[[str], Path]) -> None:
