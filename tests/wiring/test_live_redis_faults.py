@@ -120,6 +120,15 @@ async def has_turn_once(client: ChatClient, conversation: str, ask: str, text: s
     assert whole["replies"] == []
 
 
+async def until_logged(site: GivenSite, log: str, length: int) -> int:
+    """The log's length once it is longer: entries are written in bundles, behind what is seen."""
+    began = time.monotonic()
+    while (now := int(str(site.redis.command("XLEN", log)))) <= length:
+        assert time.monotonic() < began + WAIT_SECONDS_MAX, "its log does not go on"
+        await asyncio.sleep(0.02)
+    return now
+
+
 async def wave(client: ChatClient, conversations: list[str]) -> list[Watched | Refusal]:
     """A short turn to each, at once."""
     sent = [client.send(each, "new", max_tokens=4) for each in conversations]
@@ -329,10 +338,9 @@ async def test_a_damaged_conversation_harms_no_other(site: GivenSite) -> None:
             ]
             for key in (f"cs:{{{damaged}}}:running", f"cs:{{{damaged}}}:meta", logs[1]):
                 site.redis.command("SET", key, "wrong")
-            length = int(str(site.redis.command("XLEN", logs[2])))
+            length = await until_logged(site, logs[2], 0)
             await live.speak()
-            await live.speak()
-            assert int(str(site.redis.command("XLEN", logs[2]))) > length, "its log goes on"
+            await until_logged(site, logs[2], length)
             refusal = await client.send(damaged, "b")
             assert isinstance(refusal, Refusal)
             assert (refusal.status, refusal.code) == (503, "unavailable")
