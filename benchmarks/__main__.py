@@ -18,7 +18,7 @@ MODULES = (
     "benchmarks.serving",
     "benchmarks.overload",
     "benchmarks.drafts",
-    "benchmarks.write_through",
+    "benchmarks.cache_cost",
     "benchmarks.returning",
     "benchmarks.store_start",
 )

@@ -9,6 +9,7 @@ file, over and over (`--say`).
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,9 +43,9 @@ class SpeakingRunner(SimulatedRunner):
         )
         self._began: dict[int, int] = {}  # sequence to the position of its reply's first token
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
         """A step, whose tokens are the text's."""
-        result = super().run(plan)
+        result = super().run(plan, computing)
         if not self.says:
             return result
         orders = [order for item in plan.slices for order in item.orders]

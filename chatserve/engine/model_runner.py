@@ -5,6 +5,7 @@ touches; the plan names every page that a step reads, writes or copies.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -20,9 +21,9 @@ from chatserve.model.loaded import LoadedModel
 from chatserve.model.sampling import RowLogprobs, sample
 from chatserve_kernels import ops
 
-# Rows times parameters under which a second CPU thread costs more in meeting the first one, some
-# hundred times a step, than it saves (docs/log.md). About half a GFLOP.
-ONE_THREAD_WORK_MAX = 300_000_000
+# Rows times parameters under which a second CPU thread costs more in meeting the first one than it
+# saves (docs/log.md).
+ONE_THREAD_WORK_MAX = 30_000_000
 
 
 class ModelRunner:
@@ -49,21 +50,21 @@ class ModelRunner:
         if slots:
             self.host = HostMemory(model.layout, slots=slots, device=model.device, fill=fill)
             self._mover = PageMover(self._pool, self.host)
-        on_cpu = model.device.type == "cpu"
+        self._on_cpu = model.device.type == "cpu"
         # A view for I/O threads, uint8 [pages, page_bytes]; it holds on to the pool's memory.
-        self._bytes = self._pool.view(torch.uint8).numpy() if on_cpu else None
+        self._bytes = self._pool.view(torch.uint8).numpy() if self._on_cpu else None
         self._populated: PopulatedAhead | None = None
         if self._bytes is not None:
             self._populated = PopulatedAhead(self._bytes, page_size=model.layout.page_size)
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
         """Moves, copies, one forward pass, sampling. Raises what `runner.Runner.run` may raise."""
         started = time.monotonic()
         saved = promoted = ()
         waited = move_seconds = 0.0
         try:
             with torch.inference_mode(), self._begin_moves(plan) as moving:
-                result = self._run(plan) if plan.slices else StepResult(plan.number)
+                result = self._run(plan, computing) if plan.slices else StepResult(plan.number)
                 seconds = time.monotonic() - started
                 if moving is not None:
                     saved, promoted, move_seconds = moving.finish()
@@ -103,7 +104,7 @@ class ModelRunner:
         assert self._mover is not None, "moves without host memory"
         return self._mover.begin(plan.moves)
 
-    def _run(self, plan: StepPlan) -> StepResult:
+    def _run(self, plan: StepPlan, computing: Callable[[], None] | None) -> StepResult:
         model = self._model
         if self._threads > 1:
             small = plan.token_count * model.parameter_count <= ONE_THREAD_WORK_MAX
@@ -121,7 +122,10 @@ class ModelRunner:
             batch.attention,
             pool=self._pool,
             logit_rows=batch.logit_rows,
+            computing=computing if self._on_cpu else None,
         )
+        if computing is not None:
+            computing()  # a GPU has its orders now
         if not batch.rows:
             return StepResult(plan.number)
         samples = sample(logits, batch.rows)

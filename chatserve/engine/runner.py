@@ -3,6 +3,12 @@
 A runner runs one plan at a time, in a thread of its own: tensors have one owner. Plans cross in
 one queue, results come back by `call_soon_threadsafe`: one thread crossing each way per step.
 
+Between the long work of two steps, products and attention, the runner's thread needs the
+interpreter: it samples, and builds the next batch. Whoever has heard of a result needs it as well,
+for each of its tokens, and an operation of torch that lets go of it gets it back only when the
+event loop waits, or after 5 ms. So a result is told when the next step's long work begins, where a
+step is next (figures in docs/log.md).
+
 A plan that was made before the failure of an earlier one was known is void: it counts on pages
 and tokens which that step should have written, so it is answered without being run. What counts
 on a void step is void too.
@@ -13,6 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -35,8 +42,9 @@ class Runner(Protocol):
     Raises OutOfMemory, DeviceLost, or anything else for a step that failed.
     """
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Do everything the plan says."""
+    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
+        """Do everything the plan says. computing: to be called, once or more, when the step begins
+        what takes long and leaves the interpreter to others."""
         ...
 
     def close(self) -> None:
@@ -51,15 +59,15 @@ class StepRunner:
         self._runner = runner
         self._failed_step = 0  # the last step that left undone what later ones may count on
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """The plan's result. Raises nothing."""
+    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
+        """The plan's result. Raises nothing. computing: as in `Runner`."""
         if self._failed_step > plan.after:
             self._failed_step = plan.number
             failure = StepFailure("an earlier step failed", void=True)
             return StepResult(plan.number, failure=failure)
         started = time.monotonic()
         try:
-            return self._runner.run(plan)
+            return self._runner.run(plan, computing)
         except DeviceLost as error:
             failure = StepFailure(str(error), fatal=True)
         except OutOfMemory as error:
@@ -85,6 +93,7 @@ class RunnerThread:
         self._loop = asyncio.get_running_loop()
         self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
         self._closed = False
+        self._untold: list[StepResult] = []  # the thread's own
         self._thread = threading.Thread(target=self._work, name="chatserve-runner", daemon=True)
         self._thread.start()
 
@@ -106,9 +115,16 @@ class RunnerThread:
 
     def _work(self) -> None:
         while (plan := self._plans.get()) is not None:
-            result = self._steps.run(plan)
-            try:
-                self._loop.call_soon_threadsafe(self._on_result, result)
-            except RuntimeError:  # the loop is closed: nobody is left to hear of it
-                break
+            result = self._steps.run(plan, self._tell)
+            self._tell()  # also where the step did not say that it was computing
+            self._untold.append(result)
+            if self._plans.empty():
+                self._tell()
+        self._tell()
         self._steps.close()
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, []
+        for result in untold:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
+                self._loop.call_soon_threadsafe(self._on_result, result)

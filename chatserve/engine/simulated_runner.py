@@ -56,9 +56,11 @@ class SimulatedRunner:
         self._last: tuple[int, ...] = ()
         self._weights = _position_weights(pages * page_size)
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
         """One step: copies, then writes, then reads and samples."""
         started = time.monotonic()
+        if computing is not None:
+            computing()
         self.before_step(plan)
         saved, promoted = self._move(plan.moves)
         for copy in plan.copies:

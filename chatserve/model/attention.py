@@ -10,7 +10,7 @@ changes attention in another way (a bias in the mask, a keyword that we do not k
 by: anything unknown that is not None is refused, and the probe compares the outcome at load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,19 +78,29 @@ class ChainedPaged(Protocol):
 
 
 class PagedStep:
-    """One forward pass over pages: appends each layer's K and V, then attends.
+    """One forward pass over pages: appends each layer's K and V, then attends. computing: called
+    before attention, or the programs of a chain, are run.
 
     Rows after the batch's are padding (`padded_rows`): they attend to nothing.
     """
 
-    def __init__(self, batch: AttentionBatch, pool: Tensor, layout: KVLayout) -> None:
+    def __init__(
+        self,
+        batch: AttentionBatch,
+        pool: Tensor,
+        layout: KVLayout,
+        computing: Callable[[], None] | None = None,
+    ) -> None:
         self._batch, self._pool, self._layout = batch, pool, layout
-        self.chain = new_chain() if pool.device.type == "cpu" else None
+        self._computing = computing
+        self.chain = new_chain(computing) if pool.device.type == "cpu" else None
         # By what layers have to have in common.
         self._in_chain: dict[tuple[Any, ...], AttentionInChain | None] = {}
 
     def attend(self, call: LayerCall) -> Tensor:
         """[rows, heads, head_dim]; writes the rows that the batch names."""
+        if self._computing is not None:
+            self._computing()
         kv = self._layout.layer_view(self._pool, call.layer)
         rows = self._batch.rows
         append_kv(call.key[:rows], call.value[:rows], kv, self._batch)

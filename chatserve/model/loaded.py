@@ -3,6 +3,7 @@
 May not know: requests, sequences, page ownership, text.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +95,14 @@ class LoadedModel:
         *,
         pool: Tensor,
         logit_rows: Tensor,
+        computing: Callable[[], None] | None = None,
     ) -> Tensor:
         """Logits [R, vocabulary_size] in float32 for the rows named by `logit_rows`.
 
         tokens, positions: int64 [T], T = attention.query_starts[-1], slices laid end to end;
         pool: [pages, layout.page_elements] in the layout's dtype, written in place;
-        logit_rows: int64 [R]. All on `device`. Raises ValueError for shapes that do not fit.
+        logit_rows: int64 [R]. All on `device`. computing: called when what takes long begins,
+        perhaps more than once, and may be never. Raises ValueError for shapes that do not fit.
         """
         rows = attention.rows
         if tokens.shape != (rows,) or positions.shape != (rows,):
@@ -108,7 +111,7 @@ class LoadedModel:
             raise ValueError(f"the pool must be [pages, {self.layout.page_elements}]")
         if attention.page_size != self.layout.page_size:
             raise ValueError(f"the model was loaded for pages of {self.layout.page_size}")
-        paged = PagedStep(attention, pool, self.layout)
+        paged = PagedStep(attention, pool, self.layout, computing)
         if self._pads:
             wanted = logit_rows.shape[0]
             tokens, positions = _pad(tokens), _pad(positions)

@@ -1,5 +1,7 @@
 """What a prompt's token costs, by two steps before there are requests, and who is told."""
 
+from collections.abc import Callable
+
 import pytest
 
 from chatserve.engine.plan import StepPlan, StepResult
@@ -22,8 +24,8 @@ class _Told:
         self._step, self._token = step, token
         self.plans: list[StepPlan] = []
 
-    def run(self, plan: StepPlan) -> StepResult:
-        result = self._runner.run(plan)
+    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
+        result = self._runner.run(plan, computing)
         late = 0.0 if self.plans else 1.0
         self.plans.append(plan)
         seconds = late + self._step + self._token * plan.token_count

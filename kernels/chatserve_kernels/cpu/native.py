@@ -10,7 +10,7 @@ import ctypes
 import logging
 import struct
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -80,8 +80,8 @@ class Chain:
     """Programs to be run one after the other on the same threads (`chain.py`). What is added must
     not be changed until they have run; the chain holds on to it."""
 
-    def __init__(self, function: Function) -> None:
-        self._function = function
+    def __init__(self, function: Function, runs: Callable[[], None] | None) -> None:
+        self._function, self._runs = function, runs
         self._programs: list[int] = []
         self._kept: list[Any] = []
 
@@ -116,6 +116,8 @@ class Chain:
                 "yield": _sched_yield(),
             }
         )
+        if self._runs is not None:
+            self._runs()
         self._function.run(ctypes.addressof(arguments), torch.get_num_threads())
         self._programs.clear()
         self._kept.clear()
@@ -145,10 +147,10 @@ class Recording:
         return self._programs
 
 
-def new_chain() -> Chain | None:
-    """None where there is no machine code."""
+def new_chain(runs: Callable[[], None] | None = None) -> Chain | None:
+    """None where there is no machine code. runs: called before the programs are run."""
     function = _chain() if wanted() else None
-    return None if function is None else Chain(function)
+    return None if function is None else Chain(function, runs)
 
 
 def copied(arguments: Any) -> Any:
