@@ -12,7 +12,7 @@ from tests.terminal.pseudo_terminal import terminal
 from tests.wiring.server import ENDLESS, Revived, reviving
 
 TURN = "Tell me about pages."
-SAMPLING = ENDLESS | {"max_tokens": 200, "temperature": 0.0}
+SAMPLING = ENDLESS | {"max_tokens": 600, "temperature": 0.0}
 LIMITS = ClientLimits(reconnect_seconds_first=0.05, reconnect_seconds_max=0.5)
 RESTART_SECONDS_MAX = 180.0
 # What is computed anew is rounded otherwise: in bfloat16 a near tie could go the other way.
@@ -103,7 +103,7 @@ async def test_the_terminal_survives_a_kill_in_mid_reply(revived: Revived, tmp_p
         revived.spawn()
         await revived.ready()
         place = await shown.shows("computed · ")
-        await shown.shows("200 tokens", after=place)
+        await shown.shows(f"{SAMPLING['max_tokens']} tokens", after=place)
         await shown.asks()
         shown.type("\x04")
         assert await shown.ends() == 0

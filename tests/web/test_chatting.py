@@ -54,7 +54,7 @@ async def test_the_second_turn_reuses_the_first_and_says_so(user: TabMaker) -> N
 
 
 async def test_a_reply_streams_word_by_word(user: TabMaker) -> None:
-    tab = await user.open(await long_conversation(user.url, 200))
+    tab = await user.open(await long_conversation(user.url, 1_000))
     await tab.evaluate(
         """() => {
           window.lengths = new Set();

@@ -22,7 +22,7 @@ from tests.wiring.server import Revived, Server, reviving
 
 pytestmark = needs_chromium
 
-TOKENS = 240  # of each reply, so that nothing of one can be missing
+TOKENS = 1_500  # of each reply, so that nothing of one can be missing
 
 
 @pytest_asyncio.fixture(loop_scope="module")

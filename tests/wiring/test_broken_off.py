@@ -16,7 +16,7 @@ WAIT_SECONDS_MAX = 180.0
 SAMPLING = {
     "temperature": 0,
     "repetition_penalty": 1.2,
-    "max_tokens": 400,
+    "max_tokens": 1_200,
 } | ENDLESS
 TEXT = "Tell me of the sea."
 TURN = {"content": TEXT} | SAMPLING

@@ -17,6 +17,7 @@ from websockets.typing import Subprotocol
 from prefix_store.layout import SLOTS_OFFSET
 from tests.wiring.in_process import Living, living
 from tests.wiring.recall import all_kept, state_of, until
+from tests.wiring.server import ENDLESS
 
 WORDS = ["red", "blue", "green", "black", "white", "brown", "grey", "pink", "gold", "silver"]
 SETTINGS = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
@@ -135,7 +136,7 @@ async def test_an_evicted_conversation_comes_from_the_disk_and_a_warmed_one_does
 async def test_the_pages_of_a_running_reply_stay(server: Living) -> None:
     async with people(server) as (admin, ann):
         name = await talked(ann, 3)
-        turn = {"id": "long", "content": "Go on", "max_tokens": 100}
+        turn = {"id": "long", "content": "Go on", **ENDLESS, "max_tokens": 600}
         path = f"/api/conversations/{name}/turns"
         async with ann.stream("POST", path, json=turn) as response:
             lines = response.aiter_lines()

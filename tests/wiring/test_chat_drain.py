@@ -29,7 +29,7 @@ TIMES = ("--shutdown-timeout", "120"), ("--shutdown-timeout", "0.5")
 GOING_AWAY = 1001
 END_SECONDS_MAX = 180.0
 LINE = ENDLESS | {"content": "Tell me of the sea.", "temperature": 0}
-SHORT = LINE | {"max_tokens": 240}  # some seconds: longer than it takes to look at a drain
+SHORT = LINE | {"max_tokens": 1_000}  # longer than it takes to look at a drain
 LONG = LINE | {"max_tokens": 3_000}
 _asks = itertools.count()
 
