@@ -46,7 +46,7 @@ import httpx
 from benchmarks.drafts import message
 from benchmarks.report import run
 from benchmarks.server_process import ServerProcess, server_process, wait_until_ready
-from benchmarks.serving import ask
+from benchmarks.serving import door
 
 ROUNDS = 30
 ROUND_SECONDS = 4.0
@@ -106,7 +106,7 @@ class Side:
         *,
         copies: bool,
     ) -> None:
-        self._server = server
+        self._server, self._door = server, door(server)
         self._copies = copies
         self._client = client
         self._seeds = seeds
@@ -122,8 +122,9 @@ class Side:
             while time.monotonic() < began + ROUND_SECONDS:
                 text = message(next(self._seeds), PROMPT_WORDS)
                 words = [{"role": "user", "content": text}]
-                answer = await ask(self._client, words, REPLY_TOKENS)
-                tokens += answer.prompt_tokens + answer.completion_tokens
+                answer = await self._door.ask(words, REPLY_TOKENS)
+                assert answer.prompt_tokens is not None
+                tokens += answer.prompt_tokens + answer.tokens
                 first.append(answer.first_token)
 
         async with asyncio.TaskGroup() as group:

@@ -50,6 +50,7 @@ class Answer:
     tokens: int
     counted: bool
     prompt_tokens: int | None
+    cached_tokens: int | None  # of them, by the server's word
     deltas: tuple[float, ...]
     text: str
 
@@ -216,6 +217,7 @@ def _answer(stream: CompletionStream) -> Answer:
         tokens=usage["completion_tokens"] if counted else len(deltas),
         counted=counted,
         prompt_tokens=usage.get("prompt_tokens"),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
         deltas=tuple(deltas),
         text="".join(text),
     )

@@ -31,7 +31,7 @@ from benchmarks.server_process import (
     server_process,
     wait_until_ready,
 )
-from benchmarks.serving import ask
+from benchmarks.serving import door
 from prefix_store import MasterSecret, PageStore, PageWrite
 
 STORE_BYTES = 10_000_000_000
@@ -92,7 +92,7 @@ async def start(folder: Path, question: str, times: Starts | None) -> None:
         opened = await store_is_open(server)
         async with httpx.AsyncClient(base_url=server.url, timeout=60.0) as client:
             began = time.monotonic() - server.started
-            answer = await ask(client, [{"role": "user", "content": question}], 4)
+            answer = await door(server).ask([{"role": "user", "content": question}], 4)
             if times is not None:
                 loaded = (await client.get("/admin/cache")).json()["disk"]["slabs"][0]["hits"]
                 if not answer.cached_tokens or not loaded:
@@ -106,7 +106,7 @@ async def start(folder: Path, question: str, times: Starts | None) -> None:
             while time.monotonic() < until:
                 number += 1
                 words = message(number, QUESTION_WORDS)
-                await ask(client, [{"role": "user", "content": words}], 4)
+                await door(server).ask([{"role": "user", "content": words}], 4)
         os.kill(server.pid, 9)
 
 

@@ -215,9 +215,15 @@ AttentionInterface.register(ATTENTION_NAME, paged_attention_forward)
 
 
 def run_paged(
-    model: nn.Module, tokens: Tensor, positions: Tensor, *, paged: Paged, logit_rows: Tensor
+    model: Callable[..., Any],
+    tokens: Tensor,
+    positions: Tensor,
+    *,
+    paged: Paged,
+    logit_rows: Tensor,
 ) -> Tensor:
-    """Logits [len(logit_rows), vocabulary] in float32 of a flattened batch.
+    """Logits [len(logit_rows), vocabulary] in float32 of a flattened batch. model: one of
+    transformers', or what is called like one.
 
     tokens, positions: int64 [rows]; logit_rows: int64 [any], rows of which logits are wanted.
     The model's attention implementation must be ATTENTION_NAME.

@@ -68,7 +68,7 @@ class _Parts:
 
 
 @dataclass(slots=True, eq=False)
-class _Frame:
+class Frame:
     """What layers compute in, for so many rows; in it what a layer does by itself, recorded when it
     is first done: before its attention, that, and behind it."""
 
@@ -87,16 +87,17 @@ class Frames:
     """The frames of a model's layers, which are alike. Those of a few rows are kept."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, _Frame] = {}
-        self._frame: _Frame | None = None
+        self._kept: dict[int, Frame] = {}
+        self._frame: Frame | None = None
 
-    def begin(self, parts: _Parts, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> None:
-        """A step. hidden: [rows, hidden], positions: cos and sin [rows, head_dim]."""
+    def begin(self, parts: _Parts, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> Frame:
+        """A step. hidden: [rows, hidden], positions: cos and sin [rows, head_dim], or half of the
+        columns, which come twice."""
         rows = hidden.shape[0]
         frame = self._kept.get(rows)
         if frame is None:
             new = hidden.new_empty
-            frame = _Frame(
+            frame = Frame(
                 x=new(hidden.shape),
                 cos=new(rows, parts.head_dim),
                 sin=new(rows, parts.head_dim),
@@ -112,11 +113,12 @@ class Frames:
                 self._kept[rows] = frame
         frame.x.copy_(hidden)
         for room, given in zip((frame.cos, frame.sin), positions, strict=True):
-            room.copy_(given)
+            room.view(rows, -1, given.shape[1]).copy_(given[:, None])
         self._frame = frame
+        return frame
 
     @property
-    def frame(self) -> _Frame:
+    def frame(self) -> Frame:
         """The step's."""
         assert self._frame is not None, "the first layer begins"
         return self._frame
@@ -173,19 +175,32 @@ class FusedLayer(nn.Module):
         check_asked(self._name, attention_mask, others)
         if self._first:
             cos, sin = position_embeddings
-            self._frames.begin(self._parts, hidden_states[0], (cos[0], sin[0]))
+            self.begin(hidden_states[0], (cos[0], sin[0]))
+        frame = self.add(chain, cast(ChainedPaged, paged))
+        if self._last:
+            chain.run()
+            self.end()
+        return frame.x[None]
+
+    def begin(self, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> Frame:
+        """What the layers of a step compute in; as `Frames.begin`."""
+        return self._frames.begin(self._parts, hidden, positions)
+
+    def add(self, chain: Chain, paged: ChainedPaged) -> Frame:
+        """This layer's programs, behind those of the layers before it."""
         frame = self._frames.frame
         recorded = frame.layers.get(self._layer)
         if recorded is None:
             recorded = frame.layers[self._layer] = self._record(frame)
         before, call, behind = recorded
         chain.repeat(before)
-        cast(ChainedPaged, paged).attend_later(call, frame.mixed.view(call.query.shape))
+        paged.attend_later(call, frame.mixed.view(call.query.shape))
         chain.repeat(behind)
-        if self._last:
-            chain.run()
-            self._frames.end()
-        return frame.x[None]
+        return frame
+
+    def end(self) -> None:
+        """The chain has run."""
+        self._frames.end()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -194,7 +209,7 @@ class FusedLayer(nn.Module):
         widths = (parts.projections.width, parts.gate_and_up.width)
         return parts.head_dim, parts.output.in_features, parts.down.in_features, *widths
 
-    def _record(self, frame: _Frame) -> tuple[Recording, LayerCall, Recording]:
+    def _record(self, frame: Frame) -> tuple[Recording, LayerCall, Recording]:
         chain, parts = new_chain(), self._parts
         assert chain is not None, "there was one when the layer was fused"
         parts.first_norm.add(chain, frame.x, frame.normed)

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from chatserve.errors import ModelRefused
 from chatserve.model.attention import PagedStep, padded_rows, run_paged
 from chatserve.model.blocks import BlockLinear
+from chatserve.model.direct import DirectPass
 from chatserve.model.layout import KVLayout
 from chatserve.model.packed import PackedLinear
 from chatserve.model.quantized import Quantization
@@ -45,6 +46,7 @@ class LoadedModel:
         self,
         model: PreTrainedModel,
         *,
+        way: PreTrainedModel | DirectPass,
         name: str,
         folder: Path,
         layout: KVLayout,
@@ -74,7 +76,7 @@ class LoadedModel:
         self._pads = self.device.type == "cpu" and any(
             isinstance(each, torch.nn.Linear | PackedLinear) for each in model.modules()
         )
-        self._model = model
+        self._model, self._way = model, way
         self._fingerprint = fingerprint
 
     def fingerprint(self) -> bytes:
@@ -116,9 +118,9 @@ class LoadedModel:
             wanted = logit_rows.shape[0]
             tokens, positions = _pad(tokens), _pad(positions)
             logit_rows = _pad(logit_rows) if wanted else logit_rows
-            logits = run_paged(self._model, tokens, positions, paged=paged, logit_rows=logit_rows)
+            logits = run_paged(self._way, tokens, positions, paged=paged, logit_rows=logit_rows)
             return logits[:wanted]
-        return run_paged(self._model, tokens, positions, paged=paged, logit_rows=logit_rows)
+        return run_paged(self._way, tokens, positions, paged=paged, logit_rows=logit_rows)
 
 
 def _pad(values: Tensor) -> Tensor:

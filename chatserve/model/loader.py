@@ -23,6 +23,7 @@ from chatserve.errors import ModelRefused, SettingsError
 from chatserve.model.attention import ATTENTION_NAME
 from chatserve.model.blocks import BlockLinear
 from chatserve.model.checkpoint import Checkpoint, open_checkpoint, stored_dtype
+from chatserve.model.direct import DirectPass, direct_pass
 from chatserve.model.fingerprint import FingerprintFields, config_text, weights_digest
 from chatserve.model.fused import fuse
 from chatserve.model.layout import KVLayout
@@ -96,7 +97,9 @@ def load_model(
         parameters = sum(each.numel() for each in model.parameters())
         quantization = quantize_linears(model) if quantize == "int8" else Quantization()
         try:
-            layout = _try_pages(model, page_size=page_size, dtype=chosen, context_length=served)
+            layout, way = _try_pages(
+                model, page_size=page_size, dtype=chosen, context_length=served
+            )
         except ModelRefused as error:
             if not quantization.names:
                 raise
@@ -115,6 +118,7 @@ def load_model(
 
     return LoadedModel(
         model,
+        way=way,
         name=checkpoint.name,
         folder=checkpoint.folder,
         layout=layout,
@@ -155,29 +159,41 @@ def _judge(path: Path | str) -> tuple[Checkpoint, PreTrainedConfig]:
 
 def _try_pages(
     model: PreTrainedModel, *, page_size: int, dtype: torch.dtype, context_length: int
-) -> KVLayout:
-    """The two trials of `probe.py`; the layout they find. Raises ModelRefused."""
+) -> tuple[KVLayout, PreTrainedModel | DirectPass]:
+    """The two trials of `probe.py`; the layout they find, and the way of a step through the model.
+    Raises ModelRefused."""
     model.set_attn_implementation(ATTENTION_NAME)
     packing = pack_linears(model)
     fusion = fuse(model)
+    way: PreTrainedModel | DirectPass = direct_pass(model) or model
     # A model may ask its parts for what only the original ones have: then as they were.
-    ways = ([fusion.undo] if fusion.places else []) + ([packing.undo] if packing.places else [])
+    back = ([fusion.undo] if fusion.places else []) + ([packing.undo] if packing.places else [])
     while True:
         try:
-            layout = _try(model, page_size=page_size, dtype=dtype, context_length=context_length)
+            layout = _try(
+                model, way, page_size=page_size, dtype=dtype, context_length=context_length
+            )
             break
         except ModelRefused:
-            if not ways:
+            if way is not model:
+                way = model
+            elif back:
+                back.pop(0)()
+            else:
                 raise
-            ways.pop(0)()
     fusion.settle()
     if any(isinstance(each, BlockLinear | PackedLinear) for each in model.modules()):
         leave_file(model)
-    return layout
+    return layout, way
 
 
 def _try(
-    model: PreTrainedModel, *, page_size: int, dtype: torch.dtype, context_length: int
+    model: PreTrainedModel,
+    way: PreTrainedModel | DirectPass,
+    *,
+    page_size: int,
+    dtype: torch.dtype,
+    context_length: int,
 ) -> KVLayout:
     config = model.config
     try:
@@ -185,7 +201,7 @@ def _try(
             model, windows=expected_windows(config), context_length=context_length
         )
         layout = KVLayout(page_size, dtype, shapes)
-        compare_with_eager(model, layout, context_length)
+        compare_with_eager(model, layout, context_length, way=way)
     except ModelRefused:
         raise
     except Exception as error:  # a model may fail in any way when it is called as we call it

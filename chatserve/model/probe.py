@@ -9,9 +9,10 @@ of order in a pool full of NaN, as two slices and a decode row beside a batch ma
 eager run does that ours does not (a bias in the mask, another scale) shows in the logits.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,8 +96,15 @@ def survey_layers(
     return tuple(LayerShape(call.key.shape[1], call.key.shape[2]) for call in survey.calls)
 
 
-def compare_with_eager(model: PreTrainedModel, layout: KVLayout, context_length: int) -> float:
-    """Relative difference between the logits through pages and the model's own.
+def compare_with_eager(
+    model: PreTrainedModel,
+    layout: KVLayout,
+    context_length: int,
+    *,
+    way: Callable[..., Any] | None = None,
+) -> float:
+    """Relative difference between the logits through pages and the model's own. way: what
+    stands for the model where pages are (`direct.py`).
 
     Raises ModelRefused when it is over the tolerance of the type, or not finite.
     """
@@ -106,7 +114,7 @@ def compare_with_eager(model: PreTrainedModel, layout: KVLayout, context_length:
     expected = _run_plain(model, tokens, "eager")
     if not bool(expected.isfinite().all()):
         raise ModelRefused(f"'{model.config.model_type}' gives logits that are not finite")
-    paged = _centred(_run_in_slices(model, layout, tokens))
+    paged = _centred(_run_in_slices(way or model, layout, tokens))
     difference = _relative(paged, expected)
     tolerance, most = _TOLERANCE[layout.dtype]
     if difference > tolerance and tolerance < most:
@@ -135,7 +143,7 @@ def _relative(logits: Tensor, expected: Tensor) -> float:
     return float((logits - expected).norm() / expected.norm().clamp_min(1e-6))
 
 
-def _run_in_slices(model: PreTrainedModel, layout: KVLayout, tokens: Tensor) -> Tensor:
+def _run_in_slices(way: Callable[..., Any], layout: KVLayout, tokens: Tensor) -> Tensor:
     """Logits [length, vocabulary] of tokens [length], computed in three steps."""
     length, device = tokens.shape[0], tokens.device
     size = layout.page_size
@@ -161,7 +169,7 @@ def _run_in_slices(model: PreTrainedModel, layout: KVLayout, tokens: Tensor) -> 
             page_size=size,
         )
         logits = run_paged(
-            model,
+            way,
             torch.cat((tokens[-1:], tokens[begin:end])),
             torch.cat((mate, positions)),
             paged=PagedStep(batch, pool, layout),

@@ -51,7 +51,12 @@ class Peer(BaseHTTPRequestHandler):
             self._event({"choices": [{"delta": {"content": "word "}}]})
         self._event({"choices": [{"delta": {}, "finish_reason": "length"}]})
         if self.kind != "plain":
-            self._event({"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
+            usage = {
+                "completion_tokens": body["max_tokens"],
+                "prompt_tokens": 9,
+                "prompt_tokens_details": {"cached_tokens": 8},
+            }
+            self._event({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _event(self, event: object) -> None:

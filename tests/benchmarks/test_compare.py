@@ -190,9 +190,9 @@ def test_what_evicts_is_more_than_the_memory_holds() -> None:
 
 def test_the_pace_of_a_reply_is_told_where_it_has_one() -> None:
     samples = Samples()
-    samples.pace("single", Answer(1.0, 1.0, 3, True, None, (1.0, 1.0, 1.0), ""))
+    samples.pace("single", Answer(1.0, 1.0, 3, True, None, None, (1.0, 1.0, 1.0), ""))
     assert not samples.values
-    samples.pace("single", Answer(1.0, 2.0, 4, True, None, (1.0, 1.25, 1.5, 2.0), ""))
+    samples.pace("single", Answer(1.0, 2.0, 4, True, None, None, (1.0, 1.25, 1.5, 2.0), ""))
     assert samples.values == {"single: between tokens": [0.25], "single: decode": [3.0]}
 
 

@@ -60,6 +60,7 @@ async def test_a_good_server_is_read_to_its_end(tmp_path: Path) -> None:
     with door_of("good", tmp_path) as door:
         answer = await door.ask(HELLO, 5)
     assert (answer.tokens, answer.counted, answer.text) == (5, True, "word " * 5)
+    assert (answer.prompt_tokens, answer.cached_tokens) == (9, 8)
     assert len(answer.deltas) == 5
     assert len(answer.gaps) == 4
     assert answer.first_token == answer.deltas[0] <= answer.total
@@ -67,7 +68,7 @@ async def test_a_good_server_is_read_to_its_end(tmp_path: Path) -> None:
 
 def test_a_reply_that_comes_all_at_once_has_no_rate() -> None:
     def answer(*deltas: float) -> Answer:
-        return Answer(deltas[0], deltas[-1], len(deltas), True, None, deltas, "")
+        return Answer(deltas[0], deltas[-1], len(deltas), True, None, None, deltas, "")
 
     assert answer(1.0, 1.0, 1.0).decode_rate is None
     assert answer(1.0).decode_rate is None
@@ -84,6 +85,7 @@ async def test_a_server_that_refuses_fields_is_asked_without_and_its_deltas_coun
     with door_of("plain", tmp_path, plain=True) as door:
         answer = await door.ask(HELLO, 5)
     assert (answer.tokens, answer.counted) == (5, False)
+    assert (answer.prompt_tokens, answer.cached_tokens) == (None, None)
 
 
 @pytest.mark.parametrize(
