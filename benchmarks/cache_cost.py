@@ -1,18 +1,19 @@
 """What the cache costs when nobody ever comes back: one load, with none, in memory, on disk.
 
-    python -m benchmarks.cache_cost [--json FILE]
+    python -m benchmarks.cache_cost [--model FOLDER] [--rounds 30] [--json FILE]
+                                    [--device-memory 32MiB] [--disk 64MiB]
 
-Three servers with the demonstration model: one that keeps and shares no pages (`--prefix-cache
-off`), one that does in the device's memory (`--disk-capacity 0`), one that copies them to disk as
-well. All run all the time and are of one age. Rounds of a few seconds go to each in turn, the order
-changing, so a machine that drifts is the same to all. In a round some users ask one question after
-the other, each a prompt that was never sent before, so that every page is computed, named, written,
-and never found. The device has room for a few rounds only, so that pages must leave it, and be
-copied down, while there is load and not only between the rounds; before its next round the server
-with the disk may finish what it copies from the last one, for that takes nothing from anybody. The
-disk is full before anything is measured, as that of a server in use: each page takes the slot of an
-older one. (A file that grows costs what the machine's memory costs that nobody has touched: on a
-virtual machine ten times the copying.)
+Three servers with one model, by default that of demonstration: one that keeps and shares no pages
+(`--prefix-cache off`), one that does in the device's memory (`--disk-capacity 0`), one that copies
+them to disk as well. All run all the time and are of one age. Rounds of a few seconds go to each in
+turn, the order changing, so a machine that drifts is the same to all. In a round some users ask one
+question after the other, each a prompt that was never sent before, so that every page is computed,
+named, written, and never found. The device has room for a few rounds only, so that pages must leave
+it, and be copied down, while there is load and not only between the rounds; before its next round
+the server with the disk may finish what it copies from the last one, for that takes nothing from
+anybody. The disk is full before anything is measured, as that of a server in use: each page takes
+the slot of an older one. (A file that grows costs what the machine's memory costs that nobody has
+touched: on a virtual machine ten times the copying.)
 
 Memory is compared with none, and disk with memory, round by round: output and prompt tokens a
 second, the median time to the first token, and the server's processor time for a token, with all
@@ -28,6 +29,7 @@ for the cache; that copying may slow them, by sharing caches and the interpreter
 the ratios alone.
 """
 
+import argparse
 import asyncio
 import itertools
 import os
@@ -44,19 +46,15 @@ from pathlib import Path
 import httpx
 
 from benchmarks.drafts import message
+from benchmarks.openai_load import Door
 from benchmarks.report import run
 from benchmarks.server_process import ServerProcess, server_process, wait_until_ready
-from benchmarks.serving import door
+from benchmarks.serving import MODEL
 
-ROUNDS = 30
 ROUND_SECONDS = 4.0
 USERS = 4
 PROMPT_WORDS = 300
 REPLY_TOKENS = 32
-OPTIONS = ("--drafts", "off", "--kv-memory", "32MiB")
-NO_CACHE = ("--prefix-cache", "off")
-MEMORY = ("--disk-capacity", "0")
-DISK = ("--disk-capacity", "64MiB")  # full after a few rounds
 RESAMPLES = 2_000
 TARGET = 0.01
 COPYING_METRIC = "chatserve_keep_processor_seconds_total"
@@ -104,9 +102,10 @@ class Side:
         client: httpx.AsyncClient,
         seeds: Iterator[int],
         *,
+        model: str,
         copies: bool,
     ) -> None:
-        self._server, self._door = server, door(server)
+        self._server, self._door = server, Door(server.url, model)
         self._copies = copies
         self._client = client
         self._seeds = seeds
@@ -167,12 +166,14 @@ class Side:
             await asyncio.sleep(0.05)
 
 
-async def measure() -> dict[str, float]:
+async def measure(given: argparse.Namespace) -> dict[str, float]:
     """All ratios and shares."""
+    common = ("--drafts", "off", "--kv-memory", given.device_memory)
+    model, name = ((str(given.model),), given.model.name) if given.model else ((), MODEL)
     with (
-        server_process([*OPTIONS, *NO_CACHE]) as none,
-        server_process([*OPTIONS, *MEMORY]) as memory,
-        server_process([*OPTIONS, *DISK]) as disk,
+        server_process([*model, *common, "--prefix-cache", "off"]) as none,
+        server_process([*model, *common, "--disk-capacity", "0"]) as memory,
+        server_process([*model, *common, "--disk-capacity", given.disk]) as disk,
     ):
         servers = (none, memory, disk)
         for server in servers:
@@ -183,25 +184,25 @@ async def measure() -> dict[str, float]:
             for server in servers:
                 client = httpx.AsyncClient(base_url=server.url, timeout=60.0)
                 await clients.enter_async_context(client)
-                sides.append(Side(server, client, seeds, copies=server is disk))
-            return await measured(sides)
+                sides.append(Side(server, client, seeds, model=name, copies=server is disk))
+            return await measured(sides, given.rounds)
 
 
-async def measured(sides: Sequence[Side]) -> dict[str, float]:
-    """The rounds of all sides, the last the one with a disk."""
+async def measured(sides: Sequence[Side], count: int) -> dict[str, float]:
+    """So many rounds of all sides, the last the one with a disk."""
     disk = sides[-1]
     while not await disk.evicted():  # to warm up
         for side in sides:
             await side.round()
     before = (await disk.cache())["transit"]
     rounds: list[list[Round]] = []
-    for number in range(ROUNDS):
+    for number in range(count):
         start = number % len(sides)
         in_turn = {side: await side.round() for side in [*sides[start:], *sides[:start]]}
         rounds.append([in_turn[side] for side in sides])
     after = (await disk.cache())["transit"]
-    figures: dict[str, float] = {"rounds": ROUNDS}
-    print(f"{ROUNDS} rounds of {ROUND_SECONDS:.0f} s each, {USERS} users, no prompt twice")
+    figures: dict[str, float] = {"rounds": count}
+    print(f"{count} rounds of {ROUND_SECONDS:.0f} s each, {USERS} users, no prompt twice")
     nones, memories, disks = zip(*rounds, strict=True)
     figures |= report("pages in memory", "memory", memories, nones)
     figures |= report("pages on disk as well", "disk", disks, memories)
@@ -268,7 +269,15 @@ def standard_error(values: list[float]) -> float:
 
 def main() -> int:
     """Print a table; with --json also write it."""
-    return run("benchmarks.cache_cost", __doc__, measure)
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument
+    add("--model", type=Path, metavar="FOLDER", help="instead of the demonstration model")
+    add("--rounds", type=int, default=30, help="of each server; two at the least")
+    add("--device-memory", default="32MiB", help="for pages: less than a few rounds need")
+    add("--disk", default="64MiB", help="more than that, and full after a few rounds")
+    given, others = parser.parse_known_args()
+    sys.argv[1:] = others
+    return run("benchmarks.cache_cost", __doc__, lambda: measure(given))
 
 
 if __name__ == "__main__":
