@@ -62,6 +62,8 @@ class ModelRunner:
         started = time.monotonic()
         saved = promoted = ()
         waited = move_seconds = 0.0
+        if computing is not None and plan.moves != NO_MOVES:
+            computing()  # a CPU copies pages before anything else
         try:
             with torch.inference_mode(), self._begin_moves(plan) as moving:
                 result = self._run(plan, computing) if plan.slices else StepResult(plan.number)

@@ -4,13 +4,14 @@ import json
 import random
 import socket
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from benchmarks.openai_load import Answer, CompletionStream, Door, LoadError, Words
+from benchmarks.openai_load import Answer, CompletionStream, Door, LoadError, Words, _answer
 from benchmarks.peer_process import PeerProcess
 from chatserve.demonstration import MODEL_FOLDER
 
@@ -54,6 +55,24 @@ async def test_an_answer_is_the_same_wherever_it_is_cut() -> None:
         assert events[-1] == ("done", {})
         first = next(data["arrived"] for name, data in events if name == "delta")
         assert first == stream.arrivals[place < first_line]
+
+
+async def test_the_first_token_is_the_first_word_and_not_what_comes_before_it() -> None:
+    """A role, or an empty text."""
+    opening = [
+        {"choices": [{"delta": delta}]} for delta in ({"role": "assistant"}, {"content": ""})
+    ]
+    before = b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in opening)
+    head, _, body = whole_answer().partition(b"\r\n\r\n")
+    stream = CompletionStream(b"")
+    stream.data_received(head + b"\r\n\r\n%x\r\n%b\r\n" % (len(before), before))
+    while time.monotonic() <= stream.arrivals[0]:
+        pass
+    stream.data_received(body)
+    answer = _answer(stream)
+    assert len(stream.arrivals) == 2
+    assert answer.first_token == answer.deltas[0] == stream.arrivals[1] - stream.began
+    assert answer.first_token > stream.arrivals[0] - stream.began
 
 
 async def test_a_good_server_is_read_to_its_end(tmp_path: Path) -> None:

@@ -7,16 +7,20 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from chatserve.engine import model_runner
 from chatserve.engine.model_runner import ModelRunner
-from chatserve.engine.plan import Slice, StepPlan, StepResult
+from chatserve.engine.plan import SampleOrder, Slice, StepPlan, StepResult
 from chatserve.engine.runner import RunnerThread
+from chatserve.engine.values import Sampling
 from chatserve.model import load_model
 from chatserve.model.fused import FusedLayer
+from chatserve.model.sampling import SampleRow, Samples, sample
 from tests.model.families import build
 
 SECONDS_MAX = 30.0
@@ -143,12 +147,12 @@ async def test_with_no_step_next_a_result_is_told_at_once_and_the_last_before_th
 def test_a_model_says_so_before_it_has_written_anything(family: str, tmp_path: Path) -> None:
     """With layers in a chain, and with layers of torch's operations."""
     folder = build(family, tmp_path, hidden_size=64, seed=1)
-    model = load_model(folder, device="cpu", dtype="float32", page_size=8)
+    model = load_model(folder, device="cpu", dtype="float32", page_size=16)
     layers = sum(isinstance(each, FusedLayer) for each in model._model.modules())
     assert layers == (2 if family == "qwen3" else 0)
     runner = ModelRunner(model, pages=12, fill=torch.nan)
     table = np.array([3, 11], dtype=np.int32).tobytes()
-    item = Slice(1, 1, 0, tuple(range(4, 14)), None, table, True, ())
+    item = Slice(1, 1, 0, tuple(range(4, 24)), None, table, True, ())
     untouched: list[bool] = []
 
     def computing() -> None:
@@ -160,4 +164,57 @@ def test_a_model_says_so_before_it_has_written_anything(family: str, tmp_path: P
     untouched.clear()
     computing()
     assert untouched == [False], "the step wrote into these pages"
+    runner.close()
+
+
+def test_a_device_of_its_own_computes_once_it_has_its_orders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launching them needs the interpreter; waiting for tokens does not."""
+    model = load_model(
+        build("llama", tmp_path, seed=1), device="cpu", dtype="float32", page_size=16
+    )
+    runner = ModelRunner(model, pages=4)
+    monkeypatch.setattr(runner, "_on_cpu", False)
+    done: list[str] = []
+    forward = model.forward
+
+    def noted(*given: Any, **named: Any) -> torch.Tensor:
+        result = forward(*given, **named)
+        done.append("forward")
+        return result
+
+    def sampled(logits: torch.Tensor, rows: tuple[SampleRow, ...]) -> Samples:
+        done.append("sample")
+        return sample(logits, rows)
+
+    monkeypatch.setattr(model, "forward", noted)
+    monkeypatch.setattr(model_runner, "sample", sampled)
+    order = SampleOrder(1, 1, Sampling(), 0, 3)
+    table = np.array([2], dtype=np.int32).tobytes()
+    item = Slice(1, 1, 0, (4, 5, 6), None, table, True, (order,))
+    runner.run(
+        StepPlan(number=1, after=0, copies=(), slices=(item,)), lambda: done.append("computing")
+    )
+    assert done == ["forward", "computing", "sample"]
+    runner.close()
+
+
+def test_a_small_step_takes_one_thread_and_a_larger_one_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(
+        build("llama", tmp_path, seed=1), device="cpu", dtype="float32", page_size=16
+    )
+    monkeypatch.setattr(model_runner, "ONE_THREAD_WORK_MAX", 5 * model.parameter_count)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 7)
+        runner = ModelRunner(model, pages=4)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    table = np.array([2], dtype=np.int32).tobytes()
+    for number, tokens in enumerate((5, 6, 1), 1):
+        item = Slice(1, 1, 0, tuple(range(4, 4 + tokens)), None, table, True, ())
+        runner.run(StepPlan(number=number, after=0, copies=(), slices=(item,)))
+    assert chosen == [1, 7, 1]
     runner.close()

@@ -103,7 +103,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-# Not asked for yet, served because they pass the probe.
+# Their layers run as torch's operations.
 MORE_FAMILIES: dict[str, Family] = {
     "gemma3": Family(
         Gemma3TextConfig,

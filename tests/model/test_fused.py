@@ -270,3 +270,17 @@ def test_padding_attends_to_nothing(wide: Callable[[str], Path]) -> None:
     assert not model._pads
     padded._pads = True
     torch.testing.assert_close(steps(padded), steps(model), atol=1e-4, rtol=1e-5)
+
+
+def test_frames_of_a_few_sizes_are_kept_and_no_large_one(wide: Callable[[str], Path]) -> None:
+    """Each is memory for as long as the server runs."""
+    model = load(wide("llama"))
+    (frames,) = {each._frames for each in model._model.modules() if isinstance(each, FusedLayer)}
+    paging, tokens = Paging(model, pages=24, seed=SEED), [5] * 350
+    sequence = Sequence(tokens)
+    sizes = [1, 2, 3, fused._KEPT_ROWS_MAX, 4, 5, fused._KEPT_ROWS_MAX + 1, 6, 7, 100]
+    for rows in sizes:
+        paging.step([(sequence, rows)])
+    kept = [rows for rows in sizes if rows <= fused._KEPT_ROWS_MAX]
+    assert list(frames._kept) == kept[-fused._KEPT_FRAMES_MAX :]
+    assert frames._frame is None

@@ -80,7 +80,7 @@ class Chain:
     """Programs to be run one after the other on the same threads (`chain.py`). What is added must
     not be changed until they have run; the chain holds on to it."""
 
-    def __init__(self, function: Function, runs: Callable[[], None] | None) -> None:
+    def __init__(self, function: Function, runs: Callable[[], None] | None = None) -> None:
         self._function, self._runs = function, runs
         self._programs: list[int] = []
         self._kept: list[Any] = []
