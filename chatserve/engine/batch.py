@@ -71,6 +71,7 @@ def build_batch(
             write_offsets=torch.from_numpy(positions[where] % page_size).to(device),
             write_rows=None if kept is None else torch.from_numpy(kept).to(device),
             page_size=page_size,
+            host_tables=tables,
         ),
         logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         rows=tuple(rows),

@@ -7,10 +7,10 @@ Theory: a *page* holds a fixed run of token positions of one layer, `[2, page_si
 head_dim]` with K first and V second. A sequence's page table lists its pages in order, so that
 position p lies in `page_table[p // page_size]` at offset `p % page_size`. `reference.py` says
 slowly what each operation means; `ops.py` holds the checked doors that a model calls, and torch's
-way behind them; `cpu/` has machine code for a CPU, which `runs.py` tells what pages rows have in
-common. Every backend behind a door is tested against the reference. `linear.py`, `int8.py` and
-`rows.py` are doors of machine code that has nothing to do with pages: linear layers, norms, rotary
-embedding and gates.
+way behind them; `cpu/` has machine code for a CPU and `gpu/` Triton kernels, which `runs.py` tells
+what pages rows have in common. Every backend behind a door is tested against the reference.
+`linear.py`, `int8.py` and `rows.py` are doors of machine code that has nothing to do with pages:
+linear layers, norms, rotary embedding and gates.
 """
 
 from chatserve_kernels.batch import AttentionBatch

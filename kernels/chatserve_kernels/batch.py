@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chatserve_kernels.gpu.tiles import Tiles, TileShape, made_tiles
 from chatserve_kernels.runs import Runs, find_runs, laid_out, slice_runs
 
 # On a CPU gathered pages should still be in its cache when they are read: at 4 kv heads of 64 in
@@ -57,6 +58,8 @@ class AttentionBatch:
     write_pages, write_offsets: int64 [writes], where appended rows go.
     write_rows: int64 [writes], the rows to append; None means every row, in order. A row that is
         left out (a full hit) still attends to its own position, which is already in its page.
+    host_tables: int32, the page tables again where Python reads them without waiting for a device.
+        Without them decode rows of a batch on a GPU are not seen to share pages.
     """
 
     query_starts: tuple[int, ...]
@@ -66,6 +69,7 @@ class AttentionBatch:
     write_offsets: Tensor
     write_rows: Tensor | None
     page_size: int
+    host_tables: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         sequences = len(self.context_lengths)
@@ -83,6 +87,8 @@ class AttentionBatch:
                     f"sequence {sequence}: {queries} queries, context {context}, "
                     f"room for {capacity} tokens in its page table"
                 )
+        if self.host_tables is not None and self.host_tables.shape != self.page_tables.shape:
+            raise ValueError("host_tables must be as page_tables are")
         writes = self.rows if self.write_rows is None else self.write_rows.shape[0]
         if self.write_pages.shape != (writes,) or self.write_offsets.shape != (writes,):
             raise ValueError(f"write_pages and write_offsets must be [{writes}]")
@@ -138,6 +144,26 @@ class AttentionBatch:
         runs = self._runs[window, slices] = laid_out(tables, found)
         return runs
 
+    def tiles(self, window: int | None, shape: TileShape) -> Tiles:
+        """What each program of a GPU's attention reads, for all layers of a window and a shape: on
+        the device, where nothing waits for it."""
+        known = self._tiles.get((window, shape))
+        if known is not None:
+            return known
+        host = self.host_tables
+        if host is None and self.page_tables.device.type == "cpu":
+            host = self.page_tables.numpy().astype(np.int32, copy=False)
+        tiles = self._tiles[window, shape] = made_tiles(
+            self.page_tables,
+            self.query_starts,
+            self.context_lengths,
+            host_tables=host,
+            page_size=self.page_size,
+            window=window,
+            shape=shape,
+        )
+        return tiles
+
     @cached_property
     def has_decode_rows(self) -> bool:
         """Whether any sequence has one query."""
@@ -168,6 +194,10 @@ class AttentionBatch:
 
     @cached_property
     def _runs(self) -> dict[tuple[int | None, bool], Runs]:
+        return {}
+
+    @cached_property
+    def _tiles(self) -> dict[tuple[int | None, TileShape], Tiles]:
         return {}
 
     def _group(self, sequences: list[int]) -> DecodeGroup:

@@ -3,8 +3,9 @@
 May not know: chatserve, models, requests. A door checks shapes, dtypes and strides and raises
 ValueError; a body trusts its door.
 
-Theory: on a CPU pages are read where they lie, by machine code (`cpu/`). Slices where pages have
-uncommon sizes, and everything where there is no machine code, are torch's. K and V are then
+Theory: pages are read where they lie, by machine code on a CPU (`cpu/`) and by Triton on a GPU
+(`gpu/`). Slices where pages have uncommon sizes, and everything where neither can be had or has
+failed its trial, are torch's. K and V are then
 gathered from their pages, because plain torch cannot read through a table. A slice gathers exactly
 the positions its queries may see. Decode rows of like length are gathered together, padded to whole
 pages; what lies in the padding may be anything, NaN included, so it is overwritten with zeros
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatserve_kernels import gpu
 from chatserve_kernels.batch import AttentionBatch, DecodeGroup
 from chatserve_kernels.cpu import attention
 
@@ -53,6 +55,15 @@ def paged_attention(
     """
     _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=sinks)
     result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if gpu.serves(query.device.type):
+        from chatserve_kernels.gpu import attention as on_gpu
+
+        if on_gpu.served(query, kv, soft_cap=soft_cap, sinks=sinks):
+            on_gpu.paged_attention(
+                query, kv, batch, result, scale=scale, window=window, soft_cap=soft_cap,
+                sinks=sinks,
+            )  # fmt: skip
+            return result
     compiled = attention.attention_for(query, kv, soft_cap=soft_cap, sinks=sinks)
     slices = () if compiled is not None and compiled.sizes.matrices else batch.slices
     for sequence in slices:
@@ -105,6 +116,12 @@ def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> 
     Two rows never name the same page and offset. Raises ValueError.
     """
     _check_append(key, value, kv, batch)
+    if gpu.serves(kv.device.type):
+        from chatserve_kernels.gpu import pages as on_gpu
+
+        if on_gpu.served(kv.device):
+            on_gpu.append_kv(key, value, kv, batch)
+            return
     if attention.append(key, value, kv, batch):
         return
     if batch.write_rows is not None:
@@ -125,6 +142,12 @@ def copy_pages(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
         raise ValueError("the pool must be a contiguous [pages, page_elements]")
     if sources.ndim != 1 or sources.shape != destinations.shape:
         raise ValueError("sources and destinations must both be [copies]")
+    if gpu.serves(pool.device.type):
+        from chatserve_kernels.gpu import pages as on_gpu
+
+        if on_gpu.served(pool.device) and on_gpu.copies_pages(pool, sources):
+            on_gpu.copy_pages(pool, sources, destinations)
+            return
     if sources.shape[0]:
         pool.index_copy_(0, destinations, pool.index_select(0, sources))
 
@@ -139,6 +162,11 @@ def page_checksums(pool: Tensor, pages: Tensor, weights: Tensor) -> Tensor:
         raise ValueError("the pool must be a contiguous [pages, page_elements]")
     if weights.shape != (pool.shape[1] * pool.element_size() // WORD_BYTES,):
         raise ValueError("as many weights as a page has words")
+    if gpu.serves(pool.device.type) and len(pages):
+        from chatserve_kernels.gpu import pages as on_gpu
+
+        if on_gpu.served(pool.device):
+            return on_gpu.page_checksums(pool, pages, weights)
     words = pool.view(torch.int64)
     step = max(1, CHECKSUM_BYTES_MAX // (WORD_BYTES * len(weights)))
     parts = [words.index_select(0, part).mul_(weights).sum(dim=1) for part in pages.split(step)]

@@ -15,8 +15,8 @@ from torch import Tensor
 from chatserve_kernels.batch import AttentionBatch
 from chatserve_kernels.cpu import native
 from chatserve_kernels.cpu.sizes import Sizes
-from chatserve_kernels.cpu.trial import agrees
 from chatserve_kernels.runs import Runs
+from chatserve_kernels.trial import Trial, agrees
 
 try:
     from chatserve_kernels.cpu import programs
@@ -269,7 +269,17 @@ def _attention(
     attention = Attention(
         sizes, *(native.Function(each, programs.ATTEND_FIELDS) for each in addresses)
     )
-    if not agrees(attention.run, sizes):
+    trial = Trial(
+        head_dim=head_dim,
+        group=group,
+        page_size=page_size,
+        dtype=torch.bfloat16 if bfloat16 else torch.float32,
+        soft_cap=soft_cap,
+        sinks=sinks,
+        slices=sizes.matrices,
+        device=torch.device("cpu"),
+    )
+    if not agrees(attention.run, trial):
         _log.warning("attention as machine code is wrong on this machine; torch does it")
         return None
     return attention

@@ -1,0 +1,104 @@
+"""Rows into pages, pages into pages, and sums over pages: bare Triton kernels.
+
+May not know: batches. `pages.py` gives them tensors that its doors have checked.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def append(
+    key,
+    value,
+    kv,
+    rows,
+    pages,
+    offsets,
+    key_row,
+    key_head,
+    key_element,
+    value_row,
+    value_head,
+    value_element,
+    page_elements,
+    EVERY_ROW: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Program (write, some elements): one row's K and V to their place.
+
+    key, value: [rows, kv_heads, head_dim] of these strides. kv: [pages, 2, page_size, kv_heads,
+    head_dim], pages apart by page_elements. rows, pages, offsets: [writes]; with EVERY_ROW the
+    i-th write is of row i. TOGETHER: elements of a program.
+    """
+    write = tl.program_id(0).to(tl.int64)
+    element = tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER)
+    is_element = element < KV_HEADS * HEAD_DIM
+    head = (element // HEAD_DIM).to(tl.int64)
+    inside = (element % HEAD_DIM).to(tl.int64)
+    row = write if EVERY_ROW else tl.load(rows + write).to(tl.int64)
+    page = tl.load(pages + write).to(tl.int64)
+    offset = tl.load(offsets + write).to(tl.int64)
+    place = kv + page * page_elements + offset * (KV_HEADS * HEAD_DIM) + element
+    from_key = key + row * key_row + head * key_head + inside * key_element
+    from_value = value + row * value_row + head * value_head + inside * value_element
+    tl.store(place, tl.load(from_key, mask=is_element), mask=is_element)
+    place += PAGE_SIZE * KV_HEADS * HEAD_DIM
+    tl.store(place, tl.load(from_value, mask=is_element), mask=is_element)
+
+
+@triton.jit(do_not_specialize=["copies"])
+def copy(
+    pool,
+    sources,
+    destinations,
+    page_words,
+    copies,
+    COPIES: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Program (some words): those of all copies are read before any is written, and no other
+    program touches them.
+
+    pool: [pages, page_words]. sources, destinations: [copies], at most COPIES, a power of two.
+    """
+    index = tl.arange(0, COPIES)
+    is_copy = index < copies
+    source = tl.load(sources + index, mask=is_copy, other=0).to(tl.int64)
+    destination = tl.load(destinations + index, mask=is_copy, other=0).to(tl.int64)
+    word = tl.program_id(0).to(tl.int64) * TOGETHER + tl.arange(0, TOGETHER)
+    is_place = is_copy[:, None] & (word < page_words)[None, :]
+    held = tl.load(pool + (source * page_words)[:, None] + word[None, :], mask=is_place)
+    tl.debug_barrier()
+    tl.store(pool + (destination * page_words)[:, None] + word[None, :], held, mask=is_place)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def weighted_sum(
+    pool,
+    pages,
+    weights,
+    sums,
+    page_words,
+    parts,
+    TOGETHER: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """Program (page, part): the sum of some of its words, each times its weight, modulo 2^64.
+
+    pool: int64 [pages, page_words]. pages: [n]. weights: int64 [page_words]. sums: int64
+    [n, parts], each of TOGETHER * STEPS words.
+    """
+    index = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1).to(tl.int64)
+    page = tl.load(pages + index).to(tl.int64)
+    total = tl.zeros([TOGETHER], tl.int64)
+    for step in range(STEPS):
+        word = (part * STEPS + step) * TOGETHER + tl.arange(0, TOGETHER)
+        is_word = word < page_words
+        read = tl.load(pool + page * page_words + word, mask=is_word, other=0)
+        total += read * tl.load(weights + word, mask=is_word, other=0)
+    tl.store(sums + index * parts + part, tl.sum(total, 0))
