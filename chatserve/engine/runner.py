@@ -19,7 +19,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -94,6 +93,7 @@ class RunnerThread:
         self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
         self._closed = False
         self._untold: list[StepResult] = []  # the thread's own
+        self._heard = True  # the loop is there
         self._thread = threading.Thread(target=self._work, name="chatserve-runner", daemon=True)
         self._thread.start()
 
@@ -120,11 +120,15 @@ class RunnerThread:
             self._untold.append(result)
             if self._plans.empty():
                 self._tell()
+            if not self._heard:
+                break
         self._tell()
         self._steps.close()
 
     def _tell(self) -> None:
         untold, self._untold = self._untold, []
-        for result in untold:
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to hear of it
+        try:
+            for result in untold:
                 self._loop.call_soon_threadsafe(self._on_result, result)
+        except RuntimeError:  # the loop is closed: nobody is left to hear of it
+            self._heard = False

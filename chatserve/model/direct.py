@@ -124,7 +124,10 @@ def _plain_rotary(rotary: nn.Module, dtype: torch.dtype) -> tuple[Tensor | None,
     if frequencies.dtype != torch.float32:
         return None, 1.0
     positions = torch.tensor(_POSITIONS)
-    given = rotary(torch.empty(1, len(_POSITIONS), 1, dtype=dtype), positions[None])
+    try:
+        given = rotary(torch.empty(1, len(_POSITIONS), 1, dtype=dtype), positions[None])
+    except (RuntimeError, ValueError, TypeError):  # it is asked in another way, or not like this
+        return None, 1.0
     for mine, theirs in zip(_angles(positions, frequencies, float(scaling)), given, strict=True):
         if not torch.equal(mine.to(dtype).repeat(1, 2), theirs[0]):
             return None, 1.0

@@ -15,7 +15,7 @@ import torch
 
 from chatserve.engine import model_runner
 from chatserve.engine.model_runner import ModelRunner
-from chatserve.engine.plan import SampleOrder, Slice, StepPlan, StepResult
+from chatserve.engine.plan import Moves, PageMove, SampleOrder, Slice, StepPlan, StepResult
 from chatserve.engine.runner import RunnerThread
 from chatserve.engine.values import Sampling
 from chatserve.model import load_model
@@ -197,6 +197,27 @@ def test_a_device_of_its_own_computes_once_it_has_its_orders(
         StepPlan(number=1, after=0, copies=(), slices=(item,)), lambda: done.append("computing")
     )
     assert done == ["forward", "computing", "sample"]
+    runner.close()
+
+
+def test_pages_that_are_moved_hold_up_no_result(tmp_path: Path) -> None:
+    """Also where a step does nothing else."""
+    model = load_model(
+        build("llama", tmp_path, seed=1), device="cpu", dtype="float32", page_size=16
+    )
+    runner = ModelRunner(model, pages=4, slots=2, fill=0.0)
+    host = runner.host
+    assert host is not None
+    runner.page_view(3)[:] = bytes([7]) * len(runner.page_view(3))
+    moved: list[bool] = []
+
+    def look() -> None:
+        moved.append(bytes(host.page_view(1)) == bytes(runner.page_view(3)))
+
+    moves = Moves(saves=(PageMove(3, 1),))
+    runner.run(StepPlan(number=1, after=0, copies=(), slices=(), moves=moves), look)
+    look()
+    assert moved == [False, True]
     runner.close()
 
 

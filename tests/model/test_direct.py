@@ -72,11 +72,24 @@ def test_it_gives_what_transformers_forward_gives(
     assert isinstance(model._way, DirectPass)
     assert model._way.frequencies is not None
     assert model._way.output_blocks is not None
-    got = steps(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(model._model, "forward", None)  # nobody calls it
+        got = steps(model)
     model._way = model._model
     expected = steps(model)
     assert got.isfinite().all()
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_angles_are_exact_at_any_position(dtype: torch.dtype, wide: Callable[[str], Path]) -> None:
+    """bfloat16 holds whole numbers up to 256 only, float32 up to 16,777,216."""
+    way: Any = load(wide("llama"))._way
+    positions = torch.arange(3, 130_000, 257)
+    hidden = torch.empty(len(positions), 64, dtype=dtype)
+    expected = way.rotary(hidden[None], positions[None])
+    for mine, theirs in zip(way._positions(hidden, positions), expected, strict=True):
+        assert torch.equal(mine.to(dtype).repeat(1, 2), theirs[0])
 
 
 @pytest.mark.parametrize("plain", [True, False])
