@@ -64,7 +64,6 @@ COPYING_METRIC = "chatserve_keep_processor_seconds_total"
 class Round:
     """What users of one server saw in some seconds."""
 
-    seconds_a_token: float
     tokens_a_second: float
     first_token_seconds: float
     processor_seconds_a_token: float
@@ -133,7 +132,6 @@ class Side:
         await self.settle()
         after = await self.used()
         return Round(
-            seconds / tokens,
             tokens / seconds,
             statistics.median(first),
             (after.process - before.process) / tokens,
@@ -244,7 +242,7 @@ def report_work(key: str, pairs: Sequence[tuple[Round, Round]]) -> dict[str, flo
     loop = [on.loop_seconds_a_token - off.loop_seconds_a_token for on, off in pairs]
     both = [sum(seconds) for seconds in zip(copying, loop, strict=True)]
     wholes = {
-        "step": [off.seconds_a_token for _, off in pairs],
+        "step": [1 / off.tokens_a_second for _, off in pairs],
         "processor": [off.processor_seconds_a_token for _, off in pairs],
     }
     figures: dict[str, float] = {}
@@ -276,6 +274,8 @@ def main() -> int:
     add("--device-memory", default="32MiB", help="for pages: less than a few rounds need")
     add("--disk", default="64MiB", help="more than that, and full after a few rounds")
     given, others = parser.parse_known_args()
+    if given.rounds < 2:
+        parser.error("--rounds: two at the least")
     sys.argv[1:] = others
     return run("benchmarks.cache_cost", __doc__, lambda: measure(given))
 

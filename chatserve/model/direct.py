@@ -19,9 +19,9 @@ from chatserve.model.attention import ChainedPaged, check_asked
 from chatserve.model.blocks import BlockLinear, JoinedBlocks
 from chatserve.model.fused import FusedLayer, FusedNorm
 
-_MODELS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}) | {
-    "Qwen3ForCausalLM"
-}
+_MODELS = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+)
 _POSITIONS = (0, 1, 7, 1000, 1023, 4095, 100_000)  # where angles are compared
 
 
@@ -87,10 +87,10 @@ class DirectPass:
 
 def direct_pass(model: nn.Module) -> DirectPass | None:
     """None for a model of another class, or whose layers are not in a chain."""
-    name, whole = type(model).__name__, model
+    name = type(model).__name__
     if name not in _MODELS:
         return None
-    parts: Any = whole
+    parts: Any = model
     inner, output = parts.model, parts.lm_head
     layers = tuple(inner.layers)
     if not layers or not all(isinstance(each, FusedLayer) for each in layers):
