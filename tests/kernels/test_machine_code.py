@@ -60,11 +60,6 @@ def trial(
     return query, kv, batch
 
 
-def test_it_is_what_the_doors_use() -> None:
-    query, kv, _ = trial(SIZES[0], torch.float32)
-    assert attention.attention_for(query, kv, soft_cap=None, sinks=None) is not None
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shared", [0, 8])
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -100,39 +95,74 @@ def parted(page_size: int) -> tuple[AttentionBatch, int]:
     ), pages
 
 
-@pytest.mark.parametrize(
-    ("dtype", "dots"),
-    [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)],
-    ids=["fp32", "bf16", "bf16-dots"],
+@pytest.fixture(
+    params=["fp32", "fp32-narrow", "bf16", "bf16-narrow", "bf16-dots"],
 )
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_slices_equal_torch(
-    size: tuple[int, int, int, int],
-    dtype: torch.dtype,
-    dots: bool,
-    threads: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Nothing that nobody wrote is used either."""
-    if not dots:
-        monkeypatch.setattr(native, "has_pair_dots", lambda: False)
-    elif not native.has_pair_dots():
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """Products of matrices as processors with other registers have them; the type of the pages."""
+    kind, _, registers = request.param.partition("-")
+    if registers == "dots" and not native.has_pair_dots():
         pytest.skip("this processor multiplies no pairs of bfloat16")
-    torch.manual_seed(19)
-    head_dim, heads, kv_heads, page_size = size
-    batch, pages = parted(page_size)
-    kv = torch.full((pages, 2, page_size, kv_heads, head_dim), float("nan")).to(dtype)
+    monkeypatch.setattr(native, "has_pair_dots", lambda: registers == "dots")
+    monkeypatch.setattr(native, "wide_registers", lambda: registers != "narrow")
+    return torch.float32 if kind == "fp32" else torch.bfloat16
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_it_is_what_the_doors_use(size: tuple[int, int, int, int], arithmetic: torch.dtype) -> None:
+    """What fails its trial would be left to torch, and everything else here pass."""
+    query, kv, _ = trial(size, arithmetic)
+    assert attention.attention_for(query, kv, soft_cap=None, sinks=None) is not None
+
+
+def written(batch: AttentionBatch, pages: int, kv_heads: int, head_dim: int) -> Tensor:
+    """Pages in float32 with what the batch's contexts hold, and NaN wherever nobody wrote."""
+    page_size = batch.page_size
+    kv = torch.full((pages, 2, page_size, kv_heads, head_dim), float("nan"))
     for sequence, length in enumerate(batch.context_lengths):
         for position in range(length):
             page = int(batch.page_tables[sequence, position // page_size])
-            kv[page, :, position % page_size] = torch.randn(2, kv_heads, head_dim).to(dtype)
-    query = torch.randn(heads, batch.rows, head_dim).to(dtype).transpose(0, 1)
+            kv[page, :, position % page_size] = torch.randn(2, kv_heads, head_dim)
+    return kv
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_slices_equal_torch(
+    size: tuple[int, int, int, int], arithmetic: torch.dtype, threads: int
+) -> None:
+    """Nothing that nobody wrote is used either."""
+    torch.manual_seed(19)
+    head_dim, heads, kv_heads, page_size = size
+    batch, pages = parted(page_size)
+    kv = written(batch, pages, kv_heads, head_dim).to(arithmetic)
+    query = torch.randn(heads, batch.rows, head_dim).to(arithmetic).transpose(0, 1)
     for options in ({}, {"window": 21}, {"soft_cap": 2.0, "sinks": torch.randn(heads)}):
         options = {"scale": head_dim**-0.5} | options
         expected = in_torch(paged_attention)(query.float(), kv.float(), batch, **options)
         result = paged_attention(query, kv, batch, **options)
-        tolerance = 3e-6 if dtype == torch.float32 else 1.5e-2
+        tolerance = 3e-6 if arithmetic == torch.float32 else 1.5e-2
         torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("step", [0.02, 0.3, -0.3])
+def test_scores_may_rise_and_fall_along_a_context(arithmetic: torch.dtype, step: float) -> None:
+    """By little at a time and by much, in slices and in decode rows: what was summed before a
+    larger score came is made relative to it, or small enough beside it to stay as it is."""
+    torch.manual_seed(24)
+    batch, pages = parted(16)
+    kv = written(batch, pages, 2, 64)
+    kv[:, 0, :, :, 0] = 0
+    for sequence, length in enumerate(batch.context_lengths):
+        for position in range(length):
+            page = int(batch.page_tables[sequence, position // 16])
+            kv[page, 0, position % 16, :, 0] = step * position
+    kv = kv.to(arithmetic)
+    query = torch.randn(batch.rows, 6, 64).to(arithmetic)
+    query[:, :, 0] = 1
+    expected = in_torch(paged_attention)(query.double(), kv.double(), batch, scale=1.0)
+    result = paged_attention(query, kv, batch, scale=1.0)
+    tolerance = 1e-4 if arithmetic == torch.float32 else 2e-2  # of scores near 90
+    torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_common_sizes_leave_no_slice_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +426,7 @@ def test_slices_that_are_wrong_on_a_machine_are_left_to_torch(
     batch, pages = parted(16)
     kv, query = torch.randn(pages, 2, 16, 2, 64), torch.randn(batch.rows, 4, 64)
     expected = in_torch(paged_attention)(query, kv, batch, scale=0.1)
-    monkeypatch.setattr(matrices.Matrices, "mix", lambda _self, _records: None)
+    monkeypatch.setattr(matrices.Matrices, "mix", lambda _self, _records, _positions: None)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(paged_attention(query, kv, batch, scale=0.1), expected)
     assert "is wrong on this machine" in caplog.text

@@ -121,7 +121,8 @@ def attention_for(
     group = query.shape[1] // kv_heads
     bfloat16 = kv.dtype == torch.bfloat16
     options = soft_cap is not None, sinks is not None
-    return _attention(head_dim, group, page_size, bfloat16, *options, native.has_pair_dots())
+    machine = native.wide_registers(), native.has_pair_dots()
+    return _attention(head_dim, group, page_size, bfloat16, *options, *machine)
 
 
 def append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> bool:
@@ -258,11 +259,12 @@ def _attention(
     bfloat16: bool,
     soft_cap: bool,
     sinks: bool,
+    wide: bool,
     pair_dots: bool,
 ) -> Attention | None:
     if programs is None:
         return None
-    sizes = Sizes(head_dim, group, page_size, bfloat16, soft_cap, sinks, pair_dots)
+    sizes = Sizes(head_dim, group, page_size, bfloat16, soft_cap, sinks, wide, pair_dots)
     addresses = native.compiled(programs.attention_text(sizes), ("attend", "join"))
     if addresses is None:
         return None

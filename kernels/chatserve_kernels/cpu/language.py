@@ -18,6 +18,7 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 CACHE_LINE_BYTES = 64
 UPPER_HALF = 0xFFFF0000  # of 32 bits
 EXPONENT_MAX = 126.0  # of two; beyond it float32 ends
+ROUNDING = 1.5 * 2.0**23  # float32s from it on lie one apart
 EXP_DEGREE = 6  # of a polynomial for 2^f, |f| <= 1/2: within 2e-7
 
 
@@ -237,6 +238,10 @@ class Program:
         """A vector of one integer of 32 bits."""
         return ir.Constant(ir.VectorType(I32, lanes), [value] * lanes)
 
+    def smaller(self, left: Any, right: Any) -> Any:
+        """Of two integers."""
+        return self.b.select(self.b.icmp_signed("<", left, right), left, right)
+
     def splat(self, value: Any, lanes: int) -> Any:
         """A vector of one value, of any type."""
         kind = ir.VectorType(value.type, lanes)
@@ -259,6 +264,13 @@ class Program:
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         dot = self.intrinsic(name, added.type, [added.type, kind, kind])
         return self.b.call(dot, [added, self.b.bitcast(left, kind), self.b.bitcast(right, kind)])
+
+    def narrowed(self, vector: Any) -> Any:
+        """A vector of 16 in bfloat16, rounded to the nearest, ties to even; what is smaller than
+        2^-126 becomes 0. Only for processors with AVX512_BF16."""
+        kind = ir.VectorType(BFloat(), vector.type.count)
+        name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
+        return self.b.call(self.intrinsic(name, kind, [vector.type]), [vector])
 
     def largest(self, vector: Any) -> Any:
         """The largest of its lanes; NaN is passed over."""
@@ -314,17 +326,15 @@ class Program:
         for sign, limit in (("<", -EXPONENT_MAX), (">", EXPONENT_MAX)):
             bound = self.constant(limit, lanes)
             y = self.b.select(self.b.fcmp_ordered(sign, y, bound), bound, y)
-        whole = self._call("llvm.rint", vector.type, [y])
-        part = self.b.fsub(y, whole)
+        # Added to a number this large, y is rounded to an integer, which its lowest bits then hold.
+        moved = self.b.fadd(y, self.constant(ROUNDING, lanes))
+        part = self.b.fsub(y, self.b.fsub(moved, self.constant(ROUNDING, lanes)))
         result = self.constant(_taylor(EXP_DEGREE), lanes)
         for power in reversed(range(EXP_DEGREE)):
             result = self.multiply_add(result, part, self.constant(_taylor(power), lanes))
-        integers = ir.VectorType(I32, lanes)
-        name = f"llvm.fptosi.sat.v{lanes}i32.v{lanes}f32"  # of NaN: 0, and what it scales is NaN
-        exponent = self.b.call(self.intrinsic(name, integers, [vector.type]), [whole])
-        exponent = self.b.add(exponent, ir.Constant(integers, [127] * lanes))
-        scale = self.b.shl(exponent, ir.Constant(integers, [23] * lanes))
-        return self.b.fmul(result, self.b.bitcast(scale, vector.type))
+        bits = self.b.bitcast(moved, ir.VectorType(I32, lanes))
+        exponent = self.b.shl(self.b.add(bits, self.integers(127, lanes)), self.integers(23, lanes))
+        return self.b.fmul(result, self.b.bitcast(exponent, vector.type))
 
     def _pairs(self, left: Any, right: Any | None) -> Any:
         """Sums of neighbours: of left, then of right where there is one."""

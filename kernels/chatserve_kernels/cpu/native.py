@@ -184,6 +184,7 @@ def functions_of(
     return None if addresses is None else tuple(Function(each, fields) for each in addresses)
 
 
+@cache
 def wide_registers() -> bool:
     """Whether there are 32 registers of 512 bits."""
     return llvm is not None and bool(llvm.get_host_cpu_features().get("avx512bw"))

@@ -2,11 +2,12 @@
 
 Theory: a task of `attend` is a run and one kv head. The run's pages are read once, a tile of
 positions at a time, for all rows of the run; softmax goes along as in FlashAttention (arXiv
-2205.14135, section 3.1): for each query head a record holds the largest score so far, the sum of
-weights relative to it and the weighted values. `join` brings the records of a row's runs together.
+2205.14135, section 3.1): for each query head a record holds a reference near the largest score so
+far, the sum of weights relative to it and the weighted values. `join` brings the records of a row's
+runs together.
 
     record of a query head, float32:   query, scaled [head_dim] | values [head_dim]
-                                       | sums of weights [tile lanes] | largest score [tile lanes]
+                                       | sums of weights [tile lanes] | reference [tile lanes]
 
 Tiles never cross a page, and the next one is asked for while one is computed, row by row: a burst
 of requests would hold up what comes from the nearer caches. What lies outside a run's positions may
@@ -26,6 +27,9 @@ from chatserve_kernels.cpu.records import NOTHING, Records
 from chatserve_kernels.cpu.sizes import Sizes
 
 SPANS = ("member_starts", "member_ends")
+# A new reference changes all that a record holds: only for scores that are larger by so much, which
+# sums of weights have room for.
+SLACK = 8.0
 COPIES_A_TASK = 32  # rows that one thread appends at a time
 
 ATTEND_FIELDS = (
@@ -114,38 +118,53 @@ class _Attend:
         self, matrices: Matrices, members: "_Members", table: Any, start: Any, end: Any
     ) -> None:
         """Many rows, each of which may see other positions."""
-        p, b, f, sizes = self.p, self.p.b, self.f, self.sizes
+        p, b, sizes = self.p, self.p.b, self.sizes
         self._begin(members, matrices.take_query)
-        tile, last = integer(sizes.tile), b.sub(members.end, integer(1))
+        tile = integer(sizes.tile)
         rows = b.mul(b.sub(members.end, members.first), integer(sizes.group))
-        with p.loop(b.mul(b.sdiv(start, tile), tile), end, sizes.tile) as position:
-            keys = self._keys(table, position, members.head)
-            next_keys = self._keys(table, self._after(position, end), members.head)
-            low, high, _ = self._bounds(position, start, end)
-            with p.loop(integer(0), tile) as row:
-                self._ask(next_keys, row)
-                self._ask(b.add(next_keys, self.value_bytes), row)
-            matrices.take_keys(keys, self.row_bytes)
-            matrices.take_values(b.add(keys, self.value_bytes), self.row_bytes, low, high)
-            with p.loop(integer(0), rows, sizes.matrix_rows) as first:
-                mine: list[tuple[Any, Any]] = []
-                for index in range(sizes.matrix_rows):
-                    row = b.add(first, integer(index))
-                    member = b.add(members.first, b.sdiv(row, integer(sizes.group)))
-                    there = b.icmp_signed("<", member, members.end)
-                    member = b.select(there, member, last)
-                    group = self.records.group(p.at(f["slots"], member), members.head)
-                    record = self.records.of(group, b.srem(row, integer(sizes.group)))
-                    seen = self._seen(position, *(p.at(f[name], member) for name in SPANS))
-                    mine.append((b.select(there, record, matrices.spare), seen))
-                self._block(matrices, mine)
+        first = b.mul(b.sdiv(start, tile), tile)
+        with p.loop(first, end, sizes.positions_together) as position:
+            stop = p.smaller(b.add(position, integer(sizes.positions_together)), end)
+            with p.loop(position, stop, sizes.tile) as place:
+                keys = self._keys(table, place, members.head)
+                next_keys = self._keys(table, self._after(place, end), members.head)
+                with p.loop(integer(0), tile) as row:
+                    self._ask(next_keys, row)
+                    self._ask(b.add(next_keys, self.value_bytes), row)
+                number = b.sdiv(b.sub(place, position), tile)
+                low, high, _ = self._bounds(place, start, end)
+                values = b.add(keys, self.value_bytes)
+                matrices.take_keys(number, keys, self.row_bytes)
+                matrices.take_values(number, values, self.row_bytes, low, high)
+            with p.loop(integer(0), rows, sizes.matrix_rows) as row:
+                self._block(matrices, members, row, position)
 
-    def _block(self, matrices: Matrices, mine: list[tuple[Any, Any]]) -> None:
-        """Some rows, each a record and which positions of the tile it sees, over the tile."""
-        for index, scores in enumerate(matrices.scores([record for record, _ in mine])):
-            record, seen = mine[index]
-            matrices.take_weights(index, self._weights(record, scores, seen))
-        matrices.mix([record for record, _ in mine])
+    def _block(self, matrices: Matrices, members: "_Members", first: Any, position: Any) -> None:
+        """Some rows, over the tiles from a position on as far as they see them."""
+        p, b, f, sizes = self.p, self.p.b, self.f, self.sizes
+        rows = [b.add(first, integer(index)) for index in range(sizes.matrix_rows)]
+        mine = [b.add(members.first, b.sdiv(row, integer(sizes.group))) for row in rows]
+        there = [b.icmp_signed("<", member, members.end) for member in mine]
+        last = b.sub(members.end, integer(1))
+        mine = [b.select(is_one, member, last) for is_one, member in zip(there, mine, strict=True)]
+        # Members come in the order of what they see.
+        start, end = p.at(f["member_starts"], mine[0]), p.at(f["member_ends"], mine[-1])
+        stop = b.add(position, integer(sizes.positions_together))
+        sees = b.and_(b.icmp_signed("<", position, end), b.icmp_signed("<", start, stop))
+        with b.if_then(sees):
+            records: list[Any] = []
+            for row, member, is_one in zip(rows, mine, there, strict=True):
+                group = self.records.group(p.at(f["slots"], member), members.head)
+                record = self.records.of(group, b.srem(row, integer(sizes.group)))
+                records.append(b.select(is_one, record, matrices.spare))
+            for index, scores in enumerate(matrices.scores(records)):
+                span = [p.at(f[name], mine[index]) for name in SPANS]
+                places = (b.add(position, integer(sizes.tile * n)) for n in range(len(scores)))
+                seen = [self._seen(place, *span) for place in places]
+                matrices.take_weights(index, self._weights(records[index], scores, seen))
+            tile, seen_positions = integer(sizes.tile), b.sub(p.smaller(stop, end), position)
+            tiles = b.sdiv(b.add(seen_positions, integer(sizes.tile - 1)), tile)
+            matrices.mix(records, b.mul(tiles, tile))
 
     def _after(self, position: Any, end: Any) -> Any:
         """Where the next tile begins; the last one has none but itself."""
@@ -169,7 +188,7 @@ class _Attend:
                 for chunk in range(sizes.chunks):
                     p.store(p.constant(0.0, sizes.lanes), records.values(record, chunk))
                 p.store(p.constant(0.0, sizes.tile), records.sums(record))
-                p.store(p.constant(NOTHING, sizes.tile), records.largest(record))
+                p.store(p.constant(NOTHING, sizes.tile), records.reference(record))
 
     def _keys(self, table: Any, position: Any, head: Any) -> Any:
         """The address of a position's key; its value is `value_bytes` further."""
@@ -229,7 +248,7 @@ class _Attend:
             for index, each in enumerate(sums):
                 products[index].append(each)
         for index, record in enumerate(mine):
-            weights = self._weights(record, p.totals(products[index]), inside)
+            (weights,) = self._weights(record, [p.totals(products[index])], [inside])
             b.store(weights, self.weight_places[index])
         kept = [
             p.load(records.values(record, chunk), sizes.lanes)
@@ -256,33 +275,51 @@ class _Attend:
         sizes = self.sizes
         return list(self.p.row(row, sizes.chunks, sizes.lanes, sizes.bfloat16))
 
-    def _weights(self, record: Any, scores: Any, inside: Any) -> Any:
-        """exp(score - largest so far) of a tile, with what the record holds made relative to it."""
+    def _weights(self, record: Any, scores: list[Any], seen: list[Any]) -> list[Any]:
+        """exp(score - reference) of tiles. A score above the reference by more than `SLACK` is the
+        next reference, and what the record holds is made relative to it."""
         p, b, sizes, records = self.p, self.p.b, self.sizes, self.records
         if sizes.soft_cap:
-            cap = p.splat(p.float_field("soft_cap"), sizes.tile)
-            twice = p.exp(b.fdiv(b.fmul(scores, p.constant(2.0, sizes.tile)), cap))
-            # tanh(x) = 1 - 2 / (exp(2 x) + 1)
-            below = b.fdiv(p.constant(2.0, sizes.tile), b.fadd(twice, p.constant(1.0, sizes.tile)))
-            scores = b.fmul(cap, b.fsub(p.constant(1.0, sizes.tile), below))
-        scores = b.select(inside, scores, p.constant(NOTHING, sizes.tile))
-        before = p.load(records.largest(record), sizes.tile)
-        with b.if_then(p.any(b.fcmp_ordered(">", scores, before)), likely=False):
-            largest = p.splat(p.largest(scores), sizes.tile)
-            less = p.exp(b.fsub(before, largest))
+            scores = [self._capped(each) for each in scores]
+        nothing = p.constant(NOTHING, sizes.tile)
+        scores = [
+            b.select(inside, each, nothing) for inside, each in zip(seen, scores, strict=True)
+        ]
+        before = p.load(records.reference(record), sizes.tile)
+        most = scores[0]
+        for each in scores[1:]:
+            most = b.select(b.fcmp_ordered(">", each, most), each, most)
+        limit = b.fadd(before, p.constant(SLACK, sizes.tile))
+        with b.if_then(p.any(b.fcmp_ordered(">", most, limit)), likely=False):
+            after = p.splat(p.largest(most), sizes.tile)
+            less = p.exp(b.fsub(before, after))
             one = p.splat(p.first(less), sizes.lanes)
             for chunk in range(sizes.chunks):
                 place = records.values(record, chunk)
                 p.store(b.fmul(p.load(place, sizes.lanes), one), place)
             sums = records.sums(record)
             p.store(b.fmul(p.load(sums, sizes.tile), less), sums)
-            p.store(largest, records.largest(record))
-        weights = p.exp(b.fsub(scores, p.load(records.largest(record), sizes.tile)))
-        # The least that exp gives is above zero, and one value may be as large as another is small.
-        weights = b.select(inside, weights, p.constant(0.0, sizes.tile))
-        sums = records.sums(record)
-        p.store(b.fadd(p.load(sums, sizes.tile), weights), sums)
+            p.store(after, records.reference(record))
+        reference = p.load(records.reference(record), sizes.tile)
+        sums = p.load(records.sums(record), sizes.tile)
+        weights: list[Any] = []
+        for inside, each in zip(seen, scores, strict=True):
+            # The least that exp gives is above zero, and one value may be as large as another is
+            # small.
+            weight = b.select(inside, p.exp(b.fsub(each, reference)), p.constant(0.0, sizes.tile))
+            weights.append(weight)
+            sums = b.fadd(sums, weight)
+        p.store(sums, records.sums(record))
         return weights
+
+    def _capped(self, scores: Any) -> Any:
+        """cap * tanh(score / cap)."""
+        p, b, tile = self.p, self.p.b, self.sizes.tile
+        cap = p.splat(p.float_field("soft_cap"), tile)
+        twice = p.exp(b.fdiv(b.fmul(scores, p.constant(2.0, tile)), cap))
+        # tanh(x) = 1 - 2 / (exp(2 x) + 1)
+        below = b.fdiv(p.constant(2.0, tile), b.fadd(twice, p.constant(1.0, tile)))
+        return b.fmul(cap, b.fsub(p.constant(1.0, tile), below))
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,13 +369,13 @@ class _Join:
 
         least = p.constant(NOTHING, sizes.tile) if sink is None else p.splat(sink, sizes.tile)
         with p.folding(first, end, [least]) as (slot, (largest,), after):
-            other = p.load(records.largest(record(slot)), sizes.tile)
+            other = p.load(records.reference(record(slot)), sizes.tile)
             after.append(b.select(b.fcmp_ordered(">", other, largest), other, largest))
         zeros = [p.constant(0.0, sizes.tile)]
         zeros += [p.constant(0.0, sizes.lanes)] * sizes.chunks
         with p.folding(first, end, zeros) as (slot, sums, after):
             part = record(slot)
-            less = p.exp(b.fsub(p.load(records.largest(part), sizes.tile), largest))
+            less = p.exp(b.fsub(p.load(records.reference(part), sizes.tile), largest))
             after.append(p.multiply_add(less, p.load(records.sums(part), sizes.tile), sums[0]))
             one = p.splat(p.first(less), sizes.lanes)
             for chunk, value in enumerate(sums[1:]):

@@ -1,7 +1,7 @@
 """What attention over a part of a context leaves of each query head, until the parts are joined.
 
     record of a query head, float32:   query [head_dim] | values, weighted [head_dim]
-                                       | sums of weights [tile lanes] | largest score [tile lanes]
+                                       | sums of weights [tile lanes] | reference [tile lanes]
 
 Values are in the order of the vectors that keys come in (`Program.load_pairs`), and the query too:
 scaled, or as it came where dots of pairs are taken with it.
@@ -52,5 +52,5 @@ class Records:
     def sums(self, record: Any) -> Any:
         return self._p.b.add(record, integer(8 * self._sizes.head_dim))
 
-    def largest(self, record: Any) -> Any:
+    def reference(self, record: Any) -> Any:
         return self._p.b.add(record, integer(8 * self._sizes.head_dim + 4 * self._sizes.tile))

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 LANES_MAX = 16  # of float32: the widest registers there are
-# Rows of a matrix computed together: their sums fit into the registers of AVX-512, or of AVX2.
-DOTTED_ROWS, MATRIX_ROWS = 16, 6
+# Rows and vectors of a product of matrices computed together: their sums, and a row of vectors, fit
+# into the registers of AVX-512, or of AVX2.
+WIDE_ROWS, WIDE_VECTORS = 4, 4
+NARROW_ROWS, NARROW_VECTORS = 6, 1
 REGISTERS = 16  # for weighted values while a tile is computed; half of those there are
 
 
@@ -12,8 +14,8 @@ REGISTERS = 16  # for weighted values while a tile is computed; half of those th
 class Sizes:
     """What attention is compiled for. page_size is a multiple of 8, head_dim too.
 
-    group: query heads that share a kv head. bfloat16: float32 otherwise. pair_dots: whether the
-    processor has AVX512_BF16.
+    group: query heads that share a kv head. bfloat16: float32 otherwise. wide: whether there are 32
+    registers of 512 bits; pair_dots: whether the processor has AVX512_BF16.
     """
 
     head_dim: int
@@ -22,6 +24,7 @@ class Sizes:
     bfloat16: bool
     soft_cap: bool
     sinks: bool
+    wide: bool
     pair_dots: bool
 
     @property
@@ -53,7 +56,17 @@ class Sizes:
     @property
     def matrix_rows(self) -> int:
         """Rows of a matrix computed together."""
-        return DOTTED_ROWS if self.dots else MATRIX_ROWS
+        return WIDE_ROWS if self.wide else NARROW_ROWS
+
+    @property
+    def matrix_vectors(self) -> int:
+        """Vectors that they meet at once: tiles of positions, or chunks of head_dim."""
+        return WIDE_VECTORS if self.wide else NARROW_VECTORS
+
+    @property
+    def positions_together(self) -> int:
+        """That many rows meet at once."""
+        return self.tile * self.matrix_vectors
 
     @property
     def vectors_a_load(self) -> int:
