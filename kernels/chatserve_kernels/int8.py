@@ -65,9 +65,7 @@ def product_for(dtype: torch.dtype) -> LinearProduct | None:
 @cache
 def compiled_product(dtype: torch.dtype) -> LinearProduct | None:
     """The same, once; it is known then."""
-    text = code.int8_text(
-        bfloat16=dtype == torch.bfloat16, rows_together=4 if native.wide_registers() else 1
-    )
+    text = code.int8_text(bfloat16=dtype == torch.bfloat16, wide=native.wide_registers())
     functions = native.functions_of(text, code.FIELDS, ("round", "multiply"))
     if functions is None:
         return None

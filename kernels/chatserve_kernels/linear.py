@@ -207,11 +207,11 @@ def product_for(dtype: torch.dtype) -> LinearProduct | None:
 @cache
 def compiled_product(dtype: torch.dtype) -> LinearProduct | None:
     """The same, once; it is known then."""
-    together = 4 if native.wide_registers() else 1
+    wide = native.wide_registers()
     if dtype == torch.float32:
-        text = code.float32_text(rows_together=together)
+        text = code.float32_text(wide=wide)
     elif native.has_pair_dots() and not native.has_tiles():
-        text = code.bfloat16_text(rows_together=together)
+        text = code.bfloat16_text(wide=wide)
     else:
         return None
     functions = native.functions_of(text, code.FIELDS, ("multiply",))

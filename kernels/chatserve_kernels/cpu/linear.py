@@ -38,30 +38,33 @@ FIELDS = (
 )
 _LANES = 16
 _VECTORS = BLOCK // _LANES
+_ROWS = 4  # at most that meet weights together; a power of two
+# Vectors of sums, of 16, that registers hold beside what is added: AVX-512's, or AVX2's.
+_WIDE_SUMS, _NARROW_SUMS = 16, 4
 _LEAST = 1e-33  # a row whose largest number is smaller is rounded as if it were this
 _INFINITY_BITS, _NAN_BITS = 0x7F800000, 0x7FC00000
 
 
-def int8_text(*, bfloat16: bool, rows_together: int) -> str:
+def int8_text(*, bfloat16: bool, wide: bool) -> str:
     """The functions `round` and `multiply` for weights of int8. bfloat16: what comes and goes;
-    float32 otherwise. rows_together: a power of two, as many as there are registers for."""
+    float32 otherwise. wide: whether there are 32 registers of 512 bits."""
     module = ir.Module("int8")
     _Round(Program(module, "round", _places()), bfloat16).build()
-    _Int8Multiply(Program(module, "multiply", _places()), bfloat16, rows_together).build()
+    _Int8Multiply(Program(module, "multiply", _places()), bfloat16, wide).build()
     return str(module)
 
 
-def bfloat16_text(*, rows_together: int) -> str:
+def bfloat16_text(*, wide: bool) -> str:
     """The function `multiply` for bfloat16 throughout. Only for processors with AVX512_BF16."""
     module = ir.Module("bfloat16")
-    _BFloat16Multiply(Program(module, "multiply", _places()), True, rows_together).build()
+    _BFloat16Multiply(Program(module, "multiply", _places()), True, wide).build()
     return str(module)
 
 
-def float32_text(*, rows_together: int) -> str:
+def float32_text(*, wide: bool) -> str:
     """The function `multiply` for float32 throughout."""
     module = ir.Module("float32")
-    _Float32Multiply(Program(module, "multiply", _places()), False, rows_together).build()
+    _Float32Multiply(Program(module, "multiply", _places()), False, wide).build()
     return str(module)
 
 
@@ -139,8 +142,9 @@ class _Round:
 class _Multiply(ABC):
     """Each task: a block of outputs, for all rows."""
 
-    def __init__(self, program: Program, bfloat16: bool, rows_together: int) -> None:
-        self.p, self.bfloat16, self.rows_together = program, bfloat16, rows_together
+    def __init__(self, program: Program, bfloat16: bool, wide: bool) -> None:
+        self.p, self.bfloat16 = program, bfloat16
+        self.sums = _WIDE_SUMS if wide else _NARROW_SUMS
         self.item = 2 if bfloat16 else 4
         names = (name for name in FIELDS if "next" not in name)
         self.f = {name: program.field(name) for name in names}
@@ -151,28 +155,30 @@ class _Multiply(ABC):
             entry = b.mul(block, integer(TABLE_COLUMNS))
             places = [p.at(f["table"], b.add(entry, integer(i))) for i in range(TABLE_COLUMNS)]
             target = b.add(f["result"], b.mul(block, integer(BLOCK * self.item)))
-            first, count = integer(0), self.rows_together
+            first, count = integer(0), _ROWS
             while count:
                 end = b.and_(f["rows"], integer(-count))
+                width = min(_VECTORS, self.sums // count)
                 with p.loop(first, end, count) as row:
                     rows = [b.add(row, integer(index)) for index in range(count)]
-                    self._rows(rows, places, target)
+                    for vector in range(0, _VECTORS, width):
+                        self._rows(rows, places, target, range(vector, vector + width))
                 first, count = end, count // 2
 
     @abstractmethod
-    def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
-        """For each row the vectors of a block, float32, without bias."""
+    def results(self, rows: list[Any], weights: Any, scales: Any, vectors: range) -> list[Any]:
+        """For each row these vectors of a block, float32, without bias."""
 
-    def _rows(self, rows: list[Any], places: Sequence[Any], target: Any) -> None:
-        """Some rows' results of a block."""
+    def _rows(self, rows: list[Any], places: Sequence[Any], target: Any, vectors: range) -> None:
+        """Some rows' results for some vectors of a block."""
         p, b = self.p, self.p.b
         weights, scales, bias = places
-        results = self.results(rows, weights, scales)
-        for index, row in enumerate(rows):
+        results = iter(self.results(rows, weights, scales, vectors))
+        for row in rows:
             first = b.add(target, b.mul(row, self.f["result_row"]))
-            for vector in range(_VECTORS):
+            for vector in vectors:
                 place = b.add(first, integer(vector * _LANES * self.item))
-                result = b.fadd(results[index * _VECTORS + vector], self.vector(bias, vector))
+                result = b.fadd(next(results), self.vector(bias, vector))
                 result = self._with_what_is_there(result, place)
                 (p.store_narrow if self.bfloat16 else p.store)(result, place)
 
@@ -200,74 +206,77 @@ class _Multiply(ABC):
 
 
 class _BFloat16Multiply(_Multiply):
-    def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
+    def results(self, rows: list[Any], weights: Any, scales: Any, vectors: range) -> list[Any]:
         p, b, f = self.p, self.p.b, self.f
         sources = [b.add(f["source"], b.mul(row, f["source_row"])) for row in rows]
-        zeros = [p.constant(0.0, _LANES)] * (len(rows) * _VECTORS)
+        zeros = [p.constant(0.0, _LANES)] * (len(rows) * len(vectors))
         with p.folding(integer(0), f["pairs"], zeros) as (pair, sums, after):
             place = b.add(weights, b.mul(pair, integer(4 * BLOCK)))
-            places = (b.add(place, integer(4 * _LANES * vector)) for vector in range(_VECTORS))
+            places = (b.add(place, integer(4 * _LANES * vector)) for vector in vectors)
             loaded = [p.load_integers(each, _LANES) for each in places]
-            for row, source in enumerate(sources):
+            for source in sources:
                 both = self.both(source, pair)
-                for vector, weight in enumerate(loaded):
-                    after.append(p.dots(weight, both, sums[row * _VECTORS + vector]))
+                for weight in loaded:
+                    after.append(p.dots(weight, both, sums[len(after)]))
         return sums
 
 
 class _Float32Multiply(_Multiply):
-    def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
+    def results(self, rows: list[Any], weights: Any, scales: Any, vectors: range) -> list[Any]:
         p, b, f = self.p, self.p.b, self.f
         sources = [b.add(f["source"], b.mul(row, f["source_row"])) for row in rows]
-        zeros = [p.constant(0.0, _LANES)] * (len(rows) * _VECTORS)
+        zeros = [p.constant(0.0, _LANES)] * (len(rows) * len(vectors))
         with p.folding(integer(0), f["columns"], zeros) as (column, sums, after):
             place = b.add(weights, b.mul(column, integer(4 * BLOCK)))
-            loaded = [self.vector(place, vector) for vector in range(_VECTORS)]
-            for row, source in enumerate(sources):
+            loaded = [self.vector(place, vector) for vector in vectors]
+            for source in sources:
                 one = p.splat(p.number(b.add(source, b.mul(column, integer(4)))), _LANES)
-                for vector, weight in enumerate(loaded):
-                    after.append(p.multiply_add(weight, one, sums[row * _VECTORS + vector]))
+                for weight in loaded:
+                    after.append(p.multiply_add(weight, one, sums[len(after)]))
         return sums
 
 
 class _Int8Multiply(_Multiply):
-    def results(self, rows: list[Any], weights: Any, scales: Any) -> list[Any]:
+    def results(self, rows: list[Any], weights: Any, scales: Any, vectors: range) -> list[Any]:
         p, b, f = self.p, self.p.b, self.f
         row_bytes = b.mul(f["pairs"], integer(4))
         sources = [b.add(f["rounded"], b.mul(row, row_bytes)) for row in rows]
-        zeros = [p.constant(0.0, _LANES)] * (len(rows) * _VECTORS)
+        zeros = [p.constant(0.0, _LANES)] * (len(rows) * len(vectors))
         half = GROUP // 2
         with p.folding(integer(0), f["pairs"], zeros, half) as (start, sums, after):
-            end = b.add(start, integer(half))
-            end = b.select(b.icmp_signed("<", end, f["pairs"]), end, f["pairs"])
-            products = self._group(start, end, sources, weights)
+            end = p.smaller(b.add(start, integer(half)), f["pairs"])
+            products = iter(self._group(start, end, sources, weights, vectors))
             place = b.add(scales, b.mul(start, integer(4 * BLOCK // half)))
-            for index, (product, total) in enumerate(zip(products, sums, strict=True)):
-                scale = self.vector(place, index % _VECTORS)
-                after.append(p.multiply_add(b.sitofp(product, total.type), scale, total))
+            factors = [self.vector(place, vector) for vector in vectors]
+            for factor in factors * len(rows):
+                total = sums[len(after)]
+                product = b.sitofp(next(products), total.type)
+                after.append(p.multiply_add(product, factor, total))
         results: list[Any] = []
         for index, total in enumerate(sums):
-            scale = b.add(f["row_scales"], b.mul(rows[index // _VECTORS], integer(4)))
-            results.append(b.fmul(total, p.splat(p.number(scale), _LANES)))
+            row = rows[index // len(vectors)]
+            scale = p.number(b.add(f["row_scales"], b.mul(row, integer(4))))
+            results.append(b.fmul(total, p.splat(scale, _LANES)))
         return results
 
-    def _group(self, start: Any, end: Any, sources: list[Any], weights: Any) -> list[Any]:
-        """Sums of products, int32: for each row the vectors of a block."""
+    def _group(
+        self, start: Any, end: Any, sources: list[Any], weights: Any, vectors: range
+    ) -> list[Any]:
+        """Sums of products, int32: for each row these vectors of a block."""
         p, b = self.p, self.p.b
         bytes_kind = ir.VectorType(I8, 2 * _LANES).as_pointer()
         shorts = ir.VectorType(I16, 2 * _LANES)
-        initial = [p.integers(0, _LANES)] * (len(sources) * _VECTORS)
+        initial = [p.integers(0, _LANES)] * (len(sources) * len(vectors))
         with p.folding(start, end, initial) as (pair, sums, after):
             place = b.add(weights, b.mul(pair, integer(2 * BLOCK)))
             wide: list[Any] = []
-            for vector in range(_VECTORS):
+            for vector in vectors:
                 at = b.add(place, integer(2 * _LANES * vector))
                 wide.append(b.sext(b.load(b.inttoptr(at, bytes_kind), align=1), shorts))
-            for row, source in enumerate(sources):
+            for source in sources:
                 both = b.bitcast(self.both(source, pair), shorts)
-                for vector, weight in enumerate(wide):
-                    total = sums[row * _VECTORS + vector]
-                    after.append(b.add(total, self._pair_products(weight, both)))
+                for weight in wide:
+                    after.append(b.add(sums[len(after)], self._pair_products(weight, both)))
         return sums
 
     def _pair_products(self, left: Any, right: Any) -> Any:
