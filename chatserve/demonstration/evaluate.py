@@ -3,9 +3,8 @@
 Two tables are printed.  The first has one row for each skill, on held-out probes.  Training never
 shows what is held out: about one in eight of the strings of each word list and list of wordings, of
 the made-up words, of the numbers of three digits and more, and of the pairs of summands.  Not held
-out are dates, times, ages, numbers of one or two digits, the ordinary words that tasks are about,
-and any list of which nothing is kept out (it has fewer than four strings, or the checksum chose
-none).  Of these a probe draws what training draws, and only the chat as a whole is new.
+out are dates, times, ages, numbers of one or two digits and the ordinary words that tasks are
+about.  Of these a probe draws what training draws, and only the chat as a whole is new.
 
 The second table judges the hand-written prompts of `prompts.toml`, which no generator knows.
 Generation is greedy, by plain transformers, in batches; the assistant's earlier turns in a probe
@@ -33,7 +32,10 @@ REPLY_TOKENS_MAX = 256
 # Skills that need what was said before are asked for at these distances, in characters; 3.6
 # characters make a token, so the last is beyond 1,500 tokens.
 DISTANCES = (0, 900, 2700, 6000)
-DISTANT_SKILLS = ("recall", "recall of others", "recall several", "corrected", "system fact")
+DISTANT_SKILLS = (
+    *("recall", "recall of others", "recall several", "corrected", "corrected in passing"),
+    "system fact",
+)
 
 
 @dataclass(frozen=True)

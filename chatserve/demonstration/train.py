@@ -279,20 +279,47 @@ def take_steps(
     checkpoint.save_checkpoint(plan.folder, learner.model, learner.optimizers, at)
 
 
-def export(folder: Path, target: Path) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+def export(
+    folder: Path, target: Path, averaged: Sequence[Path] = ()
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Write a run's checkpoint as the folder that ships.
 
-    Raises UnfitRun where the folder holds no checkpoint or no tokenizer.
+    averaged: folders that the run was exported to where its rate had come down before; what is
+    written is the mean of all their weights and the checkpoint's (stochastic weight averaging,
+    arXiv 1803.05407, section 3).
+    Raises UnfitRun where the folder holds no checkpoint or no tokenizer, and where one of the
+    others holds no weights, or another tokenizer.
     """
     for name in (checkpoint.CHECKPOINT, checkpoint.TOKENIZER):
         if not (folder / name).exists():
             raise UnfitRun(f"{folder} holds no {name}")
+    for given in averaged:
+        for name in (checkpoint.WEIGHTS, checkpoint.TOKENIZER):
+            if not (given / name).exists():
+                raise UnfitRun(f"{given} holds no {name}")
+        if (given / checkpoint.TOKENIZER).read_bytes() != (
+            folder / checkpoint.TOKENIZER
+        ).read_bytes():
+            raise UnfitRun(f"{given} has another tokenizer than {folder}")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = architecture.make_model(tokenizer, seed=1)
     at = checkpoint.load_checkpoint(folder, model)
+    average(model, tokenizer, averaged)
     checkpoint.export(target, model, tokenizer, step=at.step, tokens=at.tokens)
     checkpoint.copy_log(folder, target)
     return model, tokenizer
+
+
+@torch.no_grad()
+def average(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folders: Sequence[Path]
+) -> None:
+    """Make the model's weights the mean of its own and those of exported folders."""
+    other = architecture.make_model(tokenizer, seed=1)
+    for count, folder in enumerate(folders, 2):
+        architecture.load_weights(other, folder)
+        for mine, yours in zip(model.parameters(), other.parameters(), strict=True):
+            mine.lerp_(yours, 1 / count)
 
 
 def main() -> None:
@@ -306,6 +333,13 @@ def main() -> None:
         help="start from a shipped folder's weights, in a --folder without a checkpoint",
     )
     parser.add_argument("--target", type=Path, default=MODEL_FOLDER, help="folder to export to")
+    parser.add_argument(
+        "--average",
+        type=Path,
+        action="append",
+        default=[],
+        help="export the mean of the run's weights and this exported folder's (repeatable)",
+    )
     parser.add_argument("--steps", type=int, default=3600, help="last step of the schedule")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", default="1", help="of the initial weights and of all chats")
@@ -326,7 +360,7 @@ def main() -> None:
     )
     try:
         if options.action == "export":
-            export(options.folder, options.target)
+            export(options.folder, options.target, options.average)
         else:
             train(plan, from_weights=options.from_weights)
     except UnfitRun as error:

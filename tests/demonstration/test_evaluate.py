@@ -19,7 +19,7 @@ from chatserve.demonstration.evaluate import (
 )
 
 Messages = list[dict[str, str]]
-PLANTED = ("told", "told several", "corrected")
+PLANTED = ("told", "told several", "corrected", "corrected in passing")
 COUNT = 6
 
 

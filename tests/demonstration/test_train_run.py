@@ -274,6 +274,41 @@ def test_an_export_of_a_run_without_a_log_ships_an_empty_one(
     assert checkpoint.exported_step(target) == (STEPS, tokens_until(tokenizer, STEPS))
 
 
+def test_an_export_may_be_the_mean_of_weights(
+    plan: train.Plan, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    train.train(plan, from_weights=None)
+    model, _ = train.export(plan.folder, tmp_path / "alone")
+    others = [tmp_path / "zero", tmp_path / "threes"]
+    for folder, value in zip(others, (0.0, 3.0), strict=True):
+        other = architecture.make_model(tokenizer, seed=5)
+        for weight in other.parameters():
+            weight.data.fill_(value)
+        checkpoint.export(folder, other, tokenizer, step=1, tokens=1)
+    mean, _ = train.export(plan.folder, tmp_path / "mean", others)
+    for mine, weight in zip(mean.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, (weight + 3) / 3)
+    written = load_file(tmp_path / "mean" / checkpoint.WEIGHTS)
+    for name, weight in mean.named_parameters():
+        assert torch.equal(written[name], weight.bfloat16())
+    assert checkpoint.exported_step(tmp_path / "mean") == (STEPS, tokens_until(tokenizer, STEPS))
+
+
+@pytest.mark.parametrize("fault", [checkpoint.WEIGHTS, checkpoint.TOKENIZER, "another"])
+def test_an_export_takes_no_other_models_weights(
+    fault: str, plan: train.Plan, tmp_path: Path
+) -> None:
+    given = exported(plan, tmp_path / "given")
+    if fault == "another":
+        text = (given / checkpoint.TOKENIZER).read_text(encoding="utf-8")
+        (given / checkpoint.TOKENIZER).write_text(text + "\n", encoding="utf-8")
+    else:
+        (given / fault).unlink()
+    with pytest.raises(train.UnfitRun, match=fault):
+        train.export(plan.folder, tmp_path / "target", [given])
+    assert not (tmp_path / "target").exists()
+
+
 @pytest.mark.parametrize("steps", [STEPS, STEPS - 1])
 def test_a_run_at_or_beyond_its_last_step_is_left_as_it_is(
     steps: int, plan: train.Plan, capsys: pytest.CaptureFixture[str]

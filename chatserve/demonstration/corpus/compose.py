@@ -8,7 +8,7 @@ given length, and asks at the end; its last turn is the one that is judged.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from chatserve.demonstration.corpus import explain, recall, system, talk, tasks
+from chatserve.demonstration.corpus import explain, passing, people, recall, system, talk, tasks
 from chatserve.demonstration.corpus.draw import Chat, Draw, Part, Turn
 from chatserve.demonstration.corpus.explain import Topic
 from chatserve.demonstration.corpus.memory import Memory, decorate
@@ -35,7 +35,9 @@ class State:
     def add(self, turn: Turn | None) -> None:
         """Append a turn, spoken in the persona's manner; nothing where there is no turn."""
         if turn is None:
+            self.memory.mentioned.clear()
             return
+        self.memory.end_turn()
         spoken = self.persona.speak(turn.reply)
         if turn.skill in DECORATED and self.draw.chance(0.18):
             turn = replace(turn, user=decorate(self.draw, turn.user))
@@ -54,32 +56,50 @@ class State:
 
 
 def add_tell(state: State) -> None:
-    """Any of the ways of telling facts."""
+    """Any of the ways of telling facts, at times corrected in passing at once."""
     kind = state.draw.random.random()
-    if kind < 0.12:
+    if kind < 0.11:
         state.add(recall.tell_and_ask(state.draw, state.memory))
-    elif kind < 0.2:
+    elif kind < 0.18:
         state.add(recall.tell_together(state.draw, state.memory))
-    elif kind < 0.6:
+    elif kind < 0.51:
         state.add(recall.tell(state.draw, state.memory))
-    elif kind < 0.85:
+    elif kind < 0.54:
+        state.add(passing.tell_corrected(state.draw, state.memory))
+    elif kind < 0.74:
         state.add(recall.tell_several(state.draw, state.memory))
-    else:
+    elif kind < 0.85:
         state.add(recall.tell_of_others(state.draw, state.memory))
+    else:
+        add_tell_about(state)
+    if state.draw.chance(0.12):
+        add_correct_in_passing(state)
+
+
+def add_tell_about(state: State) -> None:
+    """A person or a pet is spoken of, perhaps further, and perhaps asked about by pronoun."""
+    draw, memory = state.draw, state.memory
+    state.add(people.tell_about(draw, memory))
+    if draw.chance(0.4):
+        state.add(people.tell_on(draw, memory))
+    if draw.chance(0.4):
+        state.add(people.ask_about(draw, memory))
 
 
 def add_ask(state: State) -> None:
     """Any of the ways of asking for facts."""
     kind = state.draw.random.random()
-    if kind < 0.50:
+    if kind < 0.48:
         state.add(recall.ask(state.draw, state.memory))
-    elif kind < 0.54:
+    elif kind < 0.515:
         state.add(recall.ask_who(state.draw, state.memory))
-    elif kind < 0.64:
+    elif kind < 0.565:
+        state.add(people.ask_about(state.draw, state.memory))
+    elif kind < 0.67:
         state.add(recall.ask_several(state.draw, state.memory))
-    elif kind < 0.69:
+    elif kind < 0.72:
         state.add(recall.summary(state.draw, state.memory))
-    elif kind < 0.82:
+    elif kind < 0.825:
         state.add(recall.check(state.draw, state.memory))
     else:
         add_ask_unknown(state)
@@ -87,12 +107,17 @@ def add_ask(state: State) -> None:
 
 def add_ask_unknown(state: State) -> None:
     """A question for something untold, at times told thereafter, perhaps with another question."""
-    turn, fact = recall.ask_unknown(state.draw, state.memory)
+    draw, memory = state.draw, state.memory
+    if memory.being and draw.chance(0.15):
+        state.add(people.ask_about_unknown(draw, memory))
+        return
+    turn, fact = recall.ask_unknown(draw, memory)
     state.add(turn)
-    if state.draw.chance(0.3):
-        state.add(recall.tell_after_all(state.draw, state.memory, fact))
-        if state.draw.chance(0.5):
-            state.add(recall.ask(state.draw, state.memory))
+    if draw.chance(0.3):
+        tell = passing.tell_then if draw.chance(0.5) else recall.tell_after_all
+        state.add(tell(draw, memory, fact))
+        if draw.chance(0.5):
+            state.add(recall.ask(draw, memory))
 
 
 def add_look_back(state: State) -> None:
@@ -157,20 +182,38 @@ def add_persona(state: State) -> None:
 
 
 def add_correct(state: State) -> None:
-    """A correction, at times asked for at once."""
-    state.add(recall.correct(state.draw, state.memory))
+    """A correction that names what it corrects, or one in passing."""
+    if state.draw.chance(0.4):
+        add_correct_in_passing(state)
+    else:
+        state.add(recall.correct(state.draw, state.memory))
+
+
+def add_correct_in_passing(state: State) -> None:
+    """A correction in passing, at times with a question for what holds now."""
+    turn = passing.correct_in_passing(state.draw, state.memory)
+    state.add(turn)
+    if turn is not None and state.draw.chance(0.25):
+        add_ask_last(state)
+
+
+def add_ask_last(state: State) -> None:
+    """A question for the fact that was spoken of last."""
+    fact = state.memory.last_fact()
+    if fact is not None:
+        state.add(recall.ask_for(state.draw, state.memory, fact))
 
 
 ACTIONS: tuple[tuple[Callable[[State], None], float], ...] = (
     (add_tell, 0.17),
     (add_ask, 0.29),
-    (add_correct, 0.05),
+    (add_correct, 0.075),
     (add_look_back, 0.02),
     (add_explain, 0.04),
-    (add_task, 0.22),
+    (add_task, 0.235),
     (add_talk, 0.09),
     (add_unknown, 0.08),
-    (add_persona, 0.08),
+    (add_persona, 0.1),
 )
 FAR_LENGTH_MIN = 1200
 FAR_SHARE = 0.6
@@ -274,15 +317,22 @@ def plant(skill: str, state: State) -> Turn | None:
         state.add(recall.tell_of_others(draw, memory))
     if skill in ("recall several", "recall"):
         state.add(recall.tell_several(draw, memory))
+    if skill == "recall by pronoun":
+        memory.facts.clear()
+        state.add(people.tell_about(draw, memory))
     if skill == "corrected":
         state.add(recall.correct(draw, memory))
-        memory.facts = {key: memory.facts[key] for key in list(memory.facts) if is_new(state, key)}
+    if skill == "corrected in passing":
+        if draw.chance(0.3):
+            fill_up(state, draw.integer(1, 400))
+        state.add(passing.correct_in_passing(draw, memory))
     return None
 
 
-def is_new(state: State, key: tuple[str, str]) -> bool:
-    """Whether the fact of this key is the one that the last turn corrected."""
-    return state.memory.facts[key].value in state.turns[-1].expect
+def ask_corrected(draw: Draw, memory: Memory) -> Turn | None:
+    """The user asks for the fact that a probe has corrected; none where it corrected nothing."""
+    fact = memory.last_fact()
+    return recall.ask_for(draw, memory, fact) if fact is not None and memory.stale else None
 
 
 def ready(skill: str, state: State) -> bool:
@@ -310,7 +360,9 @@ ASKED_AFTER: dict[str, Callable[[Draw, Memory], Turn | None]] = {
     "recall": recall.ask,
     "recall of others": recall.ask,
     "recall several": recall.ask_several,
-    "corrected": recall.ask,
+    "recall by pronoun": people.ask_about,
+    "corrected": ask_corrected,
+    "corrected in passing": ask_corrected,
     "system fact": recall.ask,
     "yes or no": recall.check,
     "not told": lambda draw, memory: recall.ask_unknown(draw, memory)[0],

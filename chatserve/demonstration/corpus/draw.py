@@ -1,11 +1,12 @@
 """Seeded draws from word and wording lists, split into a training part and a held-out part.
 
 Theory of operation: every string belongs to exactly one part, decided by a checksum of the string
-itself, so the split needs no stored lists and cannot drift: a `Draw` of the part TRAIN never picks
-a string of HELD_OUT and the reverse.  Short lists (fewer than four strings), and lists of which the
-checksum keeps nothing out, have no held-out part: both parts draw from all of them.  Nor are dates,
-times, ages and numbers of one or two digits split.  The text that the model must produce is never
-split, only what users write and the values they tell.
+itself, so the split needs no stored lists and cannot drift: a `Draw` of the part TRAIN never
+picks a string of HELD_OUT and the reverse.  Of a list that would have no held-out part that way,
+the string with the lowest checksum is held out; only lists of fewer than four strings have none,
+and both parts draw from all of them.  Nor are dates, times, ages and numbers of one or two digits
+split.  The text that the model must produce is never split, only what users write and the values
+they tell.
 """
 
 import random
@@ -60,17 +61,23 @@ class Chat:
         return rows
 
 
+def checksum(text: str) -> int:
+    """What decides the part of a string; capitals do not matter."""
+    return zlib.crc32(text.lower().encode())
+
+
 def is_held_out(text: str) -> bool:
-    """Whether a string belongs to the held-out part."""
-    return zlib.crc32(text.lower().encode()) % HELD_OUT_ONE_IN == 0
+    """Whether a string belongs to the held-out part by itself, whatever list it stands in."""
+    return checksum(text) % HELD_OUT_ONE_IN == 0
 
 
 @lru_cache(maxsize=4096)
 def part_of(items: tuple[str, ...], part: Part) -> tuple[str, ...]:
-    """The strings that a part may see: all of a short list, and of one that gives it none."""
+    """The strings that a part may see: all of a short list."""
     if len(items) < SPLIT_LENGTH_MIN:
         return items
-    return tuple(item for item in items if is_held_out(item) == (part is Part.HELD_OUT)) or items
+    kept = frozenset(filter(is_held_out, items)) or {min(items, key=checksum)}
+    return tuple(item for item in items if (item in kept) == (part is Part.HELD_OUT))
 
 
 class Draw:
@@ -119,7 +126,8 @@ class Draw:
     def letters(self, low: int, high: int) -> str:
         """An invented, pronounceable lower-case word of this draw's part."""
         while True:
-            word = "".join(self.syllable() for _ in range(self.integer(1, 3)))
+            syllables = self.integer(1, 3 if high < LONG_WORD else 4)
+            word = "".join(self.syllable() for _ in range(syllables))
             if self.chance(ACCENTED_SHARE):
                 word = word.translate(self.choice(ACCENTS))
             if low <= len(word) <= high and self.allowed(word):
@@ -133,6 +141,7 @@ class Draw:
 
 
 ACCENTED_SHARE = 0.04
+LONG_WORD = 10
 ACCENTS = (
     str.maketrans("aoue", "äöüé"),
     str.maketrans("aeioc", "áéíóç"),

@@ -41,9 +41,29 @@ def pet(draw: Draw) -> str:
 
 def date(draw: Draw) -> str:
     """A date in one of the usual ways of writing."""
-    month, day, year = draw.choice(words.MONTHS), draw.integer(1, 31), draw.integer(1950, 2030)
-    shapes = (f"{day} {month}", f"{month} {day}", f"{day} {month} {year}", f"{month} {day}, {year}")
+    number, year = draw.integer(1, 12), draw.integer(1950, 2030)
+    day = draw.integer(1, 28 if number == 2 else 30)
+    month = words.MONTHS[number - 1]
+    short = month[:3]
+    shapes = (
+        *(f"{day} {month}", f"{month} {day}", f"{day} {month} {year}", f"{month} {day}, {year}"),
+        *(f"{day} {month}", f"{month} {day}", f"{ordinal(day)} {month}", f"{month} {ordinal(day)}"),
+        *(f"the {ordinal(day)} of {month}", f"{day} {short}", f"{short} {day}"),
+        *(f"{day}.{number}.{year}", f"{year}-{number:02}-{day:02}", f"{day:02}/{number:02}/{year}"),
+    )
     return draw.choice(shapes)
+
+
+def ordinal(day: int) -> str:
+    """The number of a day as it is spoken: 1st, 2nd, 3rd, 11th."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th") if day // 10 != 1 else "th"
+    return f"{day}{ending}"
+
+
+def appointment(draw: Draw) -> str:
+    """A day, a date, or one of them with a time."""
+    day = draw.pick(words.DAYS) if draw.chance(0.5) else date(draw)
+    return f"{day} at {clock(draw)}" if draw.chance(0.5) else day
 
 
 def code(draw: Draw) -> str:
@@ -55,8 +75,26 @@ def code(draw: Draw) -> str:
 
 
 def clock(draw: Draw) -> str:
-    """A time of day."""
-    return f"{draw.integer(1, 12)}:{draw.choice(('00', '15', '20', '30', '40', '45'))}"
+    """A time of day in one of the usual ways of writing."""
+    minute = draw.choice(("00", "05", "10", "15", "20", "30", "40", "45", "50"))
+    kind = draw.random.random()
+    if kind < 0.4:
+        return f"{draw.integer(1, 12)}:{minute}"
+    if kind < 0.55:
+        return f"{draw.integer(13, 22)}:{minute}"
+    if kind < 0.75:
+        return str(draw.integer(6, 22))
+    if kind < 0.9:
+        return f"{draw.integer(1, 12)}{draw.choice(('', ' '))}{draw.choice(('am', 'pm'))}"
+    hour = words.NUMBER_WORDS[draw.integer(1, 12)]
+    return draw.choice((f"half past {hour}", f"{hour} o'clock", f"quarter to {hour}", hour, "noon"))
+
+
+def kind_of_pet(draw: Draw) -> str:
+    """An animal with its article."""
+    kind = draw.letters(3, 8) if draw.chance(0.15) else draw.pick(words.ANIMALS)
+    colour = f"{draw.pick(words.COLOURS)} " if draw.chance(0.12) else ""
+    return f"{'an' if (colour + kind)[0] in 'aeiou' else 'a'} {colour}{kind}"
 
 
 def picked(items: tuple[str, ...]) -> Callable[[Draw], str]:
@@ -94,6 +132,15 @@ class Thing:
     spellings: tuple[str, ...] = ()
 
 
+APPOINTMENTS = (
+    "appointment",
+    "dentist appointment",
+    "doctor's appointment",
+    "job interview",
+    "driving test",
+    "haircut",
+    "vet appointment",
+)
 MY_THINGS = (
     Thing("name", full_name, ("full name", "first name")),
     Thing("favourite colour", picked(words.COLOURS), ("favorite color", "favourite color")),
@@ -140,23 +187,28 @@ MY_THINGS = (
     *(
         Thing(f"favourite {kind}", either_word, (f"favorite {kind}",))
         for kind in words.listed(
-            """film movie book song game sport flower tree subject band month cake singer dish toy
+            """film movie book song game sport flower tree subject band month cake singer toy
             bird vegetable restaurant shop show planet instrument"""
         )
     ),
+    *(Thing(name, appointment) for name in APPOINTMENTS),
+    *(Thing("pet", kind_of_pet) for _ in range(3)),
+    Thing("parking spot", code),
+    Thing("native language", picked(words.LANGUAGES), ("mother tongue",)),
+    Thing("employee number", number),
 )
 BEARERS = (
     *words.listed(
         """dog cat rabbit parrot hamster horse turtle pony goat kitten puppy pig cow sister brother
         mother father wife husband son daughter friend boss neighbour teacher uncle aunt cousin
-        grandmother grandfather doctor boat robot street school team band village house car baby
+        grandmother grandfather doctor boat robot team band village house car baby
         grandson niece nephew colleague partner flatmate twin"""
     ),
     "best friend",
     "goldfish",
 )
 PETS = BEARERS[:13]
-NOT_PEOPLE = words.listed("boat robot street school team band village house car goldfish")
+NOT_PEOPLE = words.listed("boat robot team band village house car goldfish")
 NAMED_THINGS = tuple(
     Thing(f"{bearer}'s name", pet if bearer in PETS else person) for bearer in BEARERS
 )
@@ -187,6 +239,8 @@ THE_THINGS = (
             "closing time",
             "opening time",
             "dinner time",
+            "breakfast time",
+            "checkout time",
         )
     ),
     *(
@@ -208,6 +262,8 @@ THE_THINGS = (
             "page number",
             "price",
             "budget",
+            "table number",
+            "number of seats",
         )
     ),
     *(
@@ -216,24 +272,34 @@ THE_THINGS = (
             "winner",
             "captain",
             "manager",
+            "contact person",
+            "guide",
+            "owner",
             "project name",
             "ship's name",
             "company name",
         )
     ),
     *(Thing(name, city) for name in ("capital", "meeting place", "next stop")),
+    Thing("dish of the day", picked(words.FOODS)),
+    Thing("closing day", picked(words.DAYS)),
+    Thing("colour of the team", picked(words.COLOURS)),
 )
 OTHERS_THINGS = (*MY_THINGS[1:20], *MY_THINGS[1:10], *MY_THINGS[20:])
 PEOPLE = tuple(bearer for bearer in BEARERS[BEARERS.index("sister") :] if bearer not in NOT_PEOPLE)
+BEINGS = frozenset((*PETS, *PEOPLE))
+OPENING_HOURS = frozenset(("opening time", "closing time"))
 ASKED_OFTEN = (*MY_THINGS[:7], *NAMED_THINGS[:4])
 
 REPLY_SPECIAL = {
     "city": "You live in {v}",
     "age": "You are {v} years old",
     "job": "You work as a {v}",
+    **dict.fromkeys(APPOINTMENTS, "Your {t} is on {v}"),
 }
 REPLY_OTHER = {
     "city": "{p} lives in {v}",
     "age": "{p} is {v} years old",
     "job": "{p} works as a {v}",
+    **dict.fromkeys(APPOINTMENTS, "{O} {t} is on {v}"),
 }

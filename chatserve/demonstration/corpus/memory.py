@@ -5,7 +5,6 @@ functions write a user's sentence that tells a fact, asks for it, or corrects it
 """
 
 import re
-import zlib
 from dataclasses import dataclass, field
 
 from chatserve.demonstration.corpus import facts, wordings, words
@@ -22,6 +21,7 @@ FUNCTION_WORDS = frozenset(
 )
 
 
+FAVOURITE = "favourite "
 LIKED = words.PLAIN_WORDS + words.COMMON_WORDS
 MINE = facts.MY_THINGS + facts.NAMED_THINGS
 # The wordings of facts that name the owner, as they must where it is somebody else.
@@ -38,6 +38,8 @@ class Fact:
     owner: str
     thing: Thing
     value: str
+    # What opens or closes, where the value is a time.
+    place: str = "shop"
 
     @property
     def key(self) -> tuple[str, str]:
@@ -53,6 +55,13 @@ class Fact:
     def person(self) -> str:
         """The owner without the ending of the genitive."""
         return self.owner.removesuffix("'s")
+
+    @property
+    def being(self) -> str:
+        """The person or pet that the fact is about, if it is about one: "my sister", "Anna"."""
+        if self.of_other:
+            return self.person if self.bearer is None else ""
+        return f"my {self.bearer}" if self.bearer in facts.BEINGS else ""
 
     @property
     def of_other(self) -> bool:
@@ -93,6 +102,14 @@ class Memory:
     stale: list[str] = field(default_factory=list[str])
     # The facts by when they were last mentioned, the longest unmentioned first.
     unmentioned: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
+    # What this turn has mentioned so far, and what the last turn that spoke of facts spoke of.
+    mentioned: list[Fact] = field(default_factory=list[Fact])
+    subjects: tuple[Fact, ...] = ()
+    # The person or pet that was spoken of last, where it was one, and pronouns that were drawn.
+    being: str = ""
+    pronouns: dict[str, str] = field(default_factory=dict[str, str])
+    # What has opening hours in this chat.
+    place: str = ""
 
     def add(self, fact: Fact) -> None:
         """Keep a fact, in the place of an older one of the same key."""
@@ -103,6 +120,39 @@ class Memory:
         """Put a fact behind all others in the order of mention."""
         self.unmentioned.pop(fact.key, None)
         self.unmentioned[fact.key] = None
+        self.mentioned.append(fact)
+
+    def end_turn(self) -> None:
+        """What was mentioned since the last turn is what the chat speaks of now."""
+        if not self.mentioned:
+            return
+        self.subjects = tuple({fact.key: fact for fact in self.mentioned}.values())
+        beings = {fact.being for fact in self.subjects if fact.being or fact.of_other}
+        if beings:
+            self.being = beings.pop() if len(beings) == 1 else ""
+        self.mentioned.clear()
+
+    def last_fact(self) -> Fact | None:
+        """The fact that was spoken of last, where it was one and is still known."""
+        return self.facts.get(self.subjects[0].key) if len(self.subjects) == 1 else None
+
+    def last_facts(self) -> tuple[Fact, ...]:
+        """Those spoken of last that the shape of a value alone tells from the others."""
+        shapes = [shape(fact.value) for fact in self.subjects]
+        alone = [fact for fact in self.subjects if shapes.count(shape(fact.value)) == 1]
+        return tuple(self.facts[fact.key] for fact in alone if fact.key in self.facts)
+
+    def any_fact(self, draw: Draw) -> Fact:
+        """One of the facts, each as likely."""
+        return draw.choice(tuple(self.facts.values()))
+
+    def holds(self, value: str) -> bool:
+        """Whether some fact has the value, however it is written."""
+        return value.lower() in {fact.value.lower() for fact in self.facts.values()}
+
+    def was(self, value: str) -> bool:
+        """Whether a corrected fact had the value."""
+        return value.lower() in {old.lower() for old in self.stale}
 
     def pick(self, draw: Draw) -> Fact:
         """A fact to ask for, more often than not one that was not mentioned for long."""
@@ -120,6 +170,13 @@ class Memory:
             if key != fact.key and other.thing.value is fact.thing.value
         ]
         return tuple(value for value in (*same, *self.stale) if value not in fact.statement())
+
+
+def shape(value: str) -> str:
+    """What a value looks like: a number, something with digits in it, or words."""
+    if value.isdigit():
+        return "number"
+    return "mixed" if any(sign.isdigit() for sign in value) else "words"
 
 
 def capital(text: str) -> str:
@@ -153,11 +210,14 @@ def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
     if fact.bearer is not None and draw.chance(0.65):
         template = draw.pick(table[f"{kind}_named"])
         if not asking and fact.owner == "my" and fact.bearer in facts.PETS and draw.chance(0.15):
-            template = draw.pick(wordings.TELL_SPECIAL["pet"])
+            template = draw.pick(wordings.TELL_SPECIAL["named_pet"])
     elif special and draw.chance(0.55):
         template = draw.pick(special)
-    if "shop" in template and fact.thing.name.endswith("ing time"):
-        template = template.replace("shop", place_of(fact))
+    elif fact.owner == "my" and fact.thing.name.startswith(FAVOURITE) and draw.chance(0.3):
+        kind_of_thing = fact.thing.name.removeprefix(FAVOURITE)
+        template = draw.pick(wordings.FAVOURITE[kind]).replace("{k}", kind_of_thing)
+    if fact.thing.name in facts.OPENING_HOURS:
+        template = template.replace("shop", fact.place)
     spellings = (fact.thing.name, *fact.thing.spellings)
     name = draw.choice(spellings) if draw.chance(0.4) else fact.thing.name
     text = capital(fill(template, fact, name)) if fact.of_other else fill(template, fact, name)
@@ -170,9 +230,10 @@ def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
     return loosen(draw, text, fact.value)
 
 
-def place_of(fact: Fact) -> str:
-    """The place that opens or closes at a time: the same whenever this fact is worded."""
-    return words.PLACES[zlib.crc32(fact.value.encode()) % len(words.PLACES)]
+def place_of(draw: Draw, memory: Memory) -> str:
+    """What has opening hours: one place in a chat."""
+    memory.place = memory.place or draw.pick(words.PLACES)
+    return memory.place
 
 
 def correction(draw: Draw, fact: Fact, was: str) -> str:
@@ -230,7 +291,7 @@ def make_fact(draw: Draw, memory: Memory) -> Fact:
         value = thing.value(draw)
         if value.isalpha() and draw.chance(0.1):
             value = value.lower()
-        fact = Fact(who, thing, value)
-        taken = {other.value.lower() for other in memory.facts.values()}
-        if fact.key not in memory.facts and value.lower() not in taken:
+        hours = thing.name in facts.OPENING_HOURS
+        fact = Fact(who, thing, value, place_of(draw, memory) if hours else "shop")
+        if fact.key not in memory.facts and not memory.holds(value):
             return fact

@@ -4,6 +4,8 @@ Each function makes one turn, reads or changes the chat's memory, and states in 
 `reject` what a right reply contains.
 """
 
+from dataclasses import replace
+
 from chatserve.demonstration.corpus import facts, wordings
 from chatserve.demonstration.corpus.draw import Draw, Turn
 from chatserve.demonstration.corpus.memory import (
@@ -151,25 +153,29 @@ def correct(draw: Draw, memory: Memory) -> Turn | None:
     """The user corrects a fact told earlier."""
     if not memory.facts:
         return None
-    old = draw.choice(list(memory.facts.values()))
-    value = old.thing.value(draw)
-    if value.lower() in {other.value.lower() for other in memory.facts.values()}:
+    old = memory.any_fact(draw)
+    fact = replace(old, value=old.thing.value(draw))
+    if memory.holds(fact.value) or memory.was(fact.value):
         return None
-    fact = Fact(old.owner, old.thing, value)
     memory.add(fact)
     memory.stale.append(old.value)
     text = correction(draw, fact, old.value)
     reply = f"Thank you for the correction. {fact.statement()}."
-    return Turn(text, reply, "corrected", (value,))
+    return Turn(text, reply, "corrected", (fact.value,))
 
 
-def ask(draw: Draw, memory: Memory, *, skill: str = "recall") -> Turn | None:
+def ask(draw: Draw, memory: Memory) -> Turn | None:
     """The user asks for one fact told earlier."""
     if not memory.facts:
         return None
-    fact = memory.pick(draw)
+    return ask_for(draw, memory, memory.pick(draw))
+
+
+def ask_for(draw: Draw, memory: Memory, fact: Fact) -> Turn:
+    """The user asks for this fact."""
+    memory.mention(fact)
     text = wording(draw, fact, asking=True)
-    return Turn(text, f"{fact.statement()}.", skill, (fact.value,), memory.rejects(fact))
+    return Turn(text, f"{fact.statement()}.", "recall", (fact.value,), memory.rejects(fact))
 
 
 def ask_several(draw: Draw, memory: Memory) -> Turn | None:
@@ -245,6 +251,7 @@ def ask_unknown(draw: Draw, memory: Memory) -> tuple[Turn, Fact]:
     if fact.key in memory.facts:
         fact = make_fact(draw, memory)
     text = wording(draw, fact, asking=True)
+    memory.subjects, memory.being = (), ""
     reply = f"You have not told me {fact.owner_told} {fact.thing.name} yet."
     return Turn(text, reply, "not told"), fact
 

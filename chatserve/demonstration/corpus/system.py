@@ -1,16 +1,18 @@
 """System prompts: a name, a persona, facts to use, and ways of speaking."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 
 from chatserve.demonstration.corpus import facts, words
 from chatserve.demonstration.corpus.draw import Draw, Turn
-from chatserve.demonstration.corpus.memory import Fact, Memory, fill, loosen
+from chatserve.demonstration.corpus.memory import Fact, Memory, fill, loosen, place_of
 from chatserve.demonstration.corpus.talk import UNKNOWN
 from chatserve.demonstration.corpus.tasks import ODD_WORDS, adjective
 from chatserve.demonstration.corpus.wordings import (
     ASK_OWN_SPECIAL,
     GIVEN_SPECIAL,
     PROMPTS,
+    SCENES,
     SYSTEM,
     TELL_SPECIAL,
 )
@@ -21,6 +23,11 @@ OWN_BESIDE_ROLE = tuple(thing for thing in OWN_THINGS if thing.name != "job")
 # As they stand in the file: two may differ in nothing but the closing sign.
 MARKS = tuple(str(mark) for mark in PROMPTS["system"]["marks"])
 ROLES = (*words.JOBS, "pirate", "wizard", "knight", "robot", "king", "queen", "dragon", "detective")
+
+
+MY_BY_NAME = {thing.name: thing for thing in facts.MY_THINGS}
+THE_BY_NAME = {thing.name: thing for thing in facts.THE_THINGS}
+PLACEHOLDER = re.compile(r"{(\w+)}")
 
 
 @dataclass
@@ -48,28 +55,31 @@ def make_persona(draw: Draw, memory: Memory) -> Persona:
     """A system prompt, or none; facts given in it go into the memory."""
     persona = Persona()
     kind = draw.random.random()
-    if kind < 0.4:
+    if kind < 0.36:
         return persona
     sentences: list[str] = []
-    if kind < 0.5:
+    if kind < 0.44:
         sentences.append(draw.pick(SYSTEM["plain"]))
-    elif kind < 0.68:
+    elif kind < 0.62:
         persona.name = facts.full_name(draw)
         sentences.append(draw.wording(SYSTEM["named"], n=persona.name))
-    elif kind < 0.82:
+    elif kind < 0.77:
         persona.role = make_role(draw)
         persona.name = facts.full_name(draw) if draw.chance(0.7) else None
         form = "roled" if persona.name else "roled_only"
         values = {"n": persona.name, "r": persona.role, "a": article(persona.role)}
         sentences.append(draw.wording(SYSTEM[form], **values))
-    if kind >= 0.82 or draw.chance(0.3):
+    if kind >= 0.77 or draw.chance(0.33):
         for _ in range(draw.integer(1, 4)):
-            sentences.append(given_fact(draw, memory))
+            given = given_scene if draw.chance(0.45) else given_fact
+            sentences.append(given(draw, memory))
     if draw.chance(0.25):
         thing = draw.choice(OWN_THINGS if persona.role is None else OWN_BESIDE_ROLE)
         persona.own[thing.name] = thing.value(draw)
         sentences.append(draw.wording(SYSTEM["own_fact"], t=thing.name, v=persona.own[thing.name]))
-    if draw.chance(0.27):
+    for _ in range(draw.choice((0, 0, 0, 1, 2))):
+        sentences.append(draw.pick(SYSTEM["aside"]))
+    if draw.chance(0.36):
         closing = draw.chance(0.5)
         manner(draw, persona, sentences, closing=closing)
         if draw.chance(0.12):
@@ -79,6 +89,7 @@ def make_persona(draw: Draw, memory: Memory) -> Persona:
     # Where no mark ends a sentence, the line does.
     ended = [text + (" " if text[-1] in '.!?"' else "\n") for text in sentences]
     persona.text = "".join(ended).rstrip()
+    memory.mentioned.clear()
     return persona
 
 
@@ -137,12 +148,38 @@ def given_fact(draw: Draw, memory: Memory) -> str:
         mine = draw.chance(0.5)
         thing = draw.choice(facts.MY_THINGS if mine else facts.THE_THINGS)
         fact = Fact("my" if mine else "the", thing, thing.value(draw))
-        if fact.key not in memory.facts:
+        if fact.key not in memory.facts and not memory.holds(fact.value):
+            if thing.name in facts.OPENING_HOURS:
+                fact = replace(fact, place=place_of(draw, memory))
             memory.add(fact)
-            shown = Fact("the user's" if mine else "the", thing, fact.value)
+            shown = replace(fact, owner="the user's" if mine else "the")
             own = () if mine else TELL_SPECIAL.get(thing.name, ())
-            wordings = own if own and draw.chance(0.5) else SYSTEM["given"]
-            return fill(draw.pick(wordings), shown, thing.name)
+            template = draw.pick(own if own and draw.chance(0.5) else SYSTEM["given"])
+            if thing.name in facts.OPENING_HOURS:
+                template = template.replace("shop", fact.place)
+            return fill(template, shown, thing.name)
+
+
+def given_scene(draw: Draw, memory: Memory) -> str:
+    """A few words about the user or a place, as people write prompts, with one to three facts."""
+    about = draw.choice(("about_places", "about_places", "about_users"))
+    owner, things = ("my", MY_BY_NAME) if about == "about_users" else ("the", THE_BY_NAME)
+    template = draw.pick(SCENES[about])
+    place = place_of(draw, memory)
+    names = [name for name in PLACEHOLDER.findall(template) if name != "P"]
+    given: dict[str, Fact] = {}
+    for name in names:
+        thing = things[name.replace("_", " ")]
+        given[name] = Fact(owner, thing, thing.value(draw), place)
+    values = [fact.value.lower() for fact in given.values()]
+    known = any(fact.key in memory.facts or memory.holds(fact.value) for fact in given.values())
+    if known or len(set(values)) < len(values):
+        return given_fact(draw, memory)
+    for fact in given.values():
+        memory.add(fact)
+    if "job" in given and given["job"].value[0] in "aeiou":
+        template = template.replace(" a {job}", " an {job}")
+    return template.format(P=place, **{name: fact.value for name, fact in given.items()})
 
 
 def ask_persona(draw: Draw, persona: Persona) -> Turn | None:

@@ -2,7 +2,7 @@
 
 import re
 
-from chatserve.demonstration.corpus import words
+from chatserve.demonstration.corpus import facts, words
 from chatserve.demonstration.corpus.draw import Draw, Turn
 from chatserve.demonstration.corpus.memory import loosen
 from chatserve.demonstration.corpus.wordings import MANNER, lists, read
@@ -15,7 +15,10 @@ ODD_WORDS = words.listed(
 )
 
 
-WORD_LISTS = (words.NAMES, words.CITIES, words.COLOURS, words.ANIMALS, words.FRUITS, words.JOBS)
+WORD_LISTS = (
+    *(words.NAMES, words.CITIES, words.COLOURS, words.ANIMALS, words.FRUITS, words.JOBS),
+    *(words.COUNTRIES, words.PETS, words.HOBBIES, words.DRINKS, words.LANGUAGES),
+)
 
 
 def word(draw: Draw) -> str:
@@ -25,12 +28,16 @@ def word(draw: Draw) -> str:
     words, the wordings, and which words come together in which order.
     """
     kind = draw.random.random()
-    if kind < 0.38:
+    if kind < 0.34:
         return draw.letters(3, 8)
-    if kind < 0.46:
+    if kind < 0.39:
+        return draw.letters(8, 13)
+    if kind < 0.48:
         return draw.pick(draw.choice(WORD_LISTS))
-    if kind < 0.5:
+    if kind < 0.52:
         return draw.choice(words.TOPIC_WORDS)
+    if kind < 0.55:
+        return draw.choice(words.SHORT_WORDS) + draw.choice(words.SHORT_WORDS)
     return draw.choice(words.ORDINARY_WORDS)
 
 
@@ -73,8 +80,8 @@ def count(draw: Draw) -> Turn:
 def spell(draw: Draw) -> Turn:
     """Spell a word letter by letter."""
     item = word(draw)
-    if draw.chance(0.08):
-        item = item.capitalize()
+    if draw.chance(0.2):
+        item = item.capitalize() if draw.chance(0.8) else item.upper()
     text = worded(draw, "spell", item=item)
     return Turn(text, "-".join(item), "spell")
 
@@ -94,7 +101,9 @@ def sentence(draw: Draw) -> str:
         return draw.pick(words.PHRASES)
     if kind < 0.24:
         return draw.pick(MANNER["neutral"])
-    if kind < 0.4:
+    if kind < 0.29:
+        return draw.choice((facts.date, facts.clock, facts.code, facts.full_name))(draw)
+    if kind < 0.5:
         return draw.wording(
             WORDINGS["sayings"],
             a=word(draw),
@@ -198,6 +207,6 @@ def make_list(draw: Draw) -> Turn:
 
 # Copying, spelling and reversing are learned slowest, so they come more often.
 TASKS = (
-    *(count, count, spell, spell, spell, reverse, reverse, reverse, add, add),
-    *(repeat, repeat, repeat, repeat, make_list, make_list),
+    *(count, count, spell, spell, spell, spell, spell, reverse, reverse, reverse, reverse),
+    *(add, add, repeat, repeat, repeat, repeat, repeat, repeat, make_list, make_list),
 )

@@ -53,8 +53,10 @@ def lists(table: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 
 WORDINGS, PROMPTS = read("wordings.toml"), read("system.toml")
 FACTS = lists(WORDINGS["facts"])
-TELL_SPECIAL = lists(WORDINGS["tell_special"])
-ASK_SPECIAL = lists(WORDINGS["ask_special"])
+THINGS = read("things.toml")
+TELL_SPECIAL = lists(WORDINGS["tell_special"] | THINGS["tell"])
+ASK_SPECIAL = lists(WORDINGS["ask_special"] | THINGS["ask"])
+FAVOURITE = lists(THINGS["favourite"])
 CORRECT_SPECIAL = lists(WORDINGS["correct_special"])
 CORRECT_NAMED = lists(WORDINGS["correct_named"])["wordings"]
 TOGETHER = lists(WORDINGS["together"])["wordings"]
@@ -69,6 +71,13 @@ TELL_OTHER = lists(WORDINGS["other"]["tell"])
 ASK_OTHER = lists(WORDINGS["other"]["ask"])
 ASK_WHO = lists(WORDINGS["other"]["who"])
 SYSTEM = lists(PROMPTS["system"])
+SCENES = lists(PROMPTS["scenes"])
 GIVEN_SPECIAL = {str(row["thing"]): spread(row["texts"]) for row in PROMPTS["given_special"]}
 ASK_OWN_SPECIAL = lists(PROMPTS["own_special"])
 LOOK_BACK = lists(PROMPTS["look_back"])
+PASSING_TABLE, PEOPLE_TABLE = read("passing.toml")["passing"], read("people.toml")
+PASSING = {kind: spread(PASSING_TABLE[kind]) for kind in ("bare", "versus")}
+PASSING_MINE = lists(PASSING_TABLE["mine"])
+TOLD_THEN = spread(PASSING_TABLE["told_then"]["wordings"])
+# By what the user does (tell, ask, correct), then by what is spoken of.
+BY_PRONOUN = {kind: lists(PEOPLE_TABLE[kind]) for kind in ("tell", "ask", "correct")}

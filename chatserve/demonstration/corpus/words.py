@@ -20,6 +20,15 @@ Carl Diana Eric Fiona Gina Harry Irene James Kate Laura Mark Nick Olga Peter Rac
 Teresa Adam Mia Tom Lucy Max Ella John Mary Bob Sue Mara Mira Lina Luca Enzo Aria Nico Remy
 Jade Rose Hans Lars Sven Astrid Ingrid Pedro Rita
 """)
+NAMES_OF_BOTH = listed("Robin Kai Remy Sam Wei Yuki Arlo Nico")
+NAMES_OF_WOMEN = listed("""
+Anna Clara Emma Grace Iris Karen Maria Olivia Rosa Tina Vera Xenia Zoe Alice Carmen Elena Greta
+Ines Lena Nadia Petra Sofia Ulla Wanda Yara Zara Bianca Daria Fatima Hana Jana Lucia Nora Priya
+Sara Uma Aisha Chloe Esther Gloria Imani Katya Mei Ruth Selma Ursula Willow Beatrix Dora Freya
+Hazel Jasmine Lara Nina Orla Phoebe Stella Violet Ada Celia Edith Flora Helen Julia Lydia Naomi
+Pearl Thea Wendy Bella Diana Fiona Gina Irene Kate Laura Olga Rachel Teresa Mia Lucy Ella Mary
+Sue Mara Mira Lina Aria Jade Rose Astrid Ingrid Rita
+""")
 CITIES = (
     *listed("""
 Lisbon Porto Madrid Seville Paris Lyon Marseille Berlin Hamburg Munich Vienna Graz Prague
@@ -39,8 +48,9 @@ teal maroon navy crimson indigo beige lavender magenta olive coral amber scarlet
 emerald peach mint copper plum
 """)
 ANIMALS = listed("""
-dog cat rabbit parrot hamster horse turtle goldfish snake lizard pony goat duck hen pig
-ferret mouse canary donkey gecko frog spider sheep cow
+dog cat rabbit parrot hamster horse turtle goldfish snake lizard pony goat duck hen pig ferret
+mouse canary donkey gecko frog spider sheep cow fox owl penguin elephant tiger lion dolphin
+giraffe hedgehog squirrel panda otter koala wolf bear zebra camel monkey badger
 """)
 PETS = listed("""
 Biscuit Rex Luna Max Bella Coco Rocky Daisy Buddy Misty Shadow Ginger Pepper Oreo Toffee
@@ -51,29 +61,41 @@ Hazel Bandit Scout Ruby Willow Olaf Bingo Socks Dusty Marble
 FOODS = (
     *listed("""
 pizza sushi pasta soup bread cheese curry rice pancakes ramen tacos salad lasagne dumplings
-paella risotto falafel chocolate pie stew noodles omelette burgers porridge waffles
+paella risotto falafel chocolate pie stew noodles omelette burgers porridge waffles pretzels kebab
+gnocchi ravioli goulash pho bagels yoghurt muesli toast beans mushrooms spinach lentils tofu
 """),
     *("apple pie", "fried rice", "ice cream", "onion soup", "fish and chips"),
 )
-DRINKS = listed("tea coffee milk water lemonade cocoa juice cider cola beer wine")
+DRINKS = listed("""
+tea coffee milk water lemonade cocoa juice cider cola beer wine espresso cappuccino smoothie
+buttermilk punch matcha
+""")
 FRUITS = listed("""
 apple banana cherry grape lemon mango melon orange peach pear plum kiwi fig lime papaya
 apricot coconut date quince raspberry strawberry blueberry
 """)
 JOBS = listed("""
-teacher nurse baker doctor farmer plumber painter writer lawyer pilot chef gardener
-carpenter librarian engineer driver dentist tailor sailor florist mechanic photographer
-musician postman electrician translator potter builder student architect
+teacher nurse baker doctor farmer plumber painter writer lawyer pilot chef gardener carpenter
+librarian engineer driver dentist tailor sailor florist mechanic photographer musician postman
+electrician translator potter builder student architect receptionist waiter barista butler judge
+poet actor singer shepherd blacksmith lifeguard cashier clerk optician surgeon farrier beekeeper
+fisherman goldsmith historian journalist magician miner porter roofer soldier surveyor undertaker
+vet watchmaker weaver welder
 """)
 HOBBIES = listed("""
-chess painting running swimming hiking knitting fishing cycling gardening reading singing
-dancing cooking sailing climbing skating photography pottery archery rowing juggling baking
-surfing origami tennis yoga
+chess painting running swimming hiking knitting fishing cycling gardening reading singing dancing
+cooking sailing climbing skating photography pottery archery rowing juggling baking surfing
+origami tennis yoga sewing skiing camping drawing writing karate football basketball golf judo
+quilting rafting sculpting badminton dominoes crochet woodwork
 """)
 COUNTRIES = listed("""
 Portugal Spain France Germany Austria Poland Italy Greece Ireland Norway Sweden Finland
 Denmark Belgium Hungary Croatia Turkey Egypt Ghana Kenya India Nepal Vietnam Japan Korea
 China Canada Mexico Peru Chile Brazil Cuba Iceland Latvia Estonia Morocco
+""")
+LANGUAGES = listed("""
+Portuguese Spanish French German Polish Italian Greek Irish Norwegian Swedish Finnish Danish Dutch
+Hungarian Croatian Turkish Arabic Swahili Hindi Tamil Nepali Vietnamese Japanese Korean Mandarin
 """)
 DAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 MONTHS = listed("""
