@@ -1,4 +1,5 @@
-"""Norms and whole layers of a decoder in fewer, larger operations on a CPU.
+"""Norms and whole layers of a decoder in fewer, larger operations on a CPU; norms and gates on a
+GPU.
 
 May not know: requests, page ownership. Nothing here is needed: a model is right without it.
 
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from chatserve.errors import ModelRefused
 from chatserve.model.attention import ChainedPaged, LayerCall, Paged, check_asked
 from chatserve.model.blocks import BlockLinear, JoinedBlocks
+from chatserve.model.on_device import FeedForwardOnDevice, NormOnDevice, feed_forward_on_device
+from chatserve_kernels import gpu
 from chatserve_kernels.cpu.native import Chain, Recording, new_chain
 from chatserve_kernels.rows import Gate, Norm, Rotation, gate_for, norm_for, rotation_for
 
@@ -33,7 +36,7 @@ _LAYERS = frozenset(
 _GELU = {"silu": False, "gelu_pytorch_tanh": True}
 # Of a trial's rows: what a part does to large numbers only must show as well.
 _SIZES = (1.0, 1.0, 30.0)
-_TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
 # Writing a layer's programs down takes a tenth of a millisecond; with many rows that is nothing.
 _KEPT_ROWS_MAX, _KEPT_FRAMES_MAX = 64, 6
 
@@ -259,11 +262,26 @@ class Fusion:
 
 
 def fuse(model: nn.Module) -> Fusion:
-    """Replace the parts of a model on a CPU that gain by it. The model's attention is ours
-    (`attention.py`), and its linear layers are packed before."""
+    """Replace the parts of a model that gain by it. The model's attention is ours
+    (`attention.py`), and on a CPU its linear layers are packed before."""
     fusion = Fusion()
-    _fuse_children(model, fusion)
+    device = next(model.parameters()).device
+    (_fuse_on_device if gpu.serves(device.type) else _fuse_children)(model, fusion)
     return fusion
+
+
+def _fuse_on_device(parent: nn.Module, fusion: Fusion) -> None:
+    for name, child in list(parent.named_children()):
+        kind, better = type(child).__name__, None
+        if kind.endswith("RMSNorm"):
+            better = _tried(child, _as_norm_on_device)
+        elif kind.endswith("MLP"):
+            better = _tried(child, _as_feed_forward_on_device)
+        if better is None:
+            _fuse_on_device(child, fusion)
+            continue
+        setattr(parent, name, better)
+        fusion.places.append((parent, name, child))
 
 
 def _fuse_children(parent: nn.Module, fusion: Fusion) -> None:
@@ -319,6 +337,25 @@ def _as_norm(original: nn.Module) -> Norm | None:
         if _agree([norm.run(rows)], [original(rows)]):
             return norm
     return None
+
+
+def _as_norm_on_device(original: nn.Module) -> NormOnDevice | None:
+    for weight, epsilon, dtype in _weights(original):
+        norm = NormOnDevice(weight, epsilon)
+        rows = _random_rows(weight.shape[0], dtype).to(weight.device)
+        if _agree([norm(rows)], [original(rows)]):
+            return norm
+    return None
+
+
+def _as_feed_forward_on_device(original: nn.Module) -> FeedForwardOnDevice | None:
+    parts: Any = original
+    weight: Tensor = parts.gate_proj.weight
+    feed_forward = feed_forward_on_device(original)
+    rows = _random_rows(weight.shape[1], weight.dtype).to(weight.device)
+    if feed_forward is None or not _agree([feed_forward(rows)], [original(rows)]):
+        return None
+    return feed_forward
 
 
 def _weights(norm: nn.Module) -> list[tuple[Tensor, float, torch.dtype]]:

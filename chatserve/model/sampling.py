@@ -8,6 +8,9 @@ cumulative filtered distribution, laid out in vocabulary order and summed in flo
 does not depend on batch mates, on preemption, or on how its prompt was sliced (but for the
 logits' own rounding).
 
+On a GPU the whole of it is one call of kernels (`chatserve_kernels/sampling.py`); where they do not
+serve it is torch's. The noise is hashed here.
+
 Order, as in vLLM: logprobs from the model's raw logits; then logit_bias, repetition, presence and
 frequency penalties, banned ids; temperature 0 takes the best; else temperature, min_p, top_k,
 top_p.
@@ -15,16 +18,22 @@ top_p.
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from chatserve.model.draw import draw
+from chatserve_kernels import gpu
+from chatserve_kernels.sampling import Adjustments, Choices, Chosen, choose_tokens
 
 _MASK64 = (1 << 64) - 1
+
+Ids = NDArray[np.int64]
+Amounts = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +43,8 @@ class SampleRow:
     temperature: 0 is greedy. position: absolute, of the token being sampled.
     history: all tokens so far, of which the first prompt_length are the prompt; the repetition
     penalty counts all, presence and frequency what follows the prompt. May be empty where no
-    penalty is set. banned: ids that must not come. top_logprobs: None = no logprobs, k = the k
-    best as well. Ids outside the vocabulary have no logit and are passed over.
+    penalty is set. logit_bias: no id twice. banned: ids that must not come. top_logprobs: None = no
+    logprobs, k = the k best as well. Ids outside the vocabulary have no logit and are passed over.
     """
 
     temperature: float = 1.0
@@ -104,6 +113,8 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Samples:
         raise ValueError(f"logits must be float32 [{len(rows)}, vocabulary]")
     if not rows:
         return Samples(torch.empty(0, dtype=torch.int64, device=logits.device), [], [])
+    if (samples := _by_kernels(logits, rows)) is not None:
+        return samples
     best, tokens = logits.max(dim=-1)  # NaN wins a max, so `best` tells all three faults
     finite: list[bool] = best.isfinite().tolist()
     changed = [i for i, row in enumerate(rows) if row.changes_logits and finite[i]]
@@ -123,6 +134,69 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Samples:
     if not all(finite):
         tokens[[i for i, good in enumerate(finite) if not good]] = 0
     return Samples(tokens, finite, _logprobs(logits, tokens, rows, finite))
+
+
+def _by_kernels(logits: Tensor, rows: Sequence[SampleRow]) -> Samples | None:
+    """None where there are none, as on every CPU."""
+    if not gpu.serves(logits.device.type):
+        return None
+    chosen = choose_tokens(logits, _choices(rows, logits.shape[1]))
+    if chosen is None:
+        return None
+    finite: list[bool] = chosen.finite.tolist()
+    return Samples(chosen.tokens, finite, _logprobs_of(chosen, logits, rows, finite))
+
+
+def _choices(rows: Sequence[SampleRow], vocabulary: int) -> Choices:
+    """What the rows say, in columns."""
+
+    def column(values: Iterable[float]) -> NDArray[np.float64]:
+        return np.asarray(list(values), dtype=np.float64)
+
+    return Choices(
+        temperature=column(row.temperature for row in rows),
+        min_p=column(row.min_p for row in rows),
+        top_k=column(row.top_k for row in rows),
+        top_p=column(row.top_p for row in rows),
+        noise=column(_noise(row) if row.temperature > 0 else 0.0 for row in rows),
+        logarithms=column(row.top_logprobs is not None for row in rows),
+        adjustments=_adjustments(rows, vocabulary),
+    )
+
+
+def _adjustments(rows: Sequence[SampleRow], vocabulary: int) -> Adjustments | None:
+    """What `_adjust` does to each row."""
+    changed = [(i, _adjustment(row)) for i, row in enumerate(rows) if row.changes_logits]
+    if not changed:
+        return None
+    ids, bias, repetition, subtracted = map(
+        np.concatenate, zip(*(columns for _, columns in changed), strict=True)
+    )
+    at = np.repeat([i for i, _ in changed], [len(columns[0]) for _, columns in changed])
+    inside = (ids >= 0) & (ids < vocabulary)
+    return Adjustments(
+        at[inside], ids[inside], bias[inside], repetition[inside], subtracted[inside]
+    )
+
+
+def _adjustment(row: SampleRow) -> tuple[Ids, Amounts, Amounts, Amounts]:
+    """Ids, bias, repetition and what is subtracted, in the float32 that torch rounds them to."""
+    biased = np.asarray([token for token, _ in row.logit_bias], dtype=np.int64)
+    banned = np.asarray(row.banned, dtype=np.int64)
+    seen = row.history if row.repetition_penalty != 1.0 else ()
+    seen = np.unique(np.asarray(seen, dtype=np.int64))
+    is_counted = row.presence_penalty != 0.0 or row.frequency_penalty != 0.0
+    counted = row.history[row.prompt_length :] if is_counted else ()
+    counted, counts = np.unique(np.asarray(counted, dtype=np.int64), return_counts=True)
+    ids = np.unique(np.concatenate((biased, banned, seen, counted)))
+    bias, repetition, subtracted = np.zeros((3, len(ids)), dtype=np.float32)
+    bias[ids.searchsorted(biased)] = [value for _, value in row.logit_bias]
+    repetition[:] = 1
+    repetition[ids.searchsorted(seen)] = row.repetition_penalty
+    amounts = row.presence_penalty + row.frequency_penalty * counts.astype(np.float32)
+    subtracted[ids.searchsorted(counted)] = amounts
+    subtracted[ids.searchsorted(banned)] = np.inf
+    return ids, bias, repetition, subtracted
 
 
 def _adjust(logits: Tensor, row: SampleRow) -> None:
@@ -221,14 +295,38 @@ def _logprobs(
 ) -> list[RowLogprobs | None]:
     """Of the R rows, those that are finite and asked for them. logits: as the model gave them,
     float32 [R, vocabulary]; tokens: what was chosen, int64 [R]."""
-    result: list[RowLogprobs | None] = [None] * len(rows)
     wanted = [i for i, row in enumerate(rows) if row.top_logprobs is not None and finite[i]]
     if not wanted:
-        return result
+        return [None] * len(rows)
     everything = torch.log_softmax(logits[wanted], dim=-1)
     chosen: list[float] = everything.gather(1, tokens[wanted][:, None])[:, 0].tolist()
     most = min(max(rows[i].top_logprobs or 0 for i in wanted), logits.shape[1])
     values, ids = everything.topk(most, dim=-1)
+    return _paired(rows, wanted, chosen, values, ids)
+
+
+def _logprobs_of(
+    chosen: Chosen, logits: Tensor, rows: Sequence[SampleRow], finite: Sequence[bool]
+) -> list[RowLogprobs | None]:
+    """The same from what the kernels gave."""
+    wanted = [i for i, row in enumerate(rows) if row.top_logprobs is not None and finite[i]]
+    if not wanted:
+        return [None] * len(rows)
+    most = min(max(rows[i].top_logprobs or 0 for i in wanted), logits.shape[1])
+    values, ids = logits[wanted].topk(most, dim=-1)
+    values = (values.double() - chosen.logarithms[wanted][:, None]).float()
+    return _paired(rows, wanted, chosen.logprobs[wanted].tolist(), values, ids)
+
+
+def _paired(
+    rows: Sequence[SampleRow],
+    wanted: Sequence[int],
+    chosen: Sequence[float],
+    values: Tensor,
+    ids: Tensor,
+) -> list[RowLogprobs | None]:
+    """chosen: of each wanted row; values, ids: [wanted, any], its best tokens."""
+    result: list[RowLogprobs | None] = [None] * len(rows)
     for i, value, best_ids, best in zip(wanted, chosen, ids.tolist(), values.tolist(), strict=True):
         count = rows[i].top_logprobs or 0
         pairs = tuple(zip(best_ids[:count], best[:count], strict=True))

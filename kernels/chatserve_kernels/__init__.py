@@ -10,7 +10,8 @@ slowly what each operation means; `ops.py` holds the checked doors that a model 
 way behind them; `cpu/` has machine code for a CPU and `gpu/` Triton kernels, which `runs.py` tells
 what pages rows have in common. Every backend behind a door is tested against the reference.
 `linear.py`, `int8.py` and `rows.py` are doors of machine code that has nothing to do with pages:
-linear layers, norms, rotary embedding and gates.
+linear layers, norms, rotary embedding and gates. `sampling.py` is the door of the choice of tokens,
+which has kernels for a GPU alone.
 """
 
 from chatserve_kernels.batch import AttentionBatch
@@ -18,8 +19,10 @@ from chatserve_kernels.ops import (
     append_kv,
     attention_in_chain,
     copy_pages,
+    gated,
     page_checksums,
     paged_attention,
+    rms_norm,
 )
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "append_kv",
     "attention_in_chain",
     "copy_pages",
+    "gated",
     "page_checksums",
     "paged_attention",
+    "rms_norm",
 ]

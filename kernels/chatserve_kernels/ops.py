@@ -173,6 +173,60 @@ def page_checksums(pool: Tensor, pages: Tensor, weights: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=pool.device)
 
 
+def rms_norm(
+    rows: Tensor, weight: Tensor, epsilon: float, *, residual: Tensor | None = None
+) -> Tensor:
+    """x / sqrt(mean(x²) + epsilon) * weight of each row, in float32, rounded once.
+
+    rows: [any, columns]. weight: float32 [columns]; 1 above the model's own where a family has it
+    like that. residual: like rows, elements side by side; the rows are added to it, in place, and
+    the norm is of what it then holds. Returns [any, columns], contiguous, in the rows' dtype.
+    Raises ValueError.
+    """
+    if rows.ndim != 2 or weight.shape != rows.shape[1:] or weight.dtype != torch.float32:
+        raise ValueError(f"weight is {weight.dtype} {tuple(weight.shape)}, rows {rows.shape}")
+    if residual is not None:
+        _check_alike("residual", residual, rows)
+        if residual.stride(1) != 1:
+            raise ValueError("elements of a residual's row must lie side by side")
+    if gpu.serves(rows.device.type):
+        from chatserve_kernels.gpu import rows as on_gpu
+
+        if on_gpu.serves_norm(rows, added=residual is not None):
+            return on_gpu.rms_norm(rows, weight, epsilon, residual)
+    if residual is not None:
+        rows = residual.add_(rows)
+    wide = rows.float()
+    scale = (wide.square().mean(dim=1, keepdim=True) + epsilon).rsqrt_()
+    return (wide * scale * weight).to(rows.dtype).contiguous()
+
+
+def gated(gates: Tensor, ups: Tensor, *, gelu: bool) -> Tensor:
+    """activation(gates) * ups, in float32, rounded once. gelu: by tanh; SiLU otherwise.
+
+    gates, ups: [rows, columns] of one dtype. Returns the same, contiguous. Raises ValueError.
+    """
+    if gates.ndim != 2:
+        raise ValueError(f"gates are {tuple(gates.shape)}, not [rows, columns]")
+    _check_alike("ups", ups, gates)
+    if gpu.serves(gates.device.type):
+        from chatserve_kernels.gpu import rows as on_gpu
+
+        if on_gpu.serves_gate(gates, gelu=gelu):
+            return on_gpu.gated(gates, ups, gelu=gelu)
+    wide = gates.float()
+    active = F.gelu(wide, approximate="tanh") if gelu else F.silu(wide)
+    return (active * ups).to(gates.dtype).contiguous()
+
+
+def _check_alike(name: str, tensor: Tensor, other: Tensor) -> None:
+    if tensor.shape != other.shape or tensor.dtype != other.dtype:
+        raise ValueError(
+            f"{name} are {tensor.dtype} {tuple(tensor.shape)}, "
+            f"not {other.dtype} {tuple(other.shape)}"
+        )
+
+
 def _check_attention(
     query: Tensor,
     kv: Tensor,

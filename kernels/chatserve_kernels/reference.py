@@ -1,15 +1,18 @@
 """What each operation means, in plain loops and float64. Slow and obviously right.
 
 May not know: any faster way. Tests hold every backend against these functions; nothing else
-calls them.
+calls them, but for the trial of choosing tokens.
 """
 
+import itertools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from chatserve_kernels.batch import AttentionBatch
+from chatserve_kernels.sampling import Adjustments, Choices
 
 
 def paged_attention(
@@ -77,3 +80,63 @@ def copy_pages(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
     held = [pool[int(source)].clone() for source in sources]
     for destination, page in zip(destinations.tolist(), held, strict=True):
         pool[destination] = page
+
+
+def rms_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x / sqrt(mean(x²) + epsilon) * weight of each row.
+
+    rows: [any, columns]; weight: [columns].
+    """
+    result = torch.zeros(rows.shape, dtype=rows.dtype)
+    for index, row in enumerate(rows.double()):
+        mean = sum(float(value) ** 2 for value in row) / len(row)
+        result[index] = (row / math.sqrt(mean + epsilon) * weight.double()).to(rows.dtype)
+    return result
+
+
+def gated(gates: Tensor, ups: Tensor, *, gelu: bool) -> Tensor:
+    """[rows, columns]: x / (1 + exp(-x)) * up, or with gelu
+    x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x³))) * up."""
+    result = torch.zeros(gates.shape, dtype=gates.dtype)
+    for row in range(gates.shape[0]):
+        for column in range(gates.shape[1]):
+            x, up = float(gates[row, column]), float(ups[row, column])
+            if gelu:
+                cube = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+                result[row, column] = x / 2 * (1 + math.tanh(cube)) * up
+            else:
+                small = math.exp(-abs(x))
+                result[row, column] = x * (1 if x >= 0 else small) / (1 + small) * up
+    return result
+
+
+def adjusted_logits(logits: Tensor, given: Adjustments) -> Tensor:
+    """A copy of float32 [rows, vocabulary], one adjustment after the other."""
+    result = logits.numpy().copy()
+    for at, (row, token) in enumerate(zip(given.rows, given.ids, strict=True)):
+        value = result[row, token] + given.bias[at]
+        penalty = given.repetition[at]
+        value = value / penalty if value > 0 else value * penalty
+        subtracted = given.subtracted[at]
+        result[row, token] = -np.inf if subtracted == np.inf else value - subtracted
+    return torch.from_numpy(result)
+
+
+def choose_token(logits: Tensor, choices: Choices, row: int) -> int:
+    """Of float32 [vocabulary], none NaN or +inf, after adjustments."""
+    values, temperature = logits.double().tolist(), float(choices.temperature[row])
+    best = max(values)
+    if temperature == 0:
+        return values.index(best)
+    weights = [math.exp((value - best) / temperature) for value in values]
+    tokens = [token for token, weight in enumerate(weights) if weight >= choices.min_p[row]]
+    tokens.sort(key=lambda token: -weights[token])  # of equal ones the smaller ids stay before
+    tokens = tokens[: int(choices.top_k[row]) or None]
+    if choices.top_p[row] < 1:
+        reached = list(itertools.accumulate(weights[token] for token in tokens))
+        share = choices.top_p[row] * reached[-1]
+        tokens = tokens[: 1 + sum(total < share for total in reached)]
+    tokens.sort()
+    reached = list(itertools.accumulate(weights[token] for token in tokens))
+    target = choices.noise[row] * reached[-1]
+    return next(token for token, total in zip(tokens, reached, strict=True) if total > target)

@@ -3,7 +3,6 @@
 May not know: what pages mean. The doors in `ops.py` have checked what comes in.
 """
 
-import logging
 from functools import cache
 
 import torch
@@ -23,8 +22,6 @@ SUM_STEPS = 8
 
 WORD_BYTES = 8
 
-_log = logging.getLogger(__name__)
-
 
 @cache
 def served(device: torch.device) -> bool:
@@ -33,14 +30,7 @@ def served(device: torch.device) -> bool:
         return False
     if gpu.interpreted():
         return True
-    try:
-        right = _agrees(device)
-    except Exception as error:  # a compiler, a driver: torch needs none of them
-        _log.warning("pages are left to torch on %s: %s", device, error)
-        return False
-    if not right:
-        _log.warning("Triton's copies of pages are wrong on %s; torch does them", device)
-    return right
+    return gpu.passes("copies of pages", device, lambda: _agrees(device))
 
 
 def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
