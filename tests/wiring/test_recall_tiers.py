@@ -47,7 +47,7 @@ from tests.wiring.recall import (
 from tests.wiring.server import Revived, reviving
 
 CHATS = 4
-CHATS_HOST = 3
+CHATS_HOST = 5
 CHATS_LONG = 32
 SMALL_POOL = "2MiB"  # 409 tokens: a conversation or two
 HOST_MEMORY = "64MiB"  # all conversations
