@@ -23,6 +23,7 @@ from tests.api.socket_peer import conversation, tab
 CASES = 100
 STEPS_MAX = 25
 VIEWERS_MAX = 6
+CANCEL_SECONDS = 1.0
 # Small, so that a text of some words is several events.
 LIMITS = quick(event_text_max=5, socket_ping_seconds=3_600.0)
 TURN: dict[str, object] = {"id": "t1", "content": "x"}
@@ -122,10 +123,11 @@ class Viewer:
         self.connections += 1
 
     async def go(self) -> None:
-        """Look away, wherever it is."""
-        if self.task is not None:
+        """Look away, wherever it is. A client that is opening or closing a connection may lose a
+        cancellation, and is told again."""
+        while self.task is not None and not self.task.done():
             self.task.cancel()
-            await asyncio.wait({self.task})
+            await asyncio.wait({self.task}, timeout=CANCEL_SECONDS)
 
     async def _by_sse(self, by_turn: bool) -> None:
         reply = self.reply
