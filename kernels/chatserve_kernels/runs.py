@@ -48,9 +48,10 @@ class Runs:
     tables: the step's page tables, int32 [sequences, pages], contiguous.
     sequences, starts, ends: one for each run; matrices: 1 where products of matrices pay or its
     members see different positions. first_members: runs + 1, where each run's members begin.
-    members: their rows of the flattened batch; member_starts, member_ends: what each sees of the
-    run; slots: the part that each of them gets, so that the parts of the i-th row of `rows` are
-    first_slots[i] to first_slots[i + 1]. rows: of the flattened batch, ascending.
+    members: their rows of the flattened batch, those of a run in the order of what they see;
+    member_starts, member_ends: what each sees of the run; slots: the part that each of them gets,
+    so that the parts of the i-th row of `rows` are first_slots[i] to first_slots[i + 1]. rows: of
+    the flattened batch, ascending.
     prepared: what a program makes of them once, for all layers of a step.
     """
 

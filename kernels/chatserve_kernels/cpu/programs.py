@@ -211,7 +211,7 @@ class _Attend:
         b, zero, tile = self.p.b, integer(0), integer(self.sizes.tile)
         before, left = b.sub(start, position), b.sub(end, position)
         low = b.select(b.icmp_signed(">", before, zero), before, zero)
-        high = b.select(b.icmp_signed("<", left, tile), left, tile)
+        high = self.p.smaller(left, tile)
         return low, high, self._seen(position, start, end)
 
     def _seen(self, position: Any, start: Any, end: Any) -> Any:
@@ -403,8 +403,7 @@ def append_text(row_bytes: int, page_size: int) -> str:
     value_bytes = b.mul(position_bytes, integer(page_size))
     with p.tasks("append_next", f["append_tasks"]) as task:
         first = b.mul(task, integer(COPIES_A_TASK))
-        end = b.add(first, integer(COPIES_A_TASK))
-        end = b.select(b.icmp_signed("<", end, f["writes"]), end, f["writes"])
+        end = p.smaller(b.add(first, integer(COPIES_A_TASK)), f["writes"])
         with p.loop(first, end) as write:
             row = p.at(f["rows"], write)
             target = b.add(f["pages"], b.mul(p.at(f["write_pages"], write), f["page_bytes"]))

@@ -96,8 +96,7 @@ def gate_text(*, bfloat16: bool, gelu: bool) -> str:
             b.add(f[name], b.mul(row, f[f"{name}_row"])) for name in ("gate", "up", "target")
         )
         first = b.mul(part, integer(GATE_COLUMNS))
-        end = b.add(first, integer(GATE_COLUMNS))
-        end = b.select(b.icmp_signed("<", end, f["columns"]), end, f["columns"])
+        end = p.smaller(b.add(first, integer(GATE_COLUMNS)), f["columns"])
         with p.loop(first, end, LANES) as column:
             x = rows.load(gate, column)
             exponent = b.fneg(x)
