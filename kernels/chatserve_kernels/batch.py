@@ -137,7 +137,9 @@ class AttentionBatch:
             for sequence in range(len(lengths))
             if starts[sequence + 1] - starts[sequence] == 1
         }
-        found = find_runs(tables, lengths, rows, page_size=self.page_size, window=window)
+        found = find_runs(
+            tables, lengths, rows, page_size=self.page_size, window=window, spans=slices
+        )
         for sequence in self.slices if slices else ():
             first, end = starts[sequence : sequence + 2]
             found += slice_runs(sequence, first, end - first, lengths[sequence], window)

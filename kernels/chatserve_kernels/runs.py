@@ -31,8 +31,8 @@ Integers = NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class Run:
     """Positions start to end of `sequence`'s page table, read for the rows `members` of the
-    flattened batch. spans: where each one's positions begin and end, for a part of a slice; None
-    where each sees all."""
+    flattened batch. spans: where each one's positions begin and end, neither before those of the
+    member before; None where each sees all."""
 
     sequence: int
     start: int
@@ -77,18 +77,46 @@ def find_runs(
     *,
     page_size: int,
     window: int | None,
+    spans: bool,
 ) -> list[Run]:
     """The runs of the sequences with one query each.
 
     tables: [sequences, pages]. lengths: tokens attended to, of every sequence. rows: of those
     sequences, their rows in the flattened batch.
-    window: where given, each reads only its last positions, and nothing is shared.
+    window: where given, each reads only its last positions. spans: whether the rows of a run may
+    see different positions; if not, nothing is shared where a window ends inside a context.
     """
-    if window is not None:
+    firsts = {
+        row: 0 if window is None else max(0, lengths[sequence] - window)
+        for sequence, row in rows.items()
+    }
+    if not spans and any(firsts.values()):
         return [
-            Run(sequence, max(0, lengths[sequence] - window), lengths[sequence], (row,))
-            for sequence, row in rows.items()
+            Run(sequence, firsts[row], lengths[sequence], (row,)) for sequence, row in rows.items()
         ]
+    runs = _tree(tables, lengths, rows, page_size)
+    return [part for run in runs for part in _in_window(run, firsts)]
+
+
+def _in_window(run: Run, firsts: Mapping[int, int]) -> list[Run]:
+    """What its members see of a run. firsts: of each row, the first position that it sees."""
+    seen = sorted((max(run.start, firsts[row]), row) for row in run.members)
+    seen = [(start, row) for start, row in seen if start < run.end]
+    if not seen:
+        return []
+    members, starts = tuple(row for _, row in seen), [start for start, _ in seen]
+    if starts[0] == starts[-1]:
+        return [Run(run.sequence, starts[0], run.end, members)]
+    if len(seen) < MATRIX_ROWS_MIN:
+        return [Run(run.sequence, start, run.end, (row,)) for start, row in seen]
+    spans = tuple((start, run.end) for start in starts)
+    return [Run(run.sequence, starts[0], run.end, members, spans)]
+
+
+def _tree(
+    tables: NDArray[np.int32], lengths: Sequence[int], rows: Mapping[int, int], page_size: int
+) -> list[Run]:
+    """The runs where each row sees all of its context."""
     # Any order of bytes puts tables with a common beginning side by side. Only whole pages count.
     whole = {sequence: lengths[sequence] // page_size for sequence in rows}
     order = sorted(rows, key=lambda sequence: tables[sequence, : whole[sequence]].tobytes())
@@ -171,11 +199,17 @@ def laid_out(tables: NDArray[np.int32], runs: Sequence[Run]) -> Runs:
 
 def _cut(run: Run) -> list[Run]:
     """A slice stays whole: it is work enough for several threads as it is."""
-    if run.spans is not None:
+    if run.spans is not None and (len(run.members) == 1 or run.spans[0][1] < run.end):
         return [run]
+    firsts = dict.fromkeys(run.members, run.start)
+    if run.spans is not None:
+        firsts = {row: start for row, (start, _) in zip(run.members, run.spans, strict=True)}
     return [
-        Run(run.sequence, start, min(run.end, start + RUN_TOKENS_MAX), run.members)
+        part
         for start in range(run.start, run.end, RUN_TOKENS_MAX)
+        for part in _in_window(
+            Run(run.sequence, start, min(run.end, start + RUN_TOKENS_MAX), run.members), firsts
+        )
     ]
 
 

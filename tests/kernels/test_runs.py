@@ -1,12 +1,21 @@
 """Which stretches of pages are read for which rows."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from chatserve_kernels import runs
-from chatserve_kernels.runs import SHARED_TOKENS_MIN, Run, find_runs, laid_out
+from chatserve_kernels.runs import (
+    MATRIX_ROWS_MIN,
+    SHARED_TOKENS_MIN,
+    Run,
+    find_runs,
+    laid_out,
+)
+
+PAGE = 16
 
 
 def tree(numbers: random.Random, page_size: int) -> tuple[np.ndarray, list[int]]:
@@ -37,7 +46,7 @@ def test_each_row_reads_its_own_positions_once(seed: int) -> None:
     tables, lengths = tree(numbers, page_size)
     decoding = sorted(numbers.sample(range(len(lengths)), numbers.randint(1, len(lengths))))
     rows = {sequence: sequence for sequence in decoding}
-    found = find_runs(tables, lengths, rows, page_size=page_size, window=None)
+    found = find_runs(tables, lengths, rows, page_size=page_size, window=None, spans=True)
     for sequence in decoding:
         read: list[tuple[int, int]] = []
         for run in found:
@@ -67,7 +76,9 @@ def test_a_tree_is_read_as_a_tree() -> None:
         [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8, 10], [1, 2, 3, 4, 11, 0, 0, 0, 0]],
         dtype=np.int32,
     )
-    found = find_runs(tables, [140, 139, 70], {0: 0, 1: 1, 2: 2}, page_size=16, window=None)
+    found = find_runs(
+        tables, [140, 139, 70], {0: 0, 1: 1, 2: 2}, page_size=16, window=None, spans=True
+    )
     parts = {(run.start, run.end, tuple(sorted(run.members))) for run in found}
     assert parts == {
         *((0, 64, (0, 1, 2)), (64, 128, (0, 1))),
@@ -75,9 +86,66 @@ def test_a_tree_is_read_as_a_tree() -> None:
     }
 
 
+def read_by(found: Sequence[Run], row: int, tables: np.ndarray) -> list[tuple[int, int]]:
+    """The positions and their places that the runs read for a row."""
+    read: list[tuple[int, int]] = []
+    for run in found:
+        if row in run.members:
+            start, end = run.start, run.end
+            if run.spans is not None:
+                start, end = run.spans[run.members.index(row)]
+                assert run.start <= start < end <= run.end
+            read += [(at, int(tables[run.sequence, at // PAGE])) for at in range(start, end)]
+    return sorted(read)
+
+
+@pytest.mark.parametrize("most", [40, 10_000], ids=["cut", "whole"])
+@pytest.mark.parametrize("seed", range(150))
+def test_in_a_window_each_row_reads_what_it_sees_once(
+    seed: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RUN_TOKENS_MAX", most)
+    numbers = random.Random(seed)
+    tables, lengths = tree(numbers, PAGE)
+    rows = {sequence: 2 * sequence + 1 for sequence in range(len(lengths))}
+    window = numbers.choice([1, 9, 70, 130])
+    for spans in (False, True):
+        found = find_runs(tables, lengths, rows, page_size=PAGE, window=window, spans=spans)
+        cut = [piece for run in found for piece in runs._cut(run)]  # pyright: ignore[reportPrivateUsage]
+        for pieces in (found, cut):
+            for sequence, row in rows.items():
+                first = max(0, lengths[sequence] - window)
+                seen = range(first, lengths[sequence])
+                expected = [(at, int(tables[sequence, at // PAGE])) for at in seen]
+                assert read_by(pieces, row, tables) == expected
+            assert all(run.spans is None or len(run.members) >= MATRIX_ROWS_MIN for run in pieces)
+            in_order = [list(run.spans) for run in pieces if run.spans is not None]
+            assert all(some == sorted(some) for some in in_order)
+        assert spans or not any(run.spans for run in found)
+
+
+def test_rows_share_what_their_windows_have_in_common() -> None:
+    tables = np.zeros((5, 12), dtype=np.int32)
+    tables[:, :9] = range(1, 10)
+    tables[:, 9:] = 10 + np.arange(15).reshape(5, 3)
+    lengths, rows = [150, 160, 170, 180, 190], {n: n for n in range(5)}
+    found = find_runs(tables, lengths, rows, page_size=16, window=100, spans=True)
+    (shared,) = (run for run in found if len(run.members) > 1)
+    assert (shared.start, shared.end, shared.members) == (50, 144, (0, 1, 2, 3, 4))
+    assert shared.spans == ((50, 144), (60, 144), (70, 144), (80, 144), (90, 144))
+    own = {(run.start, run.end, run.members) for run in found if run is not shared}
+    assert own == {(144, length, (row,)) for row, length in enumerate(lengths)}
+    wide = find_runs(tables, lengths, rows, page_size=16, window=190, spans=False)
+    assert wide == find_runs(tables, lengths, rows, page_size=16, window=None, spans=True)
+    alike = find_runs(tables, [180] * 5, rows, page_size=16, window=100, spans=True)
+    assert Run(0, 80, 144, (0, 1, 2, 3, 4)) in alike, "all see the same"
+    few = find_runs(tables, lengths[:3], {0: 0, 1: 1, 2: 2}, page_size=16, window=100, spans=True)
+    assert not any(len(run.members) > 1 for run in few)
+
+
 def test_a_window_reads_its_positions_alone() -> None:
     tables = np.array([[1, 2, 3], [1, 2, 4]], dtype=np.int32)
-    found = find_runs(tables, [40, 3], {0: 4, 1: 6}, page_size=16, window=10)
+    found = find_runs(tables, [40, 3], {0: 4, 1: 6}, page_size=16, window=10, spans=False)
     assert found == [Run(0, 30, 40, (4,)), Run(1, 0, 3, (6,))]
 
 

@@ -104,6 +104,30 @@ def test_many_rows_that_share_pages_are_a_matrix() -> None:
         torch.testing.assert_close(result, expected, atol=3e-6, rtol=3e-6)
 
 
+@pytest.mark.parametrize("window", [90, 100, 150, 250])
+def test_rows_in_a_window_read_shared_pages_as_a_matrix(
+    arithmetic: torch.dtype, window: int, threads: int
+) -> None:
+    """Each sees other positions of them, and some of the windows begin behind them."""
+    torch.manual_seed(25)
+    lengths = (300, *range(194, 194 + 14 * 9, 9))
+    batch, pages = decoding(lengths, 16, shared=12)
+    seen = batch.runs(window, slices=True)
+    starts = {int(start) for start in seen.member_starts}
+    assert len(starts) > 5
+    assert seen.matrices.any()
+    assert not batch.runs(window, slices=False).matrices.any(), "where none see apart"
+    kv = written(batch, pages, 2, 64)
+    kv[:, :, :, :, :8] *= 20
+    kv, query = kv.to(arithmetic), torch.randn(len(lengths), 6, 64).to(arithmetic)
+    for options in ({}, {"soft_cap": 2.0, "sinks": torch.randn(6)}):
+        options = {"scale": 0.1, "window": window} | options
+        expected = in_torch(paged_attention)(query.double(), kv.double(), batch, **options)
+        result = paged_attention(query, kv, batch, **options)
+        tolerance = 1e-4 if arithmetic == torch.float32 else 0.2  # of values near 40
+        torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_what_a_query_does_not_see_weighs_nothing(dtype: torch.dtype) -> None:
     """Not even 1e-38: layers that make small things large would make something of it."""

@@ -148,7 +148,7 @@ def _decode_stretches(
         if starts[sequence + 1] - starts[sequence] == 1
     }
     if tables is not None:
-        found = find_runs(tables, lengths, rows, page_size=page_size, window=window)
+        found = find_runs(tables, lengths, rows, page_size=page_size, window=window, spans=True)
     else:
         found = [
             Run(sequence, max(0, length - (window or length)), length, (rows[sequence],))
