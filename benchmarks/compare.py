@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import json
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -98,11 +99,13 @@ class Turn:
     scenarios: Sequence[str]
 
 
-def servers_of(peers: Sequence[str], *, plain: bool, kv_memory: str | None) -> list[Server]:
-    """chatserve, then the peers, each with a name of its own. Raises ValueError for a command that
-    cannot be one."""
+def servers_of(
+    peers: Sequence[str], *, plain: bool, kv_memory: str | None, ours: str = ""
+) -> list[Server]:
+    """chatserve, with further options, then the peers, each with a name of its own. Raises
+    ValueError for a command that cannot be one."""
     options = () if kv_memory is None else ("--kv-memory", kv_memory)
-    found = [Server("chatserve", (*OURS, *options))]
+    found = [Server("chatserve", (*OURS, *options, *shlex.split(ours)))]
     for command in peers:
         name, words = read_command(command)
         same = sum(each.name.partition(" ")[0] == name for each in found)
@@ -270,6 +273,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=2, help="starts of each server, forth and back [2]")
     add("--kv-memory", metavar="BYTES", help="of chatserve, such as 2GiB; peers say it in CMD. "
         "Only with it is `returning` measured after others")  # fmt: skip
+    add("--ours", default="", metavar="OPTIONS", help="of chatserve, such as '--quantize int8'")
     add("--trace", type=Path, metavar="FILE", help="JSON lines; only with it is `trace` measured")
     add("--plain", action="store_true", help="leave fields out that some peers refuse")
     add("--json", type=Path, metavar="FILE", help="also write the figures there")
@@ -281,7 +285,7 @@ def run(given: argparse.Namespace) -> Comparison:
     """Measure what is asked for. Raises PeerError, ValueError and OSError."""
     if given.rounds < 1:
         raise ValueError("--rounds: at least 1")
-    servers = servers_of(given.peer, plain=given.plain, kv_memory=given.kv_memory)
+    servers = servers_of(given.peer, plain=given.plain, kv_memory=given.kv_memory, ours=given.ours)
     if (given.only and "trace" in given.only) and given.trace is None:
         raise ValueError("`trace` needs --trace FILE")
     arrivals = [] if given.trace is None else traces.read(given.trace)

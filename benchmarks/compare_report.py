@@ -107,6 +107,11 @@ class Comparison:
                     name: len(samples.values.get(row.figure, ()))
                     for name, samples in self.samples.items()
                 },
+                "least and most": {
+                    name: [round(row.kind.factor * end(values), 4) for end in (min, max)]
+                    for name, samples in self.samples.items()
+                    if (values := samples.values.get(row.figure))
+                },
             }
             for row in self.rows()
         }

@@ -2,8 +2,9 @@
 
 It runs in a session of its own with its log in a file, and counts with all processes that it
 starts.  Its memory is the sum of their proportional set sizes (`Pss` of smaps_rollup, so that what
-they share counts once), sampled every few seconds and at the end; the largest sum is kept.  At the
-end it is told to end (SIGTERM), and what does not, or was left below it, is ended too.
+they share counts once), sampled every few seconds and at the end; the largest sum is kept, or the
+most that any one of them ever had, if that is more.  At the end it is told to end (SIGTERM), and
+what does not, or was left below it, is ended too.
 """
 
 import os
@@ -175,7 +176,9 @@ class PeerProcess:
     def _weigh(self, pid: int) -> None:
         tree = descendants(pid)
         self._seen |= tree
-        self.peak_bytes = max(self.peak_bytes, sum(resident_bytes(each) for each, _ in tree))
+        together = sum(resident_bytes(each) for each, _ in tree)
+        alone = max((most_resident_bytes(each) for each, _ in tree), default=0)
+        self.peak_bytes = max(self.peak_bytes, together, alone)
 
     def _end_those_left(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -262,4 +265,14 @@ def resident_bytes(pid: int) -> int:
     except OSError:
         return 0
     found = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+def most_resident_bytes(pid: int) -> int:
+    """The largest resident set that it ever had; 0 as in `resident_bytes`."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
     return 1024 * int(found[1]) if found else 0

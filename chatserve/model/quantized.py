@@ -4,9 +4,9 @@ May not know: attention, pages, single model families.
 
 Theory: a step of few rows on a CPU does nothing but read weights, and int8 is half of bfloat16.
 Layers are taken one by one, each plain one let go before the next, so that a model never lies in
-memory twice. Embeddings and norms stay; an output head that is the embedding becomes a copy of its
-own. Each layer must give about what it gave before: one whose weights are badly served by rounding
-is left as it is.
+memory twice. Embeddings, norms and the experts of a mixture, which are no linear layers in
+transformers, stay; an output head that is the embedding becomes a copy of its own. Each layer must
+give about what it gave before: one whose weights are badly served by rounding is left as it is.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ QUANTIZED_ELEMENTS_MIN = 1 << 15
 # Of a layer's results. Rounding normal weights gives 0.7 %, and no weights more than 2.6 %: those
 # where one of each group is so large that the others are nothing beside it.
 ERROR_MAX = 0.015
-_FORMAT = "int8, groups of 128, activations of 16 bits"
+_FORMAT = "int8, groups of 128, activations of 16 bits in groups of 128"
 _TRIAL_ROWS = 3
 
 _log = logging.getLogger(__name__)
@@ -79,8 +79,12 @@ def quantize_linears(model: nn.Module) -> Quantization:
         _log.warning("--quantize int8: the model has no layer that it serves; nothing is int8")
     else:
         leave_file(model)
-        sizes = before / 2**20, after / 2**20
-        _log.info("%d linear layers are int8: %.1f MiB of weights are %.1f", len(names), *sizes)
+        stay = sum(weight.nbytes for weight in model.parameters())
+        sizes = (size / 2**20 for size in (before, after, stay))
+        _log.info(
+            "%d linear layers are int8: %.1f MiB of weights are %.1f; %.1f MiB stay as they are",
+            *(len(names), *sizes),
+        )
     return Quantization(tuple(names), before, after)
 
 

@@ -3,8 +3,9 @@
 May not know: chatserve, models. `linear.py` multiplies with them.
 
 Theory: each group of 128 inputs of an output has a scale, the largest weight by 127, and its
-weights are rounded to whole multiples of it. What comes of rounded weights is as exact as the type
-that the results have; the loss is in their rounding alone.
+weights are rounded to whole multiples of it. Inputs are rounded as well, each group of 128 of a row
+to 16 bits (`cpu/linear.py`): beside the weights' rounding that is nothing, unless one input is some
+thousand times as large as the others of its group, which then lose bits; other groups do not.
 """
 
 import logging

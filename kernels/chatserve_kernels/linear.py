@@ -185,7 +185,7 @@ class LinearProduct:
             return arguments, ()
         # An odd number of inputs leaves a place beside the last one, whose weight is 0.
         rounded = torch.empty(count, 2 * weights.pairs, dtype=torch.int16)
-        row_scales = torch.empty(count)
+        row_scales = torch.empty(count, -(-weights.in_features // code.GROUP))
         arguments[places["round_tasks"]] = count
         arguments[places["rounded"]] = rounded.data_ptr()
         arguments[places["row_scales"]] = row_scales.data_ptr()

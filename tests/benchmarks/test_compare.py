@@ -210,6 +210,15 @@ def test_a_ratio_above_one_is_chatserve_ahead() -> None:
     assert ratio(Kind.TOKENS, 20, 10) is None
 
 
+def test_chatserves_own_options_are_those_that_are_told() -> None:
+    ours, peer = servers_of(
+        ["p: p {port}"], plain=False, kv_memory="1GiB", ours="--quantize int8 --page-size 8"
+    )
+    assert list(ours.words[-4:]) == ["--quantize", "int8", "--page-size", "8"]
+    assert "1GiB" in ours.words
+    assert list(peer.words) == ["p", "{port}"]
+
+
 def sample_comparison() -> Comparison:
     ours, theirs = Samples(), Samples(counted=False)
     ours.add("start", Kind.SECONDS, [2.0, 4.0, 100.0])
@@ -241,6 +250,7 @@ def test_what_is_written_has_the_figures(tmp_path: Path) -> None:
         "medians": {"chatserve": 4_000.0, "peer & co": 8_000.0},
         "ratios": {"peer & co": 2.0},
         "samples": {"chatserve": 3, "peer & co": 1},
+        "least and most": {"chatserve": [2_000.0, 100_000.0], "peer & co": [8_000.0, 8_000.0]},
     }
     found.write_picture(tmp_path / "ratios.svg")
     root = ElementTree.parse(tmp_path / "ratios.svg").getroot()

@@ -137,3 +137,21 @@ def test_a_peer_is_known_before_a_signal_ends_us(
         signal.signal(number, before)
         peer.end()
     assert not pids_with(str(tmp_path))
+
+
+def test_memory_that_was_let_go_between_two_samples_is_seen() -> None:
+    code = (
+        "held = bytearray(1 << 27); held[::4096] = bytes(1 << 15); del held;"
+        "print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            assert peer_process.resident_bytes(process.pid) < 1 << 27
+            assert peer_process.most_resident_bytes(process.pid) > 1 << 27
+        finally:
+            process.kill()
+    assert peer_process.most_resident_bytes(process.pid) == 0

@@ -75,13 +75,13 @@ def test_a_model_is_that_of_the_rounded_weights(
 ) -> None:
     print(f"seed {SEED}")
     model = int8_of(family)
-    plain = plain_model(folder_of(family), model.context_length)
+    plain = plain_model(folder_of(family))
     linears = {name: each for name, each in plain.named_modules() if type(each) is nn.Linear}
     assert set(model.quantization.names) == set(linears)
     for each in linears.values():
         each.weight = nn.Parameter(rounded(each.weight.detach()))
     tokens = random_tokens(60)
-    expected = plain_logits(plain, tokens)
+    expected = plain_logits(plain, tokens, in_a_text_of=90)
     paging, sequence = Paging(model, pages=8, seed=SEED), Sequence(tokens)
     got = torch.cat([paging.step([(sequence, count)])[0] for count in (33, 1, 7, 19)])
     assert (got - expected).norm() / expected.norm() < TOLERANCE
@@ -238,3 +238,10 @@ def test_what_cannot_be_is_refused_with_a_sentence(
     given = {"device": "cpu", "dtype": "float32", "quantize": "int8"} | options
     with pytest.raises(SettingsError, match=said):
         load_model(folder_of("llama"), page_size=16, **given)
+
+
+def test_the_log_says_how_much_stays(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Embedding(1 << 18, 8), nn.Linear(64, 64, bias=False))
+    with caplog.at_level(logging.INFO):
+        quantize_linears(model)
+    assert "8.0 MiB stay as they are" in caplog.text

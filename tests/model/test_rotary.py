@@ -42,21 +42,26 @@ def test_one_prefix_has_one_kv_whatever_is_in_the_batch(
     assert (pages[0] - pages[1]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("context_length", [ORIGINAL, 400])
-@pytest.mark.parametrize("length", [40, 60, 200])
-def test_longrope_equals_the_plain_model_with_the_same_factors(
+@pytest.mark.parametrize("context_length", [ORIGINAL, ORIGINAL + 1, 400])
+@pytest.mark.parametrize("length", [1, 40, 60, 200])
+def test_longrope_equals_the_plain_model_in_a_text_of_the_served_length(
     folder_of: Callable[[str], Path], context_length: int, length: int
 ) -> None:
+    """What transformers makes of a text that is as long as this server's may become."""
     folder = folder_of("phi3_longrope")
     model = load_model(
         folder, device="cpu", dtype="float32", page_size=16, context_length=context_length
     )
     length = min(length, context_length)
     tokens = random_tokens(random.Random(length), length)
-    expected = plain_logits(plain_model(folder, context_length), tokens)
+    plain = plain_model(folder)
+    expected = plain_logits(plain, tokens, in_a_text_of=min(context_length, 200))
     sequence = Sequence(tokens)
     (logits,) = Paging(model, pages=16, seed=1).step([(sequence, length)])
     assert (logits - expected).abs().max() < 1e-4
+    if context_length > ORIGINAL >= length > 1:
+        short = plain_logits(plain, tokens)
+        assert (logits - short).abs().max() > 0.1, "a short text by itself has others"
 
 
 def test_the_factors_follow_the_served_length(folder_of: Callable[[str], Path]) -> None:

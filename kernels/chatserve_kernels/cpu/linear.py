@@ -5,9 +5,11 @@ once, and for further rows from the processor's cache. Layers that have their in
 one call: a table says where each block's weights lie. A pair of inputs for 16 outputs is one
 instruction, with bfloat16 (AVX512_BF16) as with int8.
 
-For int8 `round` first writes each row of activations as integers of 16 bits with a scale of its
-own, which is finer than bfloat16, and there is nothing to widen but the weights. Sums of a group of
-inputs are exact, and groups are added in their order, as are pairs of bfloat16 and float32s.
+For int8 `round` first writes each row of activations as integers of 16 bits, with a scale for each
+group of inputs, so that there is nothing to widen but the weights. An input is within 2^-16 of the
+largest one of its group: finer than bfloat16 but for inputs that are less than a hundredth of it.
+Sums of a group are exact, and groups are added in their order, as are pairs of bfloat16 and
+float32s.
 So a row gives the same bits whatever rows come with it, on any number of threads.
 
     table, int64:                [blocks, addresses of weights, scales, bias]
@@ -83,34 +85,39 @@ class _Round:
         p, b = self.p, self.p.b
         names = ("round_tasks", "columns", "pairs", "source", "source_row", "rounded", "row_scales")
         f = {name: p.field(name) for name in names}
-        whole = b.and_(f["columns"], integer(-_LANES))
+        groups = b.sdiv(b.add(f["columns"], integer(GROUP - 1)), integer(GROUP))
         with p.tasks("round_next", f["round_tasks"]) as row:
             source = b.add(f["source"], b.mul(row, f["source_row"]))
             target = b.add(f["rounded"], b.mul(row, b.mul(f["pairs"], integer(4))))
-            with p.folding(integer(0), whole, [p.integers(0, _LANES)], _LANES) as (
-                column,
-                (most,),
-                after,
-            ):
-                after.append(self._larger(most, source, column))
-            largest = self._reduced(most)
-            with p.folding(whole, f["columns"], [p.integers(0, 1)]) as (column, (most,), after):
-                after.append(self._larger(most, source, column))
-            last = p.first(most)
-            largest = b.select(b.icmp_signed(">", last, largest), last, largest)
-            finite = b.icmp_signed("<", largest, ir.Constant(I32, _INFINITY_BITS))
-            least = ir.Constant(F32, _LEAST)
-            number = b.bitcast(largest, F32)
-            number = b.select(b.fcmp_ordered(">", number, least), number, least)
-            scale = b.fdiv(number, ir.Constant(F32, float(ROUND_MAX)))
-            nan = b.bitcast(ir.Constant(I32, _NAN_BITS), F32)
-            place = b.add(f["row_scales"], b.mul(row, integer(4)))
-            b.store(b.select(finite, scale, nan), b.inttoptr(place, F32.as_pointer()))
-            factor = b.fdiv(ir.Constant(F32, float(ROUND_MAX)), number)
-            with p.loop(integer(0), whole, _LANES) as column:
-                self._write(source, target, column, p.splat(factor, _LANES))
-            with p.loop(whole, f["columns"]) as column:
-                self._write(source, target, column, p.splat(factor, 1))
+            scales = b.add(f["row_scales"], b.mul(row, b.mul(groups, integer(4))))
+            with p.loop(integer(0), groups) as group:
+                first = b.mul(group, integer(GROUP))
+                end = p.smaller(b.add(first, integer(GROUP)), f["columns"])
+                scale = b.add(scales, b.mul(group, integer(4)))
+                self._group(source, target, b.inttoptr(scale, F32.as_pointer()), first, end)
+
+    def _group(self, source: Any, target: Any, scale: Any, first: Any, end: Any) -> None:
+        """The inputs of a row that share a scale, from first to end, and the scale to its place."""
+        p, b = self.p, self.p.b
+        whole = b.add(first, b.and_(b.sub(end, first), integer(-_LANES)))
+        with p.folding(first, whole, [p.integers(0, _LANES)], _LANES) as (column, (most,), after):
+            after.append(self._larger(most, source, column))
+        largest = self._reduced(most)
+        with p.folding(whole, end, [p.integers(0, 1)]) as (column, (most,), after):
+            after.append(self._larger(most, source, column))
+        last = p.first(most)
+        largest = b.select(b.icmp_signed(">", last, largest), last, largest)
+        finite = b.icmp_signed("<", largest, ir.Constant(I32, _INFINITY_BITS))
+        least = ir.Constant(F32, _LEAST)
+        number = b.bitcast(largest, F32)
+        number = b.select(b.fcmp_ordered(">", number, least), number, least)
+        nan = b.bitcast(ir.Constant(I32, _NAN_BITS), F32)
+        b.store(b.select(finite, b.fdiv(number, ir.Constant(F32, float(ROUND_MAX))), nan), scale)
+        factor = b.fdiv(ir.Constant(F32, float(ROUND_MAX)), number)
+        with p.loop(first, whole, _LANES) as column:
+            self._write(source, target, column, p.splat(factor, _LANES))
+        with p.loop(whole, end) as column:
+            self._write(source, target, column, p.splat(factor, 1))
 
     def _load(self, source: Any, column: Any, lanes: int) -> Any:
         place = self.p.b.add(source, self.p.b.mul(column, integer(self.item)))
@@ -243,21 +250,21 @@ class _Int8Multiply(_Multiply):
         sources = [b.add(f["rounded"], b.mul(row, row_bytes)) for row in rows]
         zeros = [p.constant(0.0, _LANES)] * (len(rows) * len(vectors))
         half = GROUP // 2
+        groups = b.sdiv(b.add(f["pairs"], integer(half - 1)), integer(half))
+        row_scales = [b.add(f["row_scales"], b.mul(row, b.mul(groups, integer(4)))) for row in rows]
         with p.folding(integer(0), f["pairs"], zeros, half) as (start, sums, after):
             end = p.smaller(b.add(start, integer(half)), f["pairs"])
             products = iter(self._group(start, end, sources, weights, vectors))
             place = b.add(scales, b.mul(start, integer(4 * BLOCK // half)))
             factors = [self.vector(place, vector) for vector in vectors]
-            for factor in factors * len(rows):
-                total = sums[len(after)]
-                product = b.sitofp(next(products), total.type)
-                after.append(p.multiply_add(product, factor, total))
-        results: list[Any] = []
-        for index, total in enumerate(sums):
-            row = rows[index // len(vectors)]
-            scale = p.number(b.add(f["row_scales"], b.mul(row, integer(4))))
-            results.append(b.fmul(total, p.splat(scale, _LANES)))
-        return results
+            group = b.mul(b.sdiv(start, integer(half)), integer(4))
+            for scale in row_scales:
+                one = p.splat(p.number(b.add(scale, group)), _LANES)
+                for factor in factors:
+                    total = sums[len(after)]
+                    product = b.fmul(b.sitofp(next(products), total.type), factor)
+                    after.append(p.multiply_add(product, one, total))
+        return sums
 
     def _group(
         self, start: Any, end: Any, sources: list[Any], weights: Any, vectors: range
