@@ -7,10 +7,13 @@ them in blocks. It reorders them in each call, or reads them worse: a step of on
 nothing but read weights, takes up to twice the time. Our own code reads them in order (`blocks.py`)
 where there is machine code for it. For bfloat16 elsewhere torch has operators for weights packed
 beforehand (its compiler uses them); they are private. Each layer must give what it gave before, and
-a layer, or a torch, that does not is left as it is.
+a layer, or a torch, that does not is left as it is. Weights in blocks can be put back in order, so
+the layer's own are let go at once: together they would be the whole model once more, unless they
+are a mapped file's.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +55,9 @@ class Packing:
     def undo(self) -> None:
         """Every layer as it was."""
         for parent, name, linear in self.places:
+            block = getattr(parent, name)
+            if linear.weight.numel() == 0 and isinstance(block, BlockLinear):
+                linear.weight = nn.Parameter(block.weights.plain(), requires_grad=False)
             setattr(parent, name, linear)
 
 
@@ -59,6 +65,7 @@ def pack_linears(model: nn.Module) -> Packing:
     """Replace the linear layers of a model on a CPU that gain by it. Its other parts, and kinds of
     layers that are derived from `nn.Linear`, stay."""
     places: list[tuple[nn.Module, str, nn.Linear]] = []
+    users = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
@@ -71,6 +78,9 @@ def pack_linears(model: nn.Module) -> Packing:
                 return Packing(())
             setattr(parent, name, packed)
             places.append((parent, name, layer))
+            # What embeddings have in common with a layer stays theirs.
+            if isinstance(packed, BlockLinear) and users[id(layer.weight)] == 1:
+                layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
     return Packing(tuple(places))
 
 

@@ -53,6 +53,16 @@ class LinearWeights:
     def dtype(self) -> torch.dtype:
         return self.packed.dtype
 
+    def plain(self) -> Tensor:
+        """The weight that `in_blocks` was given, to the bit. Raises ValueError for int8."""
+        if self.dtype == torch.int8:
+            raise ValueError("int8 weights are not what they were made of")
+        blocks = self.packed
+        if self.dtype == torch.bfloat16:
+            blocks = blocks.flatten(2).view(torch.float32)  # a pair is one number
+        rows = blocks.transpose(1, 2).reshape(-1, blocks.shape[1])[: self.out_features]
+        return rows.contiguous().view(self.dtype)
+
     @property
     def nbytes(self) -> int:
         scales = 0 if self.scales is None else self.scales.nbytes

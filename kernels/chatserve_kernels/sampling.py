@@ -1,15 +1,17 @@
-"""One token from each row of logits: the checked door of the kernels on a GPU.
+"""One token from each row of logits: the checked door, and how torch does it.
 
 May not know: requests, seeds. It sees numbers that say how each row's token is chosen.
 
-Theory: there is no way without a kernel, since whoever asks has one of its own (`choose_tokens`
-says None). In what order things happen: what `Adjustments` says of some logits; temperature 0 takes
+Theory: in what order things happen: what `Adjustments` says of some logits; temperature 0 takes
 the best, of equal ones the smallest id; else a token weighs exp((logit - best) / temperature), and
 min_p, top_k and top_p take away all but the heaviest, of equal ones the smaller ids; then the token
-is where the noise, a share of the whole, falls in what is left, in the order of ids.
+is where the noise, a share of the whole, falls in what is left, in the order of ids. Machine code
+does it on a CPU (`cpu/choosing.py`), Triton on a GPU (`gpu/sampling.py`). Torch, where neither
+does, sorts all the weights of rows that a filter is for.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,20 +65,28 @@ class Chosen:
     logarithms: Tensor
 
 
-def choose_tokens(logits: Tensor, choices: Choices) -> Chosen | None:
-    """logits: float32 [R, vocabulary]; they are not changed. None where no kernel serves. Raises
+def choose_tokens(logits: Tensor, choices: Choices) -> Chosen:
+    """logits: float32 [R, vocabulary], neither of them 0; they are not changed. Raises
     ValueError."""
-    if logits.ndim != 2 or logits.dtype != torch.float32:
+    if logits.ndim != 2 or logits.dtype != torch.float32 or logits.numel() == 0:
         raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}, not float32 [R, any]")
+    rows, vocabulary = logits.shape
     for name in ("temperature", "min_p", "top_k", "top_p", "noise", "logarithms"):
-        if getattr(choices, name).shape != (logits.shape[0],):
-            raise ValueError(f"{name} must be [{logits.shape[0]}]")
-    _check_adjustments(choices.adjustments, *logits.shape)
-    if not gpu.serves(logits.device.type) or logits.numel() == 0:
-        return None
-    from chatserve_kernels.gpu import sampling as on_gpu
+        if getattr(choices, name).shape != (rows,):
+            raise ValueError(f"{name} must be [{rows}]")
+    _check_adjustments(choices.adjustments, rows, vocabulary)
+    device = logits.device.type
+    if gpu.serves(device):
+        from chatserve_kernels.gpu import sampling as on_gpu
 
-    return on_gpu.choose_tokens(logits, choices) if on_gpu.served(logits) else None
+        if on_gpu.served(logits):
+            return on_gpu.choose_tokens(logits, choices)
+    elif device == "cpu":
+        from chatserve_kernels.cpu import sampling as on_cpu
+
+        if (chosen := on_cpu.choose_tokens(logits, choices)) is not None:
+            return chosen
+    return _by_torch(logits, choices)
 
 
 def _check_adjustments(given: Adjustments | None, rows: int, vocabulary: int) -> None:
@@ -90,3 +100,92 @@ def _check_adjustments(given: Adjustments | None, rows: int, vocabulary: int) ->
     for name, values, limit in (("rows", given.rows, rows), ("ids", given.ids, vocabulary)):
         if count[0] and not 0 <= values.min() <= values.max() < limit:
             raise ValueError(f"{name} of adjustments must be under {limit}")
+
+
+def _by_torch(logits: Tensor, choices: Choices) -> Chosen:
+    """On any device."""
+    best, tokens = logits.max(dim=-1)  # NaN wins a max, so `best` tells all three faults
+    finite = best.isfinite()
+    adjusted = logits
+    if choices.adjustments is not None:
+        adjusted = _adjusted(logits, choices.adjustments)
+        best, tokens = adjusted.max(dim=-1)
+        finite &= best.isfinite()
+    wanted = np.flatnonzero(finite.cpu().numpy() & (choices.temperature > 0))
+    if len(wanted):
+        at = torch.from_numpy(wanted).to(logits.device)
+        tokens[at] = _draw(adjusted[at], choices, wanted)
+    tokens[~finite] = 0
+    logarithms = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    asked = torch.from_numpy(choices.logarithms != 0).to(logits.device) & finite
+    if bool(asked.any()):
+        wide = logits[asked].double()
+        logarithms[asked] = wide.amax(dim=-1) - wide.log_softmax(dim=-1).amax(dim=-1)
+    logprobs = logits.gather(1, tokens[:, None])[:, 0].double() - logarithms
+    return Chosen(tokens, finite, logprobs.float(), logarithms)
+
+
+def _adjusted(logits: Tensor, given: Adjustments) -> Tensor:
+    """A copy with the adjustments."""
+    result = logits.clone()
+    places = tuple(torch.from_numpy(each).to(logits.device) for each in (given.rows, given.ids))
+    bias, repetition, subtracted = (
+        torch.from_numpy(each).to(logits.device)
+        for each in (given.bias, given.repetition, given.subtracted)
+    )
+    values = result[places] + bias
+    values = torch.where(values > 0, values / repetition, values * repetition) - subtracted
+    result[places] = values.masked_fill(subtracted == torch.inf, -torch.inf)
+    return result
+
+
+def _draw(logits: Tensor, choices: Choices, rows: NDArray[Any]) -> Tensor:
+    """Tokens int64 [n] of finite logits [n, vocabulary]. rows: which of the choices are theirs."""
+    logits = logits.double()
+
+    def column(values: Numbers) -> Tensor:
+        return torch.from_numpy(values[rows]).to(logits.device)[:, None]
+
+    top = logits.max(dim=-1, keepdim=True).values
+    # Relative to the best token: its weight is exactly 1, so it never rounds away.
+    weights = torch.exp((logits - top) / column(choices.temperature))
+    if choices.min_p[rows].any():
+        weights.masked_fill_(weights < column(choices.min_p), 0.0)
+    top_k, top_p = choices.top_k[rows], choices.top_p[rows]
+    filtered = np.flatnonzero((top_k > 0) | (top_p < 1))
+    if len(filtered):
+        at = torch.from_numpy(filtered).to(logits.device)
+        weights[at] = keep_top(weights[at], top_k[filtered], top_p[filtered])
+    cumulative = weights.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # The first token whose cumulative weight is over the target; it has weight of its own. The
+    # product may round up to the total itself, beyond every token.
+    target = column(choices.noise) * total
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def keep_top(weights: Tensor, top_k: Numbers, top_p: Numbers) -> Tensor:
+    """weights [R, vocabulary] with zeros outside each row's top_k, then outside its top_p.
+
+    Exactly top_k tokens stay, of equal ones the smaller ids. top_p keeps the fewest best tokens
+    that reach it, always one. Only the weights are sorted, not their ids: what counts is the last
+    weight that stays and how many stay.
+    """
+    vocabulary, device = weights.shape[1], weights.device
+    ordered = weights.sort(dim=-1, descending=True).values
+    most = torch.from_numpy(np.where(top_k > 0, top_k, vocabulary)).long().to(device)[:, None]
+    shares = torch.from_numpy(top_p).to(device)[:, None]
+    ranks = torch.arange(vocabulary, device=device)[None]
+    cumulative = ordered.masked_fill_(ranks >= most, 0.0).cumsum(dim=-1)
+    # A token stays while those before it do not reach top_p. At top_p 1 rounding could end that
+    # too early.
+    reached = (cumulative >= shares * cumulative[:, -1:]) & (shares < 1)
+    stay = torch.minimum(most, vocabulary - reached.sum(dim=-1, keepdim=True) + 1)
+    stay = stay.clamp(1, vocabulary)
+    last = ordered.gather(1, stay - 1)
+    better, equal = weights > last, weights == last
+    room = stay - better.sum(dim=-1, keepdim=True)
+    if bool((equal.sum(dim=-1, keepdim=True) > room).any()):
+        equal &= equal.cumsum(dim=-1) <= room
+    return weights.masked_fill(~(better | equal), 0.0)

@@ -18,6 +18,7 @@ from chatserve_kernels import sampling as door
 from chatserve_kernels.gpu import sampling as module
 from chatserve_kernels.gpu import weighing
 from chatserve_kernels.sampling import Adjustments, Choices, Chosen, choose_tokens
+from tests.kernels.choosing import choices
 from tests.model.test_sampling import random_row
 
 DEVICE = torch.device("cpu" if gpu.interpreted() else "cuda")
@@ -57,7 +58,7 @@ def on_device(logits: Tensor) -> Tensor:
 def on_cpu(logits: Tensor, rows: Sequence[SampleRow]) -> Samples:
     """As the engine does without a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling.gpu, "serves", lambda device_type: False)
+        patch.setattr(gpu, "serves", lambda device_type: False)
         return sample(logits, rows)
 
 
@@ -178,27 +179,16 @@ def test_penalties_are_to_the_bit_those_of_a_cpu() -> None:
         for _ in range(20)
     ]
     logits[:, 3] = torch.linspace(-6, 6, 20)
-    expected = logits.clone()
-    for i, row in enumerate(rows):
-        sampling._adjust(expected[i], row)
     given = sampling._adjustments(rows, 97)
     assert given is not None
+    expected = reference.adjusted_logits(logits, given)
     assert torch.equal(module._adjusted(on_device(logits), given).cpu(), expected)
-    assert torch.equal(reference.adjusted_logits(logits, given), expected)
+    assert torch.equal(door._adjusted(logits, given), expected)
     assert sampling._adjustments([SampleRow()], 97) is None
-
-
-def choices(count: int, **columns: Any) -> Choices:
-    """Neutral but for these, each one number or as many."""
-    neutral = {"temperature": 1.0, "min_p": 0.0, "top_k": 0.0, "top_p": 1.0, "noise": 0.0}
-    given = {name: columns.get(name, value) for name, value in neutral.items()}
-    numbers = {name: np.broadcast_to(np.float64(value), count) for name, value in given.items()}
-    return Choices(logarithms=np.zeros(count), **numbers)
 
 
 def chosen(logits: Tensor, given: Choices) -> list[int]:
     result = choose_tokens(on_device(logits), given)
-    assert result is not None
     assert result.finite.all()
     tokens: list[int] = result.tokens.tolist()
     assert tokens == [reference.choose_token(each, given, i) for i, each in enumerate(logits)]
@@ -271,7 +261,6 @@ def test_the_most_noise_falls_on_the_last_token() -> None:
     given = choices(12, top_k=[100.0] * 2 + [0.0] * 10, noise=LAST_NOISE)
     assert chosen(logits, given)[2:] == [135] * 10
     result = choose_tokens(logits.to(DEVICE), given)
-    assert result is not None
     assert result.tokens[2:].tolist() == [135] * 10
 
 
@@ -345,7 +334,6 @@ def test_a_row_in_memory_of_another_order() -> None:
     logits[:, 66] = torch.tensor([2.0, 3.0, 4.0])
     turned = logits.T.contiguous().T.to(DEVICE)
     result = choose_tokens(turned, choices(3, temperature=0.0))
-    assert result is not None
     assert result.tokens.tolist() == [66, 66, 66]
     assert sample(logits[:0].to(DEVICE), []).finite == []
 
@@ -377,13 +365,6 @@ def test_what_fails_its_trial_is_left_to_torch(
     assert ["are wrong" in record.getMessage() for record in caplog.records] == [True] * (not right)
 
 
-def test_without_a_kernel_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.zeros(2, 40, device=DEVICE)
-    assert choose_tokens(logits[:, :0], choices(2)) is None
-    monkeypatch.setattr(door.gpu, "serves", lambda device_type: False)
-    assert choose_tokens(logits, choices(2)) is None
-
-
 def adjustments(**changes: Any) -> Adjustments:
     columns = {"rows": np.zeros(2, int), "ids": np.arange(2)}
     columns |= {name: np.zeros(2, np.float32) for name in ("bias", "repetition", "subtracted")}
@@ -406,7 +387,10 @@ def test_the_door_refuses_adjustments_that_do_not_fit(changes: dict[str, Any]) -
 
 
 def test_the_door_refuses_logits_and_columns_that_do_not_fit() -> None:
-    for logits in (torch.zeros(40), torch.zeros(3, 40).double(), torch.zeros(1, 3, 40)):
+    for logits in (
+        *(torch.zeros(40), torch.zeros(3, 40).double(), torch.zeros(1, 3, 40)),
+        *(torch.zeros(3, 0), torch.zeros(0, 40)),
+    ):
         with pytest.raises(ValueError, match="logits are"):
             choose_tokens(logits, choices(3))
     for name in ("temperature", "min_p", "top_k", "top_p", "noise", "logarithms"):

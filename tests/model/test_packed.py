@@ -2,6 +2,7 @@
 models give what transformers gives with them is in test_parity.py; what layers in blocks give is in
 tests/kernels."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from chatserve.model import LoadedModel, load_model, packed
 from chatserve.model.blocks import BlockLinear
 from chatserve.model.packed import PackedLinear, pack_linears
+from chatserve_kernels.linear import LinearWeights
 from tests.model.paging import Paging, Sequence
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -85,6 +87,40 @@ def test_undo_puts_every_layer_back() -> None:
     assert packed_layers(model) == 3
     packing.undo()
     assert [each for each in model.modules() if isinstance(each, nn.Linear)] == layers
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_are_not_there_twice_while_they_are_packed(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the layers' own only those that are still to come; and undo has every bit of them."""
+    layers = [nn.Linear(64, outputs).to(dtype) for outputs in (64, 40, 7, 100)]
+    model = nn.Sequential(*layers)
+    before = [layer.weight.detach().clone() for layer in layers]
+    theirs = [weakref.ref(layer.weight) for layer in layers]
+    alive: list[int] = []
+    in_blocks = packed.in_blocks
+
+    def counted(weight: Tensor, bias: Tensor | None) -> LinearWeights:
+        alive.append(sum(each() is not None for each in theirs))
+        return in_blocks(weight, bias)
+
+    monkeypatch.setattr(packed, "in_blocks", counted)
+    packing = pack_linears(model)
+    assert alive == [4, 3, 2, 1]
+    assert [each() for each in theirs] == [None] * 4
+    packing.undo()
+    for layer, weight in zip(layers, before, strict=True):
+        assert torch.equal(layer.weight, weight)
+
+
+def test_weights_that_an_embedding_has_too_stay_its_own() -> None:
+    embedding, layer = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+    layer.weight = embedding.weight
+    packing = pack_linears(nn.Sequential(embedding, layer))
+    assert embedding.weight.shape == (64, 32)
+    packing.undo()
+    assert layer.weight is embedding.weight
 
 
 @pytest.mark.usefixtures("_no_blocks")

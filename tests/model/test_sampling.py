@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import replace
 from fractions import Fraction
 
@@ -11,21 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatserve.model import SampleRow, sample, sampling
-from chatserve.model.draw import REACH, draw, keep_top
-from chatserve.model.sampling import (
-    _keep_top,  # pyright: ignore[reportPrivateUsage]
-    uniform,
-)
+from chatserve.model import SampleRow, sample
+from chatserve.model.sampling import uniform
+from chatserve_kernels.cpu import native
+from chatserve_kernels.sampling import choose_tokens
+from tests.kernels.choosing import choices
 
 VOCABULARY = 12
 
 
-@pytest.fixture(params=["by rows", "together"])
-def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also as on a device whose memory is not the process's."""
-    if request.param == "together":
-        monkeypatch.setattr(sampling, "_draw_by_rows", sampling._draw_together)
+@pytest.fixture(params=["machine code", "torch"])
+def both_ways(request: pytest.FixtureRequest) -> Generator[None]:
+    """Also as where nothing is compiled."""
+    if request.param == "torch":
+        with native.left_to_torch():
+            yield
+    else:
+        yield
 
 
 pytestmark = pytest.mark.usefixtures("both_ways")
@@ -126,14 +129,22 @@ def test_top_p_at_a_partial_sum_and_just_beside_it(kind: str) -> None:
                     for sign in (-1, 1)
                     if share * (1 + sign * step) <= 1
                 ]
-    tensor = torch.tensor([weights] * len(rows), dtype=torch.float64)
-    kept = _keep_top(tensor.clone(), rows)
+    # Every token that stays has a part of the noise this long; its weight is a power of two.
+    steps = 2 * round(sum(weights) / min(weights))
+    noises = [(step + 0.5) / steps for step in range(steps)]
+    given = choices(
+        len(rows) * steps,
+        temperature=1 / math.log(2),
+        top_p=np.repeat([row.top_p for row in rows], steps),
+        top_k=np.repeat([float(row.top_k) for row in rows], steps),
+        noise=np.tile(noises, len(rows)),
+    )
+    logits = torch.tensor([weights]).log2().expand(len(rows) * steps, -1)
+    tokens = choose_tokens(logits, given).tokens.view(len(rows), steps)
     sizes: set[int] = set()
-    for row, got in zip(rows, kept, strict=True):
+    for row, got in zip(rows, tokens.tolist(), strict=True):
         expected = slowly_kept(weights, row.top_p, row.top_k)
-        assert set(got.nonzero()[:, 0].tolist()) == expected, row
-        alone = keep_top(tensor[0].numpy(), 0.0, top_k=row.top_k, top_p=row.top_p)
-        assert set(alone.tolist()) == expected, row
+        assert set(got) == expected, row
         sizes.add(len(expected))
     assert sizes >= set(range(1, len(weights))), "the rows were to end at every token"
 
@@ -354,10 +365,10 @@ FILTERS = [
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 20.0])
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
-def test_rows_alone_and_together_give_the_same_tokens(
+def test_machine_code_and_torch_give_the_same_tokens(
     filters: dict[str, float], temperature: float
 ) -> None:
-    """Whether what stays is within reach of the best token or not."""
+    """Whether few stay or many, of steep, common and flat rows."""
     seed = 31
     print(f"seed {seed}")
     torch.manual_seed(seed)
@@ -367,8 +378,9 @@ def test_rows_alone_and_together_give_the_same_tokens(
         SampleRow(temperature=temperature, seed=number, **filters)  # pyright: ignore[reportArgumentType]
         for number in range(60)
     ]
-    alone = sampling._draw_by_rows(logits, rows)
-    assert torch.equal(alone, sampling._draw_together(logits, rows))
+    with native.left_to_torch():
+        expected = sample(logits, rows).tokens
+    assert torch.equal(sample(logits, rows).tokens, expected)
 
 
 NOISES = (0.0, 1e-12, 5e-11, 0.5, 1 - 5e-11, 1 - 2**-53)
@@ -390,12 +402,11 @@ TOTAL = 1 + 1e-8 + 9_999e-10
     ids=str,
 )
 def test_what_is_far_from_the_best_counts(filters: dict[str, float], tokens: set[int]) -> None:
-    """Ten thousand tokens beyond the reach weigh something together."""
-    logits = np.full(10_001, math.log(1e-10), dtype=np.float32)
-    assert logits[0] < -REACH
-    logits[17], logits[5_000] = 0.0, math.log(1e-8)
-    row = SampleRow(**filters)  # pyright: ignore[reportArgumentType]
-    assert {draw(logits, row, noise) for noise in NOISES} == tokens
+    """Ten thousand tokens that weigh next to nothing weigh something together."""
+    logits = torch.full((1, 10_001), math.log(1e-10))
+    logits[0, 17], logits[0, 5_000] = 0.0, math.log(1e-8)
+    given = choices(len(NOISES), noise=NOISES, **filters)
+    assert set(choose_tokens(logits.expand(len(NOISES), -1), given).tokens.tolist()) == tokens
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-45, 1e-320])

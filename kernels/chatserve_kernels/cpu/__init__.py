@@ -9,6 +9,7 @@ Where LLVM is absent, or a size is not served, the doors go on with torch or say
 `attention.py` calls what `programs.py` says for one model's sizes (`sizes.py`): pages that several
 rows have in common are read once for all of them (`../runs.py`); many rows meet them as products of
 matrices (`matrices.py`), and leave what `records.py` describes to be joined. `linear.py` is the
-code of linear layers, `rows.py` of norms, rotary embedding and gates; `chain.py` runs many programs
-one after the other, and `memory.py` is where weights lie.
+code of linear layers, `rows.py` of norms, rotary embedding and gates, `choosing.py` of the choice
+of tokens (in vectors of float64, `wide.py`), which `sampling.py` calls; `chain.py` runs many
+programs one after the other, and `memory.py` is where weights lie.
 """
