@@ -19,7 +19,7 @@ CACHE_LINE_BYTES = 64
 UPPER_HALF = 0xFFFF0000  # of 32 bits
 EXPONENT_MAX = 126.0  # of two; beyond it float32 ends
 ROUNDING = 1.5 * 2.0**23  # float32s from it on lie one apart
-EXP_DEGREE = 6  # of a polynomial for 2^f, |f| <= 1/2: within 2e-7
+EXP_DEGREE = 6  # of a polynomial for 2^f, |f| <= 1/2: by itself within 2e-7
 
 
 class BFloat(ir.types.Type):
@@ -320,7 +320,8 @@ class Program:
         return rows
 
     def exp(self, vector: Any) -> Any:
-        """e to its power, within 2e-7 of it where the result is no less than 2^-126. NaN stays."""
+        """e to its power. Relative error: 6e-7 for numbers within 8 of 0, growing with them to 4e-6
+        at 87; below 2^-126 the result is anything as small. NaN stays."""
         lanes = vector.type.count
         y = self.b.fmul(vector, self.constant(1 / math.log(2), lanes))
         for sign, limit in (("<", -EXPONENT_MAX), (">", EXPONENT_MAX)):
