@@ -23,9 +23,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
@@ -211,15 +212,19 @@ async def visit(plan: Plan, turn: Turn, samples: Samples, bar: "tqdm[NoReturn]")
         samples.add("memory", Kind.BYTES, [start.peak_bytes])
 
 
-def measure(plan: Plan) -> Comparison:
-    """All rounds. Raises PeerError."""
+def measure(
+    plan: Plan, found_so_far: Callable[[Comparison], None] = lambda found: None
+) -> Comparison:
+    """All rounds. found_so_far: told after each start of a server. Raises PeerError."""
     samples = {server.name: Samples() for server in plan.servers}
+    found = Comparison(samples, {server.name: shown(server.words) for server in plan.servers})
     turns = plan.visits()
     steps = sum(name in LARGE | SMALL for turn in turns for name in turn.scenarios)
     with tqdm(total=steps, unit="scenario") as bar:
         for turn in turns:
             asyncio.run(visit(plan, turn, samples[turn.server.name], bar))
-    return Comparison(samples, {server.name: shown(server.words) for server in plan.servers})
+            found_so_far(found)
+    return found
 
 
 def evicting_tokens(folder: Path, kv_memory: str | None) -> int:
@@ -282,7 +287,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def run(given: argparse.Namespace) -> Comparison:
-    """Measure what is asked for. Raises PeerError, ValueError and OSError."""
+    """Measure what is asked for, and write it down as it comes. Raises PeerError, ValueError and
+    OSError."""
     if given.rounds < 1:
         raise ValueError("--rounds: at least 1")
     servers = servers_of(given.peer, plain=given.plain, kv_memory=given.kv_memory, ours=given.ours)
@@ -302,7 +308,12 @@ def run(given: argparse.Namespace) -> Comparison:
                 evicting_tokens(model, given.kv_memory) if "returning" in names else 0
             ),
         )
-        return measure(plan)
+        return measure(plan, partial(_write, given))
+
+
+def _write(given: argparse.Namespace, found: Comparison) -> None:
+    if given.json is not None:
+        found.write_json(given.json, "python -m benchmarks.compare " + shown(sys.argv[1:]))
 
 
 def _leave(number: int, _: FrameType | None) -> None:
@@ -321,8 +332,6 @@ def main() -> int:
         print(f"benchmarks.compare: {error}", file=sys.stderr)
         return 1
     print(found.table())
-    if given.json is not None:
-        found.write_json(given.json, "python -m benchmarks.compare " + shown(sys.argv[1:]))
     if given.picture is not None:
         found.write_picture(given.picture)
     return 0

@@ -83,7 +83,15 @@ def test_every_scenario_runs_with_chatserve_and_a_peer(tmp_path: Path) -> None:
         trace=traces.generate(seed=1, seconds=20.0),
         evicting_tokens=200,
     )
-    found = measure(plan)
+    starts: list[int] = []
+
+    def hear(so_far: Comparison) -> None:
+        assert so_far.rows(), "of the servers that were measured"
+        starts.append(len(so_far.samples["chatserve"].values.get("start", ())))
+
+    found = measure(plan, hear)
+    assert starts == sorted(starts)
+    assert len(starts) == len(plan.visits())
     rows = {row.figure: row for row in found.rows()}
     assert rows.keys() >= FIGURES
     assert all(name.endswith(": prompt") for name in rows.keys() - FIGURES - PERHAPS)
