@@ -28,7 +28,11 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def test_it_is_what_the_doors_use(size: tuple[int, int, int, int], arithmetic: torch.dtype) -> None:
     """What fails its trial would be left to torch, and everything else here pass."""
     query, kv, _ = trial(size, arithmetic)
-    assert attention.attention_for(query, kv, soft_cap=None, sinks=None) is not None
+    found = attention.attention_for(query, kv, soft_cap=None, sinks=None)
+    assert found is not None
+    if found.sizes.matrices and size[0] % 32 == 0:
+        pairs = arithmetic == torch.bfloat16 and native.has_pair_dots()
+        assert found.sizes.dots == pairs, "where there are such, they are used"
 
 
 def written(batch: AttentionBatch, pages: int, kv_heads: int, head_dim: int) -> Tensor:
