@@ -46,18 +46,11 @@ from chatserve.engine.tiers import TierLimits
 from chatserve.engine.traffic import Traffic
 from chatserve.errors import SettingsError
 from chatserve.kept_pages import KeptPages
-from chatserve.lifespan import (
-    BATCH_TOKENS_CPU,
-    BATCH_TOKENS_GPU,
-    HOST_SHARE_GPU,
-    KV_SHARE_CPU,
-    KV_SHARE_GPU,
-    PAGES_MAX,
-    PAGES_MIN,
-    Assembly,
-    available_memory,
-)
+from chatserve.lifespan import Assembly
 from chatserve.model import LoadedModel, load_model
+from chatserve.model.device_memory import device_memory
+from chatserve.model.graphs import CudaRecorder, graph_bytes, rows_max
+from chatserve.page_budget import batch_tokens, page_count, slot_count
 from chatserve.public_prompts import PublicPrompts
 from chatserve.settings import Settings
 from prefix_store import MasterSecret, PageNamer, PageShape
@@ -123,9 +116,17 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         ),
         template_file=settings.chat_template,
     )
-    pages, slots = page_count(settings, model), slot_count(settings, model)
+    sequences, recorder, reserved = settings.max_sequences, None, 0
+    if settings.cuda_graphs and model.device.type == "cuda":
+        recorder = CudaRecorder(model.device)
+        reserved = graph_bytes(model.vocabulary_size, rows_max(sequences))
+    memory = device_memory(model.device)
+    pages = page_count(settings, model, memory, reserved=reserved)
+    slots = slot_count(settings, model)
     try:
-        runner = ModelRunner(model, pages=pages, slots=slots)
+        runner = ModelRunner(
+            model, pages=pages, slots=slots, recorder=recorder, sequences=sequences
+        )
         token_seconds = _try_prompt(runner, model, positions=pages * settings.page_size)
     except OutOfMemory as error:
         raise SettingsError(f"--kv-memory, --host-memory: {error}.") from error
@@ -182,41 +183,6 @@ def _tier_limits(loaded: Loaded, settings: Settings) -> TierLimits:
     )
 
 
-def page_count(settings: Settings, model: LoadedModel) -> int:
-    """Pages for the memory budget. Raises SettingsError where not even a few fit."""
-    budget = settings.kv_memory
-    if budget is None and model.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(model.device)
-        budget = int(free * KV_SHARE_GPU)
-    elif budget is None:
-        budget = int(available_memory() * KV_SHARE_CPU)
-    pages = min(budget // model.layout.page_bytes, PAGES_MAX)
-    if pages < PAGES_MIN:
-        least = PAGES_MIN * model.layout.page_bytes
-        raise SettingsError(
-            f"--kv-memory: {budget} bytes hold {pages} pages of this model; "
-            f"at least {least} bytes are needed."
-        )
-    return pages
-
-
-def slot_count(settings: Settings, model: LoadedModel) -> int:
-    """Pages of host memory. Raises SettingsError where not even a few fit in what was asked for."""
-    budget = settings.host_memory
-    if not settings.prefix_cache:
-        return 0
-    if budget is None:
-        budget = int(available_memory() * HOST_SHARE_GPU) if model.device.type == "cuda" else 0
-    slots = min(budget // model.layout.page_bytes, PAGES_MAX)
-    if budget and slots < PAGES_MIN:
-        least = PAGES_MIN * model.layout.page_bytes
-        raise SettingsError(
-            f"--host-memory: {budget} bytes hold {slots} pages of this model; "
-            f"at least {least} bytes are needed, or 0 for none."
-        )
-    return slots
-
-
 def _layout(page_size: int) -> str:
     """What names say of how pages lie."""
     return f"page-major {page_size}"
@@ -237,8 +203,6 @@ def assemble(
     another one has more than his own.
     """
     model, size = loaded.model, settings.page_size
-    on_gpu = model.device.type == "cuda"
-    most = settings.max_batch_tokens or (BATCH_TOKENS_GPU if on_gpu else BATCH_TOKENS_CPU)
     namer = PageNamer(loaded.name_key, page_size=size)
     kept = loaded.kept
 
@@ -266,7 +230,11 @@ def assemble(
             order=order(loaded.pages),
         ),
         namer,
-        Pace(target_seconds=settings.step_target, tokens_min=size, tokens_max=max(most, size)),
+        Pace(
+            target_seconds=settings.step_target,
+            tokens_min=size,
+            tokens_max=batch_tokens(settings, model),
+        ),
         limits=SchedulerLimits(
             sequences_max=settings.max_sequences,
             queued_max=settings.max_queued,

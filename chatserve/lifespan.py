@@ -71,7 +71,6 @@ T = TypeVar("T")
 LOADING_RETRY_SECONDS = 2.0
 DRAINING_RETRY_SECONDS = 5.0
 KV_SHARE_CPU = 0.25  # of the memory that is available at start
-KV_SHARE_GPU = 0.85  # of what is free on the device once the model is there
 HOST_SHARE_GPU = 0.25  # of the memory that is available at start, for idle pages of a GPU
 # A page of a small model is a few KiB; more of them than this only makes tables long.
 PAGES_MAX = 1 << 20

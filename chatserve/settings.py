@@ -44,6 +44,7 @@ class Settings:
     dtype: str
     quantize: str
     threads: int | None
+    cuda_graphs: bool
     page_size: int
     kv_memory: int | None
     host_memory: int | None
@@ -210,6 +211,8 @@ OPTIONS: tuple[Option, ...] = (
            "for weights and sooner tokens, a little less exact", "model"),
     Option("threads", _integer(1, 1024), None, "CPU threads of the model; default: one per core",
            "model", "N"),
+    Option("cuda_graphs", _switch, True, "on a CUDA device, steps of one token for each reply as "
+           "recorded graphs: on or off", "model", "on|off"),
     Option("context_length", _integer(16, 1 << 24), None, "tokens of a conversation at the most",
            "model", "TOKENS"),
     Option("chat_template", _path, None, "Jinja file to use instead of the model's own", "model",

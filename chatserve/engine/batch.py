@@ -1,4 +1,4 @@
-"""From a StepPlan to the tensors of one forward pass.
+"""From a StepPlan to the inputs of one forward pass.
 
 One of the three modules of this floor that import torch. It decides nothing: rows are the plan's
 slices laid end to end, and every order's logits are those of its slice's last row.
@@ -11,20 +11,15 @@ import torch
 
 from chatserve.engine.plan import SampleOrder, Slice, StepPlan
 from chatserve.model.sampling import SampleRow
-from chatserve_kernels import AttentionBatch
+from chatserve.model.step import StepInputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepBatch:
-    """tokens, positions: int64 [T]; logit_rows: int64 [R]; rows: R ways to choose a token.
+    """rows: a way to choose a token for each row of logits. copies: int64 [2, C], source and target
+    pages, on the device, or None."""
 
-    copies: int64 [2, C], source and target pages, or None.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    attention: AttentionBatch
-    logit_rows: torch.Tensor
+    inputs: StepInputs
     rows: tuple[SampleRow, ...]
     copies: torch.Tensor | None
 
@@ -32,7 +27,8 @@ class StepBatch:
 def build_batch(
     plan: StepPlan, last_tokens: tuple[int, ...], *, page_size: int, device: torch.device
 ) -> StepBatch:
-    """The plan's tensors on `device`. last_tokens: what the step before sampled, by output row."""
+    """The plan's inputs, and its copies on `device`. last_tokens: what the step before sampled, by
+    output row."""
     starts = np.zeros(len(plan.slices) + 1, dtype=np.int64)
     np.cumsum([item.end - item.start for item in plan.slices], out=starts[1:])
     total = int(starts[-1])
@@ -58,22 +54,18 @@ def build_batch(
         for order in item.orders:
             logit_rows.append(last - 1)
             rows.append(_sample_row(order, item, last_tokens))
-    kept = None if written.all() else np.flatnonzero(written)
-    where = slice(None) if kept is None else kept
     return StepBatch(
-        tokens=torch.from_numpy(tokens).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        attention=AttentionBatch(
-            query_starts=tuple(starts.tolist()),
-            context_lengths=tuple(item.end for item in plan.slices),
-            page_tables=torch.from_numpy(tables).to(device),
-            write_pages=torch.from_numpy(pages[where]).to(device),
-            write_offsets=torch.from_numpy(positions[where] % page_size).to(device),
-            write_rows=None if kept is None else torch.from_numpy(kept).to(device),
+        inputs=StepInputs(
+            tokens=tokens,
+            positions=positions,
+            starts=tuple(starts.tolist()),
+            lengths=tuple(item.end for item in plan.slices),
+            tables=tables,
+            pages=pages,
+            written=written,
+            logit_rows=np.asarray(logit_rows, dtype=np.int64),
             page_size=page_size,
-            host_tables=tables,
         ),
-        logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         rows=tuple(rows),
         copies=_copies(plan, device),
     )

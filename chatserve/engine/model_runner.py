@@ -17,8 +17,11 @@ from chatserve.engine.plan import NO_MOVES, StepPlan, StepResult
 from chatserve.engine.populate import PopulatedAhead
 from chatserve.engine.runner import DeviceLost, OutOfMemory
 from chatserve.engine.values import TokenLogprobs
+from chatserve.model.device_memory import DeviceMemory, device_memory
+from chatserve.model.graphs import DecodeGraphs, Recorder, rows_max
 from chatserve.model.loaded import LoadedModel
 from chatserve.model.sampling import RowLogprobs, sample
+from chatserve.model.step import StepInputs
 from chatserve_kernels import ops
 
 # Rows times parameters under which a second CPU thread costs more in meeting the first one than it
@@ -31,20 +34,35 @@ class ModelRunner:
 
     pool: [pages, page_elements] in the layout's dtype, on the model's device; allocated here.
     slots: pages of host memory that plans may move pages to and from (`host`). fill: a value for
-    fresh pages (tests use NaN, so that a stale read shows). Raises OutOfMemory where the pool does
-    not fit.
+    fresh pages (tests use NaN, so that a stale read shows). memory: the device's, where it has its
+    own. recorder: what records steps of up to `sequences` rows as graphs. Raises OutOfMemory where
+    the pool does not fit.
     """
 
     def __init__(
-        self, model: LoadedModel, *, pages: int, slots: int = 0, fill: float | None = None
+        self,
+        model: LoadedModel,
+        *,
+        pages: int,
+        slots: int = 0,
+        fill: float | None = None,
+        memory: DeviceMemory | None = None,
+        recorder: Recorder | None = None,
+        sequences: int = 1,
     ) -> None:
         self._model = model
+        self._memory = memory or device_memory(model.device)
+        self._ran_out = False
         self._last_tokens: tuple[int, ...] = ()
         self._threads = torch.get_num_threads() if model.device.type == "cpu" else 1
         try:
             self._pool = model.layout.allocate(pages, device=model.device, fill=fill)
         except RuntimeError as error:
             raise OutOfMemory(f"{pages} pages do not fit in memory") from error
+        self._graphs: DecodeGraphs | None = None
+        if recorder is not None:
+            self._graphs = DecodeGraphs(model, self._pool, recorder, rows=rows_max(sequences))
+        self._recording_seconds = 0.0  # of the step: it is no slower for that
         self.host: HostMemory | None = None
         self._mover: PageMover | None = None
         if slots:
@@ -60,8 +78,12 @@ class ModelRunner:
     def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
         """Moves, copies, one forward pass, sampling. Raises what `runner.Runner.run` may raise."""
         started = time.monotonic()
+        if self._ran_out and self._memory is not None:
+            # Not where it ran out: what was raised there held on to all that the step had made.
+            self._memory.let_go()
+        self._ran_out = False
         saved = promoted = ()
-        waited = move_seconds = 0.0
+        waited = move_seconds = self._recording_seconds = 0.0
         if computing is not None and plan.moves != NO_MOVES:
             computing()  # a CPU copies pages before anything else
         try:
@@ -71,17 +93,17 @@ class ModelRunner:
                 if moving is not None:
                     saved, promoted, move_seconds = moving.finish()
                     waited = moving.host_seconds
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory(str(error)) from error
-        except RuntimeError as error:
-            raise _translate(error) from error
+        except (RuntimeError, MemoryError) as error:
+            translated = _translate(error)
+            self._ran_out = isinstance(translated, OutOfMemory)
+            raise translated from error
         self._last_tokens = result.tokens
         return StepResult(
             plan.number,
             tokens=result.tokens,
             finite=result.finite,
             logprobs=result.logprobs,
-            seconds=seconds - waited,
+            seconds=max(0.0, seconds - waited - self._recording_seconds),
             move_seconds=move_seconds,
             saved=saved,
             promoted=promoted,
@@ -90,7 +112,7 @@ class ModelRunner:
     def close(self) -> None:
         """Let the memory go."""
         self._pool = torch.empty(0)
-        self._bytes = self._populated = self.host = self._mover = None
+        self._bytes = self._populated = self.host = self._mover = self._graphs = None
 
     def page_view(self, page: PageId) -> memoryview:
         """The page's bytes, writable (`traffic.PageMemory`). Only where the device's memory is the
@@ -115,19 +137,10 @@ class ModelRunner:
             plan, self._last_tokens, page_size=model.layout.page_size, device=model.device
         )
         if self._populated is not None:
-            self._populated.use(int(batch.attention.page_tables.max()))
+            self._populated.use(int(batch.inputs.tables.max()))
         if batch.copies is not None:
             ops.copy_pages(self._pool, batch.copies[0], batch.copies[1])
-        logits = model.forward(
-            batch.tokens,
-            batch.positions,
-            batch.attention,
-            pool=self._pool,
-            logit_rows=batch.logit_rows,
-            computing=computing if self._on_cpu else None,
-        )
-        if computing is not None:
-            computing()  # a GPU has its orders now
+        logits = self._logits(batch.inputs, computing)
         if not batch.rows:
             return StepResult(plan.number)
         samples = sample(logits, batch.rows)
@@ -138,15 +151,51 @@ class ModelRunner:
             logprobs=tuple(map(_logprobs, samples.logprobs)),
         )
 
+    def _logits(self, inputs: StepInputs, computing: Callable[[], None] | None) -> torch.Tensor:
+        """By a graph, where there is one for such a step."""
+        model, graphs = self._model, self._graphs
+        if graphs is not None and (logits := graphs.logits(inputs)) is not None:
+            if computing is not None:
+                computing()
+            return logits
+        tokens, positions, attention, logit_rows = inputs.on(model.device)
+        logits = model.forward(
+            tokens,
+            positions,
+            attention,
+            pool=self._pool,
+            logit_rows=logit_rows,
+            computing=computing if self._on_cpu else None,
+        )
+        if computing is not None:
+            computing()  # a GPU has its orders now
+        if graphs is not None:
+            self._recording_seconds = graphs.learn(inputs, attention, logits)
+        return logits
+
 
 def _logprobs(row: RowLogprobs | None) -> TokenLogprobs | None:
     return None if row is None else TokenLogprobs(row.chosen, row.top)
 
 
-def _translate(error: RuntimeError) -> Exception:
-    """PyTorch reports a full CPU memory and a dead device as RuntimeError; tell them apart."""
+# What else is said where memory cannot be had: on a CPU, by drivers (also of page-locked memory of
+# the host, and where a kernel or a graph is put on the device) and by libraries.
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "cudaErrorMemoryAllocation",
+    "_STATUS_ALLOC_FAILED",
+)
+
+
+def _translate(error: RuntimeError | MemoryError) -> Exception:
+    """PyTorch reports many a full memory, and a dead device, as RuntimeError; tell them apart. A
+    device that has only run out of memory serves the next step."""
     text = str(error)
-    if "not enough memory" in text or "can't allocate memory" in text:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return OutOfMemory(text)
+    if any(said in text for said in _OUT_OF_MEMORY):
         return OutOfMemory(text)
     if isinstance(error, torch.AcceleratorError):
         return DeviceLost(text)

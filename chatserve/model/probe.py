@@ -128,6 +128,12 @@ def compare_with_eager(
     return difference
 
 
+def agrees_within_rounding(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two ways through a model that computes in `dtype` give the same logits, both float32
+    [any, vocabulary]. NaN is no agreement."""
+    return _relative(_centred(logits), _centred(expected)) <= _TOLERANCE[dtype][0]
+
+
 def _run_plain(model: PreTrainedModel, tokens: Tensor, attention: str) -> Tensor:
     """Centred logits, float32 [length, vocabulary], of tokens, int64 [length], by one of
     transformers' own attentions."""

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chatserve_kernels.gpu.tiles import Tiles, TileShape, made_tiles
-from chatserve_kernels.runs import Runs, find_runs, laid_out, slice_runs
+from chatserve_kernels.gpu.tiles import TileKind, Tiles, TileShape, made_tiles
+from chatserve_kernels.runs import MATRIX_ROWS_MIN, Runs, find_runs, laid_out, slice_runs
 
 # On a CPU gathered pages should still be in its cache when they are read: at 4 kv heads of 64 in
 # float32 this many positions are 4 MiB of K. A GPU rather wants few and large launches.
@@ -138,7 +138,10 @@ class AttentionBatch:
             if starts[sequence + 1] - starts[sequence] == 1
         }
         found = find_runs(
-            tables, lengths, rows, page_size=self.page_size, window=window, spans=slices
+            *(tables, lengths, rows),
+            page_size=self.page_size,
+            window=window,
+            apart=MATRIX_ROWS_MIN if slices else None,
         )
         for sequence in self.slices if slices else ():
             first, end = starts[sequence : sequence + 2]
@@ -149,13 +152,14 @@ class AttentionBatch:
     def tiles(self, window: int | None, shape: TileShape) -> Tiles:
         """What each program of a GPU's attention reads, for all layers of a window and a shape: on
         the device, where nothing waits for it."""
-        known = self._tiles.get((window, shape))
+        kind = TileKind(window, shape)
+        known = self._tiles.get(kind)
         if known is not None:
             return known
         host = self.host_tables
         if host is None and self.page_tables.device.type == "cpu":
             host = self.page_tables.numpy().astype(np.int32, copy=False)
-        tiles = self._tiles[window, shape] = made_tiles(
+        tiles = self._tiles[kind] = made_tiles(
             self.page_tables,
             self.query_starts,
             self.context_lengths,
@@ -165,6 +169,16 @@ class AttentionBatch:
             shape=shape,
         )
         return tiles
+
+    @property
+    def readable(self) -> bool:
+        """Whether it tells Python what it tells kernels."""
+        return True
+
+    @property
+    def kinds(self) -> tuple[TileKind, ...]:
+        """Which tiles were asked for so far: of a model, the same in each step."""
+        return tuple(self._tiles)
 
     @cached_property
     def has_decode_rows(self) -> bool:
@@ -199,7 +213,7 @@ class AttentionBatch:
         return {}
 
     @cached_property
-    def _tiles(self) -> dict[tuple[int | None, TileShape], Tiles]:
+    def _tiles(self) -> dict[TileKind, Tiles]:
         return {}
 
     def _group(self, sequences: list[int]) -> DecodeGroup:

@@ -64,6 +64,7 @@ def paged_attention(
                 sinks=sinks,
             )  # fmt: skip
             return result
+    _check_readable(batch)
     compiled = attention.attention_for(query, kv, soft_cap=soft_cap, sinks=sinks)
     slices = () if compiled is not None and compiled.sizes.matrices else batch.slices
     for sequence in slices:
@@ -100,6 +101,7 @@ def attention_in_chain(
     ValueError."""
     _check_append(key, value, kv, batch)
     _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=None)
+    _check_readable(batch)
     compiled = attention.attention_for(query, kv, soft_cap=soft_cap, sinks=None)
     append = attention.append_for(key, value, kv)
     if compiled is None or append is None or not (compiled.sizes.matrices or not batch.slices):
@@ -122,6 +124,7 @@ def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> 
         if on_gpu.served(kv.device):
             on_gpu.append_kv(key, value, kv, batch)
             return
+    _check_readable(batch)
     if attention.append(key, value, kv, batch):
         return
     if batch.write_rows is not None:
@@ -258,6 +261,11 @@ def _check_append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch)
         raise ValueError(f"key {tuple(key.shape)}, value {tuple(value.shape)}, not {expected}")
     if key.dtype != kv.dtype or value.dtype != kv.dtype:
         raise ValueError(f"key is {key.dtype}, value {value.dtype}, their pages {kv.dtype}")
+
+
+def _check_readable(batch: AttentionBatch) -> None:
+    if not batch.readable:
+        raise ValueError("only kernels of a GPU read a batch of fixed sizes")
 
 
 def _check_kv(kv: Tensor, batch: AttentionBatch) -> None:

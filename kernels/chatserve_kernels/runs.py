@@ -77,29 +77,31 @@ def find_runs(
     *,
     page_size: int,
     window: int | None,
-    spans: bool,
+    apart: int | None,
 ) -> list[Run]:
     """The runs of the sequences with one query each.
 
     tables: [sequences, pages]. lengths: tokens attended to, of every sequence. rows: of those
     sequences, their rows in the flattened batch.
-    window: where given, each reads only its last positions. spans: whether the rows of a run may
-    see different positions; if not, nothing is shared where a window ends inside a context.
+    window: where given, each reads only its last positions. apart: from so many rows on those of
+    a run may see different positions; None: never, so that nothing is shared where a window ends
+    inside a context.
     """
     firsts = {
         row: 0 if window is None else max(0, lengths[sequence] - window)
         for sequence, row in rows.items()
     }
-    if not spans and any(firsts.values()):
+    if apart is None and any(firsts.values()):
         return [
             Run(sequence, firsts[row], lengths[sequence], (row,)) for sequence, row in rows.items()
         ]
     runs = _tree(tables, lengths, rows, page_size)
-    return [part for run in runs for part in _in_window(run, firsts)]
+    return [part for run in runs for part in _in_window(run, firsts, apart or MATRIX_ROWS_MIN)]
 
 
-def _in_window(run: Run, firsts: Mapping[int, int]) -> list[Run]:
-    """What its members see of a run. firsts: of each row, the first position that it sees."""
+def _in_window(run: Run, firsts: Mapping[int, int], apart: int) -> list[Run]:
+    """What its members see of a run. firsts: of each row, the first position that it sees. apart:
+    from so many on they see different positions of one run."""
     seen = sorted((max(run.start, firsts[row]), row) for row in run.members)
     seen = [(start, row) for start, row in seen if start < run.end]
     if not seen:
@@ -107,7 +109,7 @@ def _in_window(run: Run, firsts: Mapping[int, int]) -> list[Run]:
     members, starts = tuple(row for _, row in seen), [start for start, _ in seen]
     if starts[0] == starts[-1]:
         return [Run(run.sequence, starts[0], run.end, members)]
-    if len(seen) < MATRIX_ROWS_MIN:
+    if len(seen) < apart:
         return [Run(run.sequence, start, run.end, (row,)) for start, row in seen]
     spans = tuple((start, run.end) for start in starts)
     return [Run(run.sequence, starts[0], run.end, members, spans)]
@@ -208,7 +210,9 @@ def _cut(run: Run) -> list[Run]:
         part
         for start in range(run.start, run.end, RUN_TOKENS_MAX)
         for part in _in_window(
-            Run(run.sequence, start, min(run.end, start + RUN_TOKENS_MAX), run.members), firsts
+            Run(run.sequence, start, min(run.end, start + RUN_TOKENS_MAX), run.members),
+            firsts,
+            MATRIX_ROWS_MIN,
         )
     ]
 

@@ -25,6 +25,7 @@ from chatserve.engine.sequence import PreparedRequest
 from chatserve.engine.traffic import Delivery, Job, move
 from chatserve.engine.values import FinishReason, Receipt, Request, Sampling
 from chatserve.model import LoadedModel
+from chatserve.model.graphs import Recorder
 from prefix_store import PageNamer, RootFields, Slab
 from tests.model.families import WINDOW
 
@@ -40,6 +41,8 @@ class RecordingModel:
         self.layout = model.layout
         self.device = model.device
         self.parameter_count = model.parameter_count
+        self.vocabulary_size = model.vocabulary_size
+        self.context_length = model.context_length
         self.logits = torch.empty(0)
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
@@ -72,12 +75,23 @@ class Drive:
         caching: bool = True,
         depot: Slab | None = None,
         slots: int = 0,
+        graphs: Recorder | None = None,
     ) -> None:
+        """graphs: what records decode steps, with a model that can be recorded."""
         size = model.layout.page_size
         self.random = random.Random(seed)
         self.depth = depth
         self.recorder = RecordingModel(model)
-        self.runner = ModelRunner(self.recorder, pages=pages, slots=slots, fill=float("nan"))  # pyright: ignore
+        self.runner = ModelRunner(
+            self.recorder,  # pyright: ignore
+            pages=pages,
+            slots=slots,
+            fill=float("nan"),
+            recorder=graphs,
+            sequences=12,
+        )
+        if graphs is not None:
+            self._listen()
         host = HostPages(slots=slots, below=depot) if slots else None
         self.namer = PageNamer(b"parity-name-key!", page_size=size)
         self.pace = Pace(target_seconds=1e9, tokens_min=4, tokens_max=64)
@@ -99,6 +113,17 @@ class Drive:
         self.jobs: deque[Job] = deque()
         self.receipts: list[Receipt] = []
 
+    def _listen(self) -> None:
+        """A graph's logits are not what a forward pass returned last."""
+        logits = self.runner._logits  # pyright: ignore[reportPrivateUsage]
+
+        def noted(*given: Any) -> Tensor:
+            result = logits(*given)
+            self.recorder.logits = result.clone()
+            return result
+
+        vars(self.runner)["_logits"] = noted
+
     def root(self, tenant: str) -> bytes:
         fields = RootFields(tenant=tenant, cache_salt="", fingerprint=b"f", layout="l")
         return self.namer.root(fields)
@@ -115,7 +140,7 @@ class Drive:
             request=request,
             root=self.root(request.tenant),
             names=tuple(self.names(request.tokens, request.tenant)),
-            digest=b"",
+            digest=request.request_id.encode(),
         )
         group = self.scheduler.submit(prepared)
         for sample in range(request.samples):

@@ -46,7 +46,9 @@ def test_each_row_reads_its_own_positions_once(seed: int) -> None:
     tables, lengths = tree(numbers, page_size)
     decoding = sorted(numbers.sample(range(len(lengths)), numbers.randint(1, len(lengths))))
     rows = {sequence: sequence for sequence in decoding}
-    found = find_runs(tables, lengths, rows, page_size=page_size, window=None, spans=True)
+    found = find_runs(
+        tables, lengths, rows, page_size=page_size, window=None, apart=MATRIX_ROWS_MIN
+    )
     for sequence in decoding:
         read: list[tuple[int, int]] = []
         for run in found:
@@ -77,7 +79,7 @@ def test_a_tree_is_read_as_a_tree() -> None:
         dtype=np.int32,
     )
     found = find_runs(
-        tables, [140, 139, 70], {0: 0, 1: 1, 2: 2}, page_size=16, window=None, spans=True
+        tables, [140, 139, 70], {0: 0, 1: 1, 2: 2}, page_size=16, window=None, apart=MATRIX_ROWS_MIN
     )
     parts = {(run.start, run.end, tuple(sorted(run.members))) for run in found}
     assert parts == {
@@ -109,8 +111,8 @@ def test_in_a_window_each_row_reads_what_it_sees_once(
     tables, lengths = tree(numbers, PAGE)
     rows = {sequence: 2 * sequence + 1 for sequence in range(len(lengths))}
     window = numbers.choice([1, 9, 70, 130])
-    for spans in (False, True):
-        found = find_runs(tables, lengths, rows, page_size=PAGE, window=window, spans=spans)
+    for apart in (None, 2, MATRIX_ROWS_MIN):
+        found = find_runs(tables, lengths, rows, page_size=PAGE, window=window, apart=apart)
         cut = [piece for run in found for piece in runs._cut(run)]  # pyright: ignore[reportPrivateUsage]
         for pieces in (found, cut):
             for sequence, row in rows.items():
@@ -118,10 +120,11 @@ def test_in_a_window_each_row_reads_what_it_sees_once(
                 seen = range(first, lengths[sequence])
                 expected = [(at, int(tables[sequence, at // PAGE])) for at in seen]
                 assert read_by(pieces, row, tables) == expected
-            assert all(run.spans is None or len(run.members) >= MATRIX_ROWS_MIN for run in pieces)
+            least = MATRIX_ROWS_MIN if pieces is cut else apart
+            apart_ones = [run for run in pieces if run.spans is not None]
+            assert all(least and len(run.members) >= min(least, 4) for run in apart_ones)
             in_order = [list(run.spans) for run in pieces if run.spans is not None]
             assert all(some == sorted(some) for some in in_order)
-        assert spans or not any(run.spans for run in found)
 
 
 def test_rows_share_what_their_windows_have_in_common() -> None:
@@ -129,23 +132,29 @@ def test_rows_share_what_their_windows_have_in_common() -> None:
     tables[:, :9] = range(1, 10)
     tables[:, 9:] = 10 + np.arange(15).reshape(5, 3)
     lengths, rows = [150, 160, 170, 180, 190], {n: n for n in range(5)}
-    found = find_runs(tables, lengths, rows, page_size=16, window=100, spans=True)
+    found = find_runs(tables, lengths, rows, page_size=16, window=100, apart=MATRIX_ROWS_MIN)
     (shared,) = (run for run in found if len(run.members) > 1)
     assert (shared.start, shared.end, shared.members) == (50, 144, (0, 1, 2, 3, 4))
     assert shared.spans == ((50, 144), (60, 144), (70, 144), (80, 144), (90, 144))
     own = {(run.start, run.end, run.members) for run in found if run is not shared}
     assert own == {(144, length, (row,)) for row, length in enumerate(lengths)}
-    wide = find_runs(tables, lengths, rows, page_size=16, window=190, spans=False)
-    assert wide == find_runs(tables, lengths, rows, page_size=16, window=None, spans=True)
-    alike = find_runs(tables, [180] * 5, rows, page_size=16, window=100, spans=True)
+    wide = find_runs(tables, lengths, rows, page_size=16, window=190, apart=None)
+    assert wide == find_runs(
+        tables, lengths, rows, page_size=16, window=None, apart=MATRIX_ROWS_MIN
+    )
+    alike = find_runs(tables, [180] * 5, rows, page_size=16, window=100, apart=MATRIX_ROWS_MIN)
     assert Run(0, 80, 144, (0, 1, 2, 3, 4)) in alike, "all see the same"
-    few = find_runs(tables, lengths[:3], {0: 0, 1: 1, 2: 2}, page_size=16, window=100, spans=True)
+    few = find_runs(
+        tables, lengths[:3], {0: 0, 1: 1, 2: 2}, page_size=16, window=100, apart=MATRIX_ROWS_MIN
+    )
     assert not any(len(run.members) > 1 for run in few)
+    two = find_runs(tables, lengths[:2], {0: 0, 1: 1}, page_size=16, window=100, apart=2)
+    assert Run(0, 50, 144, (0, 1), ((50, 144), (60, 144))) in two
 
 
 def test_a_window_reads_its_positions_alone() -> None:
     tables = np.array([[1, 2, 3], [1, 2, 4]], dtype=np.int32)
-    found = find_runs(tables, [40, 3], {0: 4, 1: 6}, page_size=16, window=10, spans=False)
+    found = find_runs(tables, [40, 3], {0: 4, 1: 6}, page_size=16, window=10, apart=None)
     assert found == [Run(0, 30, 40, (4,)), Run(1, 0, 3, (6,))]
 
 

@@ -32,15 +32,15 @@ def append(
 
     key, value: [rows, kv_heads, head_dim] of these strides. kv: [pages, 2, page_size, kv_heads,
     head_dim], pages apart by page_elements. rows, pages, offsets: [writes]; with EVERY_ROW the
-    i-th write is of row i. TOGETHER: elements of a program.
+    i-th write is of row i. A negative page: none. TOGETHER: elements of a program.
     """
     write = tl.program_id(0).to(tl.int64)
     element = tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER)
-    is_element = element < KV_HEADS * HEAD_DIM
+    page = tl.load(pages + write).to(tl.int64)
+    is_element = element < tl.where(page >= 0, KV_HEADS * HEAD_DIM, 0)
     head = (element // HEAD_DIM).to(tl.int64)
     inside = (element % HEAD_DIM).to(tl.int64)
     row = write if EVERY_ROW else tl.load(rows + write).to(tl.int64)
-    page = tl.load(pages + write).to(tl.int64)
     offset = tl.load(offsets + write).to(tl.int64)
     place = kv + page * page_elements + offset * (KV_HEADS * HEAD_DIM) + element
     from_key = key + row * key_row + head * key_head + inside * key_element

@@ -64,6 +64,9 @@ def attend(
     multiplied by to have base 2; with CAPPED what they are before tanh, and cap what it is
     multiplied by. ELEMENTS: a power of two, HEAD_DIM or more; HEIGHT: as many rows, WIDTH:
     positions at a time. OPERAND: the type that products of matrices take.
+
+    A tile without positions gives its members zeros, and one without members reads and writes
+    nothing.
     """
     tile = tiles + tl.program_id(0) * TILE_FIELDS
     kv_head = tl.program_id(1)
@@ -169,6 +172,7 @@ def join(
     """Program (joined row, head): the parts of a row, weighted by what their weights came to.
 
     joins: as `tiles.Tiles` has them; the others as `attend` left them. TOGETHER: parts at a time.
+    A join without parts writes nothing.
     """
     record = joins + tl.program_id(0) * JOIN_FIELDS
     head = tl.program_id(1)
@@ -176,7 +180,7 @@ def join(
     first = tl.load(record + 1)
     end = tl.load(record + 2)
     element = tl.arange(0, ELEMENTS)
-    is_element = element < HEAD_DIM
+    is_element = element < tl.where(first < end, HEAD_DIM, 0)
     most = tl.load(logarithms + first.to(tl.int64) * HEADS + head)
     total = 0.0
     if SINKS:
@@ -199,6 +203,7 @@ def join(
         )
         mixed = mixed * kept + tl.sum(weights[:, None] * values, 0)
         most = top
+    total = tl.where(first < end, total, 1.0)
     tl.store(
         result + (row * HEADS + head) * HEAD_DIM + element,
         (mixed / total).to(result.dtype.element_ty),

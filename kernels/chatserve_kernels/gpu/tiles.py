@@ -17,6 +17,7 @@ has a slot for each part, side by side, and a place among the rows to be joined.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +59,13 @@ class TileShape:
         return max(least, min(self.height_max, power_of_two(self.group * queries)))
 
 
+class TileKind(NamedTuple):
+    """What layers have to have in common to read by the same tiles."""
+
+    window: int | None
+    shape: TileShape
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tiles:
     """All tiles of a step on a device, the longest first.
@@ -76,6 +84,17 @@ class Tiles:
     slots: int
     height: int
     tables: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileRecords:
+    """The same in memory, in numpy: what `Tiles` says of each."""
+
+    tiles: NDArray[np.int32]
+    members: NDArray[np.int32]
+    joins: NDArray[np.int32]
+    slots: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,9 +117,30 @@ def made_tiles(
     window: int | None,
     shape: TileShape,
 ) -> Tiles:
-    """tables: [sequences, pages], on the device where the tiles are wanted; host_tables: the same
-    in memory, without which nothing is shared. starts, lengths: `query_starts` and
-    `context_lengths` of an AttentionBatch."""
+    """tables: [sequences, pages], on the device where the tiles are wanted; the others as
+    `tile_records` has them."""
+    records = tile_records(
+        starts,
+        lengths,
+        host_tables=host_tables,
+        page_size=page_size,
+        window=window,
+        shape=shape,
+    )
+    return _on_device(records, tables)
+
+
+def tile_records(
+    starts: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    host_tables: NDArray[np.int32] | None,
+    page_size: int,
+    window: int | None,
+    shape: TileShape,
+) -> TileRecords:
+    """starts, lengths: `query_starts` and `context_lengths` of an AttentionBatch. host_tables:
+    [sequences, pages], without which nothing is shared."""
     first_seen, end_seen = _seen(starts, lengths, window)
     stretches = _decode_stretches(host_tables, starts, lengths, page_size=page_size, window=window)
     for sequence in range(len(lengths)):
@@ -119,7 +159,7 @@ def made_tiles(
         piece for stretch in stretches for piece in _cut(stretch, share, first_seen, end_seen)
     ]
     pieces.sort(key=lambda piece: piece.end - piece.start, reverse=True)
-    return _laid_out(pieces, first_seen, end_seen, height, tables)
+    return _laid_out(pieces, first_seen, end_seen, height)
 
 
 def _seen(
@@ -148,7 +188,7 @@ def _decode_stretches(
         if starts[sequence + 1] - starts[sequence] == 1
     }
     if tables is not None:
-        found = find_runs(tables, lengths, rows, page_size=page_size, window=window, spans=True)
+        found = find_runs(tables, lengths, rows, page_size=page_size, window=window, apart=2)
     else:
         found = [
             Run(sequence, max(0, length - (window or length)), length, (rows[sequence],))
@@ -197,12 +237,8 @@ def _cut(stretch: _Stretch, share: int, first_seen: Integers, end_seen: Integers
 
 
 def _laid_out(
-    pieces: Sequence[_Stretch],
-    first_seen: Integers,
-    end_seen: Integers,
-    height: int,
-    tables: Tensor,
-) -> Tiles:
+    pieces: Sequence[_Stretch], first_seen: Integers, end_seen: Integers, height: int
+) -> TileRecords:
     counts = np.asarray([len(piece.rows) for piece in pieces])
     ends = np.cumsum(counts)
     rows = np.concatenate([piece.rows for piece in pieces])
@@ -223,6 +259,12 @@ def _laid_out(
     )
     members = _records(MEMBER_FIELDS, rows, first_seen[rows], end_seen[rows], slots)
     joins = _records(JOIN_FIELDS, joined, slot_ends - parts[joined], slot_ends)
+    return TileRecords(tiles, members, joins, slots=len(several), height=height)
+
+
+def _on_device(records: TileRecords, tables: Tensor) -> Tiles:
+    """Where the tables are."""
+    tiles, members, joins = records.tiles, records.members, records.joins
     # One copy for all of them, which the host need not wait for.
     together = torch.from_numpy(np.concatenate([each.ravel() for each in (tiles, members, joins)]))
     if tables.device.type == "cuda":
@@ -233,8 +275,8 @@ def _laid_out(
         tiles=flat_tiles.view(tiles.shape),
         members=flat_members.view(members.shape),
         joins=flat_joins.view(joins.shape),
-        slots=len(several),
-        height=height,
+        slots=records.slots,
+        height=records.height,
         tables=tables.contiguous(),
     )
 
