@@ -92,13 +92,44 @@ def load_model(
             raise ModelRefused(
                 f"The model '{checkpoint.name}' does not fit on '{device}': {_one_line(error)}"
             ) from error
+    return ready_model(
+        model,
+        name=checkpoint.name,
+        folder=checkpoint.folder,
+        dtype=chosen,
+        fields=fields,
+        weights=weights,
+        page_size=page_size,
+        context_length=served,
+        quantize=quantize,
+    )
+
+
+def ready_model(
+    model: PreTrainedModel,
+    *,
+    name: str,
+    folder: Path,
+    dtype: torch.dtype,
+    fields: str,
+    weights: Future[bytes],
+    page_size: int,
+    context_length: int,
+    quantize: str = "none",
+) -> LoadedModel:
+    """Try a model that is on its device, in the type it computes in, and make it ready.
+
+    folder: where a tokenizer is, if there is one. fields: `config_text` of its config as it was
+    read. weights: a digest of its weights. Raises ModelRefused with one sentence.
+    """
+    with _quiet():
         generation = _generation_defaults(model)
-        fix_rotary(model, served)
+        fix_rotary(model, context_length)
         parameters = sum(each.numel() for each in model.parameters())
         quantization = quantize_linears(model) if quantize == "int8" else Quantization()
         try:
             layout, way = _try_pages(
-                model, page_size=page_size, dtype=chosen, context_length=served
+                model, page_size=page_size, dtype=dtype, context_length=context_length
             )
         except ModelRefused as error:
             if not quantization.names:
@@ -110,7 +141,7 @@ def load_model(
         return FingerprintFields(
             weights=weights_hash,
             config=fields,
-            compute_dtype=str(chosen),
+            compute_dtype=str(dtype),
             rotary=rotary,
             layout=layout,
             quantization=quantization.text,
@@ -119,10 +150,10 @@ def load_model(
     return LoadedModel(
         model,
         way=way,
-        name=checkpoint.name,
-        folder=checkpoint.folder,
+        name=name,
+        folder=folder,
         layout=layout,
-        context_length=served,
+        context_length=context_length,
         generation=generation,
         parameter_count=parameters,
         quantization=quantization,

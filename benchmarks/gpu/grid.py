@@ -1,0 +1,183 @@
+"""Every operation against float64, or to the bit where nothing is rounded. Fresh random inputs for
+each case, unwritten results full of NaN."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import exact, grid_attention, grid_sampling
+from benchmarks.gpu.bench import Bench, Row, Step
+from benchmarks.gpu.checks import (
+    BOUNDS,
+    TORCH,
+    by_gate,
+    by_norm,
+    by_pages,
+    case_seed,
+    checked,
+    poisoned,
+)
+from benchmarks.gpu.paging import NAN, batch_of, page_tables
+from chatserve_kernels import ops
+from chatserve_kernels.gpu.pages import COPIES_MAX
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+APPENDS = ((8, 128, 16), (2, 80, 8), (1, 256, 256), (4, 64, 64))  # kv heads, head_dim, page_size
+COPIES = (1, 5, 32, 33)
+PAGE_WORDS = (16, 1000, 8192, 262_144, 262_147)
+NORM_COLUMNS = (64, 80, 128, 1000, 2048, 4096, 5120, 8192, 16_384)
+GATE_COLUMNS = (64, 1000, 1024, 8192, 14_336)
+EPSILON = 1e-5
+
+
+def steps(quick: bool) -> Sequence[Step]:
+    """A step for each operation and size."""
+    few = slice(2 if quick else None)
+    made = list(grid_attention.steps(quick))
+    made += [
+        Step(
+            f"append {kv_heads} x {head_dim}, page {size}",
+            partial(_append, kv_heads, head_dim, size),
+        )
+        for kv_heads, head_dim, size in (APPENDS[1:2] if quick else APPENDS)
+    ]
+    made += [Step(f"copies, {count}", partial(_copies, count)) for count in COPIES]
+    made += [
+        Step(f"checksums of {words} words", partial(_checksums, words)) for words in PAGE_WORDS[few]
+    ]
+    made += [Step(f"norm of {each}", partial(_norm, each)) for each in NORM_COLUMNS[few]]
+    made += [Step(f"gate of {each}", partial(_gate, each)) for each in GATE_COLUMNS[few]]
+    return [*made, *grid_sampling.steps(quick)]
+
+
+def _append(kv_heads: int, head_dim: int, size: int, bench: Bench) -> Iterable[Row]:
+    for dtype in DTYPES:
+        for some in (False, True):
+            name = f"append {kv_heads} x {head_dim}, page {size}, {_word(dtype)}"
+            name += ", some rows" if some else ""
+            seed = case_seed(name)
+            slices = ((1, 40), (30, 300), (1, 1), (7, 7))
+            dice, numbers = random.Random(seed), _numbers(bench, seed)
+            tables, pages = page_tables([each for _, each in slices], size, dice=dice)
+            batch = batch_of(tables, slices, size, bench.device)
+            if some:
+                kept = torch.arange(0, batch.rows, 2, device=bench.device)
+                batch = replace(
+                    batch,
+                    write_rows=kept,
+                    write_pages=batch.write_pages[kept],
+                    write_offsets=batch.write_offsets[kept],
+                )
+            shape = (2, kv_heads, batch.rows, head_dim + 3)
+            rows = torch.randn(shape, generator=numbers, device=bench.device).to(dtype)
+            key, value = rows[..., :head_dim].transpose(1, 2)
+            inner = 2 * size * kv_heads * head_dim
+            pool = torch.full((pages + 1, inner + 8), NAN, dtype=dtype, device=bench.device)
+            right = pool.clone()
+            ops.append_kv(key, value, _layer(pool, size, kv_heads, head_dim), batch)
+            layer = _layer(right, size, kv_heads, head_dim)
+            given = slice(None) if batch.write_rows is None else batch.write_rows
+            layer[batch.write_pages, 0, batch.write_offsets] = key[given]
+            layer[batch.write_pages, 1, batch.write_offsets] = value[given]
+            yield _same(name, pool, right, seed, by_pages(bench.device))
+
+
+def _layer(pool: Tensor, size: int, kv_heads: int, head_dim: int) -> Tensor:
+    inner = 2 * size * kv_heads * head_dim
+    return pool[:, 8 : 8 + inner].view(-1, 2, size, kv_heads, head_dim)
+
+
+def _copies(count: int, bench: Bench) -> Iterable[Row]:
+    """In a ring, so that a page is read that another copy writes; then to other places."""
+    for elements in (64, 4100) if bench.quick else (64, 4100, 1 << 20):
+        for ring in (True, False):
+            name = f"copies, {count} of {elements}, {'ring' if ring else 'apart'}"
+            seed = case_seed(name)
+            pool = _bits(bench, seed, (2 * count + 1, elements // 4))
+            pages = torch.randperm(2 * count + 1, generator=torch.Generator().manual_seed(seed))
+            sources = pages[:count].to(bench.device)
+            targets = sources.roll(1) if ring else pages[count : 2 * count].to(bench.device)
+            right = pool.clone()
+            right[targets] = pool[sources]
+            by = by_pages(bench.device)
+            ops.copy_pages(pool.view(torch.bfloat16), sources, targets)
+            yield _same(name, pool, right, seed, by if count <= COPIES_MAX else f"{by}, or torch")
+
+
+def _checksums(words: int, bench: Bench) -> Iterable[Row]:
+    name = f"checksums of {words} words"
+    seed = case_seed(name)
+    pool, weights = _bits(bench, seed, (9, words)), _bits(bench, seed + 1, (words,))
+    asked = torch.tensor([8, 0, 0, 3, 5], device=bench.device)
+    with poisoned():
+        sums = ops.page_checksums(pool.view(torch.bfloat16), asked, weights)
+    unsigned = pool[asked].cpu().numpy().view(np.uint64) * weights.cpu().numpy().view(np.uint64)
+    right = torch.from_numpy(unsigned.sum(axis=1, dtype=np.uint64).view(np.int64))
+    yield _same(name, sums.cpu(), right, seed, by_pages(bench.device))
+
+
+def _norm(columns: int, bench: Bench) -> Iterable[Row]:
+    for dtype in DTYPES:
+        for added in (False, True):
+            name = f"norm of {columns}, {_word(dtype)}{', residual' if added else ''}"
+            seed = case_seed(name)
+            numbers = _numbers(bench, seed)
+            shape = (2, 37, columns + 16)
+            drawn = torch.randn(shape, generator=numbers, device=bench.device)
+            drawn[:, 1] *= 100
+            rows, residual = drawn.to(dtype)[..., :columns]
+            weight = torch.randn(columns, generator=numbers, device=bench.device)
+            summed = rows.double() + residual.double()
+            with poisoned():
+                kept = residual if added else None
+                result = ops.rms_norm(rows, weight, EPSILON, residual=kept)
+            normed = residual if added else rows  # the norm is of what the residual then holds
+            error = exact.error(result, exact.rms_norm(normed, weight, EPSILON))
+            if added:
+                error = float(np.maximum(error, exact.error(residual, summed)))  # NaN stays
+            by = by_norm(rows, added=added)
+            yield checked(name, error, BOUNDS[dtype], seed=seed, by=by)
+
+
+def _gate(columns: int, bench: Bench) -> Iterable[Row]:
+    for dtype in DTYPES:
+        for gelu in (False, True):
+            name = f"gate of {columns}, {_word(dtype)}, {'GELU' if gelu else 'SiLU'}"
+            seed = case_seed(name)
+            numbers = _numbers(bench, seed)
+            drawn = torch.randn((37, 2 * columns), generator=numbers, device=bench.device)
+            drawn[1] *= 10
+            gates, ups = drawn.to(dtype).split(columns, dim=1)
+            with poisoned():
+                result = ops.gated(gates, ups, gelu=gelu)
+            error = exact.error(result, exact.gated(gates, ups, gelu=gelu))
+            by = by_gate(gates, gelu=gelu)
+            yield checked(name, error, BOUNDS[dtype], seed=seed, by=by)
+
+
+def _same(name: str, result: Tensor, right: Tensor, seed: int, by: str) -> Row:
+    """To the bit: the error is the share of bytes that differ."""
+    differ = result.contiguous().view(torch.uint8) != right.contiguous().view(torch.uint8)
+    row = checked(name, float(differ.float().mean()), 0.0, seed=seed, by=by)
+    assert by == TORCH or row.failed == bool(differ.any())
+    return row
+
+
+def _bits(bench: Bench, seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Random int64."""
+    numbers = _numbers(bench, seed)
+    ends = -(1 << 63), (1 << 63) - 1
+    return torch.randint(*ends, shape, generator=numbers, device=bench.device)
+
+
+def _numbers(bench: Bench, seed: int) -> torch.Generator:
+    return torch.Generator(bench.device).manual_seed(seed)
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
