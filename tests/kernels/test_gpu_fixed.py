@@ -80,7 +80,7 @@ def test_rows_in_fixed_sizes_get_what_they_get_by_themselves(
     query, kv, batch, options = built(case, 500 + list(CASES).index(name))
     by_itself = paged_attention(query, kv, batch, **options)
     step = filled(batch, batch.kinds, rows)
-    spread = {"whole": Spread.WHOLE, "parted": Spread.PARTED, "window": Spread.PARTED}
+    spread = {"whole": Spread.WHOLE, "parted": Spread.PARTED}
     assert step.sizes.spread is spread.get(name, Spread.SHARED)
     more = query.new_full((rows - 5, *query.shape[1:]), float("nan"))
     result = paged_attention(torch.cat((query, more)), kv, step.batch, **options)
