@@ -79,16 +79,11 @@ def worded(draw: Draw, memory: Memory, kind: str, fact: Fact, was: str = "") -> 
     table = BY_PRONOUN[kind]
     special = table.get(about, ())
     named = fact.bearer is not None
-    own = special if special and (named or draw.chance(0.75)) else table["general"]
-
-    def write() -> str:
-        template = draw.pick(own)
-        for place, word in (("s", subject), ("h", whose), ("m", whom)):
-            template = template.replace(f"{{{place}}}", word)
-            template = template.replace(f"{{{place.upper()}}}", capital(word))
-        return loosen(draw, fill(template, fact, "", was), fact.value)
-
-    return draw.apart(write) if kind == "ask" else write()
+    template = draw.pick(special if special and (named or draw.chance(0.75)) else table["general"])
+    for place, word in (("s", subject), ("h", whose), ("m", whom)):
+        template = template.replace(f"{{{place}}}", word)
+        template = template.replace(f"{{{place.upper()}}}", capital(word))
+    return loosen(draw, fill(template, fact, "", was), fact.value)
 
 
 def new_fact(draw: Draw, memory: Memory, being: str, *, name_share: float = 0.25) -> Fact | None:
