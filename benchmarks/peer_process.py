@@ -260,19 +260,18 @@ def descendants(root: int) -> set[Process]:
 
 def resident_bytes(pid: int) -> int:
     """Its proportional set size; 0 for who has ended or is not ours to weigh."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
-    return 1024 * int(found[1]) if found else 0
+    return _told(pid, "smaps_rollup", "Pss")
 
 
 def most_resident_bytes(pid: int) -> int:
     """The largest resident set that it ever had; 0 as in `resident_bytes`."""
+    return _told(pid, "status", "VmHWM")
+
+
+def _told(pid: int, file: str, name: str) -> int:
     try:
-        text = Path(f"/proc/{pid}/status").read_text()
+        text = Path(f"/proc/{pid}/{file}").read_text()
     except OSError:
         return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
+    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
