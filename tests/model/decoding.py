@@ -166,6 +166,7 @@ class Decoding:
         if logits is None:
             assert bits_equal(before, after), "no graph, and yet something was written"
             with torch.inference_mode():
+                self._nudge(inputs)
                 after.copy_(self.pool)
                 graphs.learn(inputs, attention, right)
             assert bits_equal(self.pool, after), "a trial wrote"
@@ -175,20 +176,25 @@ class Decoding:
         self._check_pages(before, after, inputs)
         return True
 
+    def _nudge(self, inputs: StepInputs) -> None:
+        """What the step wrote becomes the next larger number: who writes it again is seen."""
+        kv = self.model.layout.layer_view(self.pool, 0)
+        for page, offset in self._places(inputs):
+            own = kv[page, :, offset]
+            own.copy_(torch.nextafter(own, torch.full_like(own, torch.inf)))
+
+    def _places(self, inputs: StepInputs) -> list[tuple[int, int]]:
+        """Pages and offsets that a step writes to."""
+        every = zip(inputs.pages, inputs.positions, inputs.written, strict=True)
+        return [(int(page), int(at) % self.size) for page, at, written in every if written]
+
     def _check_pages(self, before: Tensor, after: Tensor, inputs: StepInputs) -> None:
         """What was written is what is written without a graph; all else is as it was."""
         for layer in range(len(self.model.layout.layers)):
             was, now, right = (
                 self.model.layout.layer_view(pool, layer) for pool in (before, after, self.pool)
             )
-            places = [
-                (int(page), int(at) % self.size)
-                for page, at, written in zip(
-                    inputs.pages, inputs.positions, inputs.written, strict=True
-                )
-                if written
-            ]
-            for page, offset in places:
+            for page, offset in self._places(inputs):
                 assert close(now[page, :, offset], right[page, :, offset])
                 now[page, :, offset] = was[page, :, offset]
             assert bits_equal(was, now), "a neighbour's"
