@@ -43,9 +43,9 @@ class SpeakingRunner(SimulatedRunner):
         )
         self._began: dict[int, int] = {}  # sequence to the position of its reply's first token
 
-    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
+    def start(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
         """A step, whose tokens are the text's."""
-        result = super().run(plan, computing)
+        result = super().start(plan, computing)
         if not self.says:
             return result
         orders = [order for item in plan.slices for order in item.orders]

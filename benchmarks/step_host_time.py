@@ -110,7 +110,7 @@ class _House:
         while generating < self._sequences:
             plan = self._scheduler.plan()
             assert plan is not None, "nothing to do before everybody generates"
-            self._scheduler.commit(self._runner.run(plan))
+            self._scheduler.commit(self._runner.start(plan))
             generating = sum(bool(item.generated) for item in self._scheduler.roster.running)
         self._in_flight = self._scheduler.plan()
 
@@ -118,7 +118,7 @@ class _House:
         """Plan n+1, run n, commit n, deliver n."""
         plan = _timed(watch.plan, self._scheduler.plan)
         assert self._in_flight is not None, "somebody ended: too few tokens were asked for"
-        result = self._runner.run(self._in_flight)
+        result = self._runner.start(self._in_flight)
         outcomes = _timed(watch.commit, lambda: self._scheduler.commit(result))
         assert len(outcomes) == self._sequences, "not everybody had a token in this step"
         _timed(watch.deliver, lambda: self._deliver(outcomes))

@@ -99,6 +99,7 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         device=device,
         dtype=settings.dtype,
         page_size=settings.page_size,
+        kv_dtype=settings.kv_dtype,
         context_length=settings.context_length,
         digest_cache=settings.data_dir / "weights.json",
         quantize=settings.quantize,

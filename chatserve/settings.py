@@ -46,6 +46,7 @@ class Settings:
     threads: int | None
     cuda_graphs: bool
     page_size: int
+    kv_dtype: str
     kv_memory: int | None
     host_memory: int | None
     prefix_cache: bool
@@ -220,6 +221,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("served_model_name", str, None, "the model's name for clients", "model", "NAME"),
     Option("page_size", _page_size, 16, "token positions in a page: 8, 16, … 256", "cache",
            "TOKENS"),
+    Option("kv_dtype", _one_of("auto", "fp8"), "auto", "type of K and V in pages: auto (the "
+           "model's), or fp8: half of bfloat16's memory, a little less exact, and on a CPU slower",
+           "cache"),
     Option("kv_memory", _size, None, "memory for pages, at least 1MiB and four pages of the model; "
            "default: a share of what is free", "cache",
            "BYTES"),

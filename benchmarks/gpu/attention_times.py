@@ -7,16 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.bench import Bench, Row, Step, Timing, joined
-from benchmarks.gpu.checks import TORCH, by_attention
-from benchmarks.gpu.paging import Common, Heads, batch_of, layer_views, page_tables
-from chatserve_kernels import AttentionBatch, ops
+from benchmarks.gpu.bench import Bench, NotMeasured, Row, Step, Timing, joined
+from benchmarks.gpu.checks import TORCH, by_attention, converts_fp8
+from benchmarks.gpu.paging import Common, Heads, batch_of, page_tables
+from chatserve.model.layout import KVLayout, LayerShape
+from chatserve_kernels import AttentionBatch, fp8, ops
 
 PAGE_SIZE = 16
 PAGE_SIZES = (8, 16, 32, 64, 128, 256)
@@ -35,13 +37,22 @@ BACKENDS = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Sequences as (queries, context), in pages that lie anywhere, or one after the other."""
+    """Sequences as (queries, context), in pages that lie anywhere, or one after the other, of bf16
+    or of fp8."""
 
     slices: Sequence[tuple[int, int]]
     page_size: int = PAGE_SIZE
     common: Sequence[Common] = ()
     shares: bool = True
     in_order: bool = False
+    rounded: bool = False
+
+
+class Layer(NamedTuple):
+    """Of the pages of one layer. scales: of fp8."""
+
+    kv: Tensor
+    scales: Tensor | None
 
 
 def steps(quick: bool) -> Sequence[Step]:
@@ -49,6 +60,7 @@ def steps(quick: bool) -> Sequence[Step]:
     del quick
     return [
         Step("decode attention", _decode),
+        Step("decode attention, fp8", _decode_rounded),
         Step("one long context", _long),
         Step("shared prefix", _shared),
         Step("attention of slices", _slices),
@@ -64,6 +76,19 @@ def _decode(bench: Bench) -> Iterable[Row]:
     paged = yield from _paged(bench, name, Asked(slices))
     ordered = yield from _paged(bench, f"{name}, pages in order", Asked(slices, in_order=True))
     yield from _contiguous(bench, rows, 1, context, {"pages": paged, "pages in order": ordered})
+
+
+def _decode_rounded(bench: Bench) -> Iterable[Row]:
+    """Pages of half the bytes, beside plain ones."""
+    if not converts_fp8(bench.device):
+        raise NotMeasured("this device does not convert fp8")
+    rows, context = _decode_sizes(bench)
+    slices = [(1, context)] * rows
+    name = f"decode attention {rows} x {context}, page {PAGE_SIZE}"
+    rounded = yield from _paged(bench, f"{name}, fp8", Asked(slices, rounded=True))
+    plain = yield from _paged(bench, f"{name}, beside fp8", Asked(slices))
+    times = plain.device / rounded.device
+    yield Row(name=f"{name}: fp8, times as fast as bf16", value=times, unit="times")
 
 
 def _long(bench: Bench) -> Iterable[Row]:
@@ -117,12 +142,12 @@ def _tiles(bench: Bench) -> Iterable[Row]:
     for words, shared in (("nothing in common", ()), ("half in common", common)):
         tables, pages = page_tables([context] * rows, PAGE_SIZE, common=shared)
         heads = _heads(bench)
-        query, kv = _tensors(bench, heads, rows, pages, PAGE_SIZE, layers=1)
+        query, (layer,) = _tensors(bench, heads, rows, pages, PAGE_SIZE, layers=1)
 
         batch = batch_of(tables, slices, PAGE_SIZE, bench.device)
-        alone = partial(_attend, query, kv[0], batch, heads)
+        alone = partial(_attend, query, layer, batch, heads)
         new = partial(batch_of, tables, slices, PAGE_SIZE, bench.device)
-        first = bench.host_time(_Attending(query, kv[0], heads, new))
+        first = bench.host_time(_Attending(query, layer, heads, new))
         again = bench.host_time(alone)
         name = f"host, batch and tiles of {rows} x {context}, {words}"
         yield Row(name=name, value=1e6 * (first - again), unit="us")
@@ -134,12 +159,12 @@ class _Attending:
     """Attention of a batch that is new each time."""
 
     query: Tensor
-    kv: Tensor
+    layer: Layer
     heads: Heads
     new: Callable[[], AttentionBatch]
 
     def __call__(self) -> Tensor:
-        return _attend(self.query, self.kv, self.new(), self.heads)
+        return _attend(self.query, self.layer, self.new(), self.heads)
 
 
 def _paged(bench: Bench, name: str, asked: Asked) -> Generator[Row, None, Timing]:
@@ -159,26 +184,52 @@ def _work(bench: Bench, asked: Asked) -> tuple[Callable[[], Tensor], str, int]:
     dice = None if asked.in_order else random.Random(1)
     tables, pages = page_tables(contexts, asked.page_size, common=asked.common, dice=dice)
     batch = batch_of(tables, asked.slices, asked.page_size, bench.device, shares=asked.shares)
-    query, layers = _tensors(bench, heads, batch.rows, pages, asked.page_size, layers=LAYERS)
+    query, layers = _tensors(
+        bench, heads, batch.rows, pages, asked.page_size, layers=LAYERS, rounded=asked.rounded
+    )
     turns = cycle(layers)
-    by = by_attention(query, layers[0], soft_cap=None, sinks=None)
+    by = by_attention(query, layers[0].kv, soft_cap=None, sinks=None)
     saved = sum(each.tokens for each in asked.common) if asked.shares else 0
-    moved = (sum(contexts) - saved) * heads.position_elements * 2 + 2 * query.nbytes
+    read, scales = layers[0]
+    position_bytes = heads.position_elements * read.element_size()
+    if scales is not None:
+        position_bytes += 2 * heads.kv_heads * scales.element_size()
+    moved = (sum(contexts) - saved) * position_bytes + 2 * query.nbytes
     word = "left to torch" if by == TORCH else ""
     return (lambda: _attend(query, next(turns), batch, heads)), word, moved
 
 
-def _attend(query: Tensor, kv: Tensor, batch: AttentionBatch, heads: Heads) -> Tensor:
-    return ops.paged_attention(query, kv, batch, scale=heads.head_dim**-0.5)
+def _attend(query: Tensor, layer: Layer, batch: AttentionBatch, heads: Heads) -> Tensor:
+    scale = heads.head_dim**-0.5
+    return ops.paged_attention(query, layer.kv, batch, scale=scale, scales=layer.scales)
 
 
 def _tensors(
-    bench: Bench, heads: Heads, rows: int, pages: int, page_size: int, *, layers: int
-) -> tuple[Tensor, list[Tensor]]:
-    elements = layers * page_size * heads.position_elements
-    pool = torch.empty(pages, elements, dtype=torch.bfloat16, device=bench.device).normal_()
+    bench: Bench,
+    heads: Heads,
+    rows: int,
+    pages: int,
+    page_size: int,
+    *,
+    layers: int,
+    rounded: bool = False,
+) -> tuple[Tensor, list[Layer]]:
+    dtype = fp8.FP8 if rounded else torch.bfloat16
+    shape = LayerShape(heads.kv_heads, heads.head_dim)
+    layout = KVLayout(page_size, dtype, (shape,) * layers)
+    pool = layout.allocate(pages, bench.device)
+    made: list[Layer] = []
+    for layer in range(layers):
+        kv, scales = layout.layer_view(pool, layer), layout.layer_scales(pool, layer)
+        numbers = torch.randn(kv.shape, dtype=torch.bfloat16, device=bench.device)
+        if scales is None:
+            kv.copy_(numbers)
+        else:
+            kv.view(torch.uint8).copy_((100 * numbers).to(dtype).view(torch.uint8))
+            scales.fill_(0.01)
+        made.append(Layer(kv, scales))
     query = torch.randn(rows, heads.heads, heads.head_dim, device=bench.device)
-    return query.to(torch.bfloat16), layer_views(pool, heads, page_size, layers)
+    return query.to(torch.bfloat16), made
 
 
 def _contiguous(

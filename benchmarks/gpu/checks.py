@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import Row
-from chatserve_kernels import gpu
+from chatserve_kernels import fp8, gpu
 
 # Of the norm of what is right: what rounding results, and in the short types weights, comes to.
 BOUNDS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
@@ -56,6 +56,11 @@ def checked(name: str, error: float, bound: float, *, seed: int, by: str) -> Row
     )
 
 
+def converts_fp8(device: torch.device) -> bool:
+    """Whether pages of fp8 are served there."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= fp8.CAPABILITY_MIN
+
+
 # Who serves a door's tensors. Where Triton could and does not, they are left to torch.
 
 
@@ -70,12 +75,21 @@ def by_attention(query: Tensor, kv: Tensor, *, soft_cap: float | None, sinks: Te
 
 
 def by_pages(device: torch.device) -> str:
-    """For `ops.append_kv`, `ops.copy_pages` and `ops.page_checksums`."""
+    """For `ops.append_kv` to plain pages, `ops.copy_pages` and `ops.page_checksums`."""
     if not gpu.serves(device.type):
         return OTHER
     from chatserve_kernels.gpu import pages
 
     return TRITON if pages.served(device) else TORCH
+
+
+def by_rounding(device: torch.device) -> str:
+    """For `ops.append_kv` to pages of fp8."""
+    if not gpu.serves(device.type):
+        return OTHER
+    from chatserve_kernels.gpu import pages
+
+    return TRITON if pages.rounds(device) else TORCH
 
 
 def by_norm(rows: Tensor, *, added: bool) -> str:

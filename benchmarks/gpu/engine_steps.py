@@ -23,6 +23,7 @@ GROWTH, GROWTH_QUICK = 600, 100  # tokens of a reply, at the most
 WARM_UPS, RUNS = 2, 3
 PROFILED, KERNELS_SHOWN = 10, 16
 LOOK_SECONDS = 0.02
+GRAPHS, AHEAD = "no graphs", "none launched ahead"
 
 
 def steps(quick: bool) -> Sequence[Step]:
@@ -31,7 +32,11 @@ def steps(quick: bool) -> Sequence[Step]:
     return [
         Step("the model", _model, 60.0),
         *(Step(f"decode of {count}", partial(_decode, count, tokens)) for count, tokens in decodes),
-        Step(f"decode of {decodes[0][0]}, no graphs", partial(_decode, *decodes[0], graphs=False)),
+        *(
+            Step(f"decode of {count}, {name}", partial(_decode, count, tokens, without=name))
+            for count, tokens in decodes[:2]
+            for name in (GRAPHS, AHEAD)
+        ),
         Step("kernels of a decode step", partial(_profile, *decodes[1])),
         *(Step(f"a prompt of {tokens}", partial(_prompt, tokens)) for tokens in prompts),
     ]
@@ -42,12 +47,15 @@ def _model(bench: Bench) -> Iterable[Row]:
     yield Row(name="weights that a step reads", value=size.read_bytes / 1e9, unit="GB")
 
 
-def _decode(count: int, context: int, bench: Bench, *, graphs: bool = True) -> Iterable[Row]:
-    """Steps in which every sequence gets one token and nobody's prompt is computed."""
+def _decode(count: int, context: int, bench: Bench, *, without: str = "") -> Iterable[Row]:
+    """Steps in which every sequence gets one token and nobody's prompt is computed. without: one
+    way of ours to keep the device busy."""
     ready = made(bench.device, bench.quick)
     growth = GROWTH_QUICK if bench.quick else GROWTH
     positions = count * (context + growth + 2 * 16)
-    house = build(bench, ready, positions=positions, graphs=graphs)
+    house = build(
+        bench, ready, positions=positions, graphs=without != GRAPHS, ahead=without != AHEAD
+    )
     asyncio.run(_run_decode(house, count, context, STEPS_QUICK if bench.quick else STEPS, growth))
     ran = house.watched.steps
     pairs = [(a, b) for a, b in pairwise(ran) if _alone(a, count) and _alone(b, count)]
@@ -63,7 +71,7 @@ def _decode(count: int, context: int, bench: Bench, *, graphs: bool = True) -> I
         f"{len(pairs)} steps",
     )
     yield Row(
-        name=f"decode step, {count} x {contexts / count:.0f}{'' if graphs else ', no graphs'}",
+        name=f"decode step, {count} x {contexts / count:.0f}{f', {without}' if without else ''}",
         value=1e3 * seconds,
         unit="ms",
         share=None if copy is None else moved / copy / seconds,

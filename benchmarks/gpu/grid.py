@@ -18,12 +18,15 @@ from benchmarks.gpu.checks import (
     by_gate,
     by_norm,
     by_pages,
+    by_rounding,
     case_seed,
     checked,
+    converts_fp8,
     poisoned,
 )
 from benchmarks.gpu.paging import NAN, batch_of, page_tables
-from chatserve_kernels import ops
+from chatserve.model.layout import KVLayout, LayerShape
+from chatserve_kernels import AttentionBatch, fp8, ops
 from chatserve_kernels.gpu.pages import COPIES_MAX
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -46,6 +49,13 @@ def steps(quick: bool) -> Sequence[Step]:
         )
         for kv_heads, head_dim, size in (APPENDS[1:2] if quick else APPENDS)
     ]
+    made += [
+        Step(
+            f"append {kv_heads} x {head_dim} to fp8, page {size}",
+            partial(_append_rounded, kv_heads, head_dim, size),
+        )
+        for kv_heads, head_dim, size in (APPENDS[1:2] if quick else APPENDS)
+    ]
     made += [Step(f"copies, {count}", partial(_copies, count)) for count in COPIES]
     made += [
         Step(f"checksums of {words} words", partial(_checksums, words)) for words in PAGE_WORDS[few]
@@ -61,23 +71,12 @@ def _append(kv_heads: int, head_dim: int, size: int, bench: Bench) -> Iterable[R
             name = f"append {kv_heads} x {head_dim}, page {size}, {_word(dtype)}"
             name += ", some rows" if some else ""
             seed = case_seed(name)
-            slices = ((1, 40), (30, 300), (1, 1), (7, 7))
-            dice, numbers = random.Random(seed), _numbers(bench, seed)
-            tables, pages = page_tables([each for _, each in slices], size, dice=dice)
-            batch = batch_of(tables, slices, size, bench.device)
-            if some:
-                kept = torch.arange(0, batch.rows, 2, device=bench.device)
-                batch = replace(
-                    batch,
-                    write_rows=kept,
-                    write_pages=batch.write_pages[kept],
-                    write_offsets=batch.write_offsets[kept],
-                )
+            batch, pages = _writing(bench, seed, size, some=some)
             shape = (2, kv_heads, batch.rows, head_dim + 3)
-            rows = torch.randn(shape, generator=numbers, device=bench.device).to(dtype)
-            key, value = rows[..., :head_dim].transpose(1, 2)
+            rows = torch.randn(shape, generator=_numbers(bench, seed), device=bench.device)
+            key, value = rows.to(dtype)[..., :head_dim].transpose(1, 2)
             inner = 2 * size * kv_heads * head_dim
-            pool = torch.full((pages + 1, inner + 8), NAN, dtype=dtype, device=bench.device)
+            pool = torch.full((pages, inner + 8), NAN, dtype=dtype, device=bench.device)
             right = pool.clone()
             ops.append_kv(key, value, _layer(pool, size, kv_heads, head_dim), batch)
             layer = _layer(right, size, kv_heads, head_dim)
@@ -85,6 +84,51 @@ def _append(kv_heads: int, head_dim: int, size: int, bench: Bench) -> Iterable[R
             layer[batch.write_pages, 0, batch.write_offsets] = key[given]
             layer[batch.write_pages, 1, batch.write_offsets] = value[given]
             yield _same(name, pool, right, seed, by_pages(bench.device))
+
+
+def _append_rounded(kv_heads: int, head_dim: int, size: int, bench: Bench) -> Iterable[Row]:
+    """Against torch's conversion on a CPU. One channel is large, as biases make some."""
+    if not converts_fp8(bench.device):
+        yield Row(name=f"append {kv_heads} x {head_dim} to fp8", note="no fp8 on this device")
+        return
+    layout = KVLayout(size, fp8.FP8, (LayerShape(1, 64), LayerShape(kv_heads, head_dim)))
+    for dtype in DTYPES:
+        name = f"append {kv_heads} x {head_dim}, page {size}, {_word(dtype)} to fp8"
+        seed = case_seed(name)
+        batch, pages = _writing(bench, seed, size, some=True)
+        shape = (2, batch.rows, kv_heads, head_dim)
+        rows = torch.randn(shape, generator=_numbers(bench, seed), device=bench.device)
+        rows[..., head_dim // 2] *= 300
+        key, value = rows.to(dtype)
+        pool = layout.allocate(pages, bench.device, fill=NAN)
+        kv, scales = layout.layer_view(pool, 1), layout.layer_scales(pool, 1)
+        ops.append_kv(key, value, kv, batch, scales)
+        right = layout.allocate(pages, "cpu", fill=NAN)
+        expected, scale = layout.layer_view(right, 1), layout.layer_scales(right, 1)
+        assert batch.write_rows is not None
+        assert scale is not None
+        for part, given in enumerate((key, value)):
+            places = batch.write_pages.cpu(), batch.write_offsets.cpu()
+            fp8.write(given[batch.write_rows].cpu(), expected[:, part], scale[:, part], *places)
+        yield _same(name, pool.cpu(), right, seed, by_rounding(bench.device))
+
+
+def _writing(bench: Bench, seed: int, size: int, *, some: bool) -> tuple[AttentionBatch, int]:
+    """Rows of several slices, or every other one of them, and how many pages they go to."""
+    slices = ((1, 40), (30, 300), (1, 1), (7, 7))
+    dice = random.Random(seed)
+    tables, pages = page_tables([each for _, each in slices], size, dice=dice)
+    batch = batch_of(tables, slices, size, bench.device)
+    if not some:
+        return batch, pages + 1
+    kept = torch.arange(0, batch.rows, 2, device=bench.device)
+    batch = replace(
+        batch,
+        write_rows=kept,
+        write_pages=batch.write_pages[kept],
+        write_offsets=batch.write_offsets[kept],
+    )
+    return batch, pages + 1
 
 
 def _layer(pool: Tensor, size: int, kv_heads: int, head_dim: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Attention over the grid of sizes, against float64: ragged slices and decode rows together,
-prefixes that rows share as a tree, NaN wherever no sequence has a position."""
+prefixes that rows share as a tree, NaN wherever no sequence has a position. Pages of fp8 are held
+against what is read of them."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from benchmarks.gpu import exact
 from benchmarks.gpu.bench import Bench, Row, Step
-from benchmarks.gpu.checks import BOUNDS, by_attention, case_seed, checked, poisoned
+from benchmarks.gpu.checks import BOUNDS, by_attention, case_seed, checked, converts_fp8, poisoned
 from benchmarks.gpu.paging import NAN, Common, Heads, batch_of, page_tables, written
-from chatserve_kernels import AttentionBatch, ops
+from chatserve_kernels import AttentionBatch, fp8, ops
 
 HEAD_DIMS = (64, 80, 96, 128, 160, 192, 256)
 PAGE_SIZES = (8, 16, 32, 64, 128, 256)
@@ -46,6 +47,7 @@ class Case:
     soft_cap: float | None
     sinks: bool
     index_dtype: torch.dtype
+    fp8: bool = False
 
     @property
     def name(self) -> str:
@@ -59,6 +61,7 @@ class Case:
         words += [f"window {self.window}"] if self.window else []
         words += [f"cap {self.soft_cap:g}"] if self.soft_cap else []
         words += ["sinks"] if self.sinks else []
+        words += ["fp8 pages"] if self.fp8 else []
         return ", ".join(words)
 
 
@@ -86,12 +89,14 @@ def cases(quick: bool) -> Sequence[Case]:
         )
     ]
     if quick:
-        return drawn[:9:4]
+        return [*drawn[:9:4], replace(drawn[2], fp8=True)]
     alike = [
         Case(Heads(), page_size, torch.bfloat16, None, None, False, torch.int32)
         for page_size in PAGE_SIZES
     ]
-    return list({case.name: case for case in (*alike, *drawn)}.values())
+    # Each head size, page size and type; Llama's in pages of 16 too.
+    rounded = [replace(case, fp8=True) for case in (alike[1], *drawn[::5])]
+    return list({case.name: case for case in (*alike, *drawn, *rounded)}.values())
 
 
 def _run(case: Case) -> Callable[[Bench], Iterable[Row]]:
@@ -105,13 +110,23 @@ def _run(case: Case) -> Callable[[Bench], Iterable[Row]]:
             "soft_cap": case.soft_cap,
             "sinks": sinks,
         }
+        scales, read = None, kv
+        if case.fp8:
+            if not converts_fp8(bench.device):
+                yield Row(name=case.name, note="no fp8 on this device")
+                return
+            kv, scale = fp8.rounded(kv)
+            read = fp8.widened(kv, scale, torch.float32)
+            scales = scale.transpose(2, 3).contiguous()
         with poisoned():
-            result = ops.paged_attention(query, kv, batch, **options)
-        right = exact.paged_attention(query, kv, batch, **options)
+            result = ops.paged_attention(query, kv, batch, scales=scales, **options)
+        right = exact.paged_attention(query, read, batch, **options)
+        # Beside fp8 what float16 multiplies becomes bfloat16.
+        short = case.fp8 and case.dtype == torch.float16
         yield checked(
             case.name,
             exact.error(result, right),
-            BOUNDS[case.dtype],
+            BOUNDS[torch.bfloat16 if short else case.dtype],
             seed=seed,
             by=by_attention(query, kv, soft_cap=case.soft_cap, sinks=sinks),
         )

@@ -16,6 +16,7 @@ from chatserve.engine.engine import Engine, EngineSettings
 from chatserve.engine.model_runner import ModelRunner
 from chatserve.engine.pace import Pace
 from chatserve.engine.plan import StepPlan, StepResult
+from chatserve.engine.runner import StepUnderWay
 from chatserve.engine.scheduler import Scheduler, SchedulerLimits
 from chatserve.engine.tiers import TierLimits
 from chatserve.engine.traffic import Traffic
@@ -53,9 +54,16 @@ class Watched:
         self.runner = runner
         self.steps: list[Ran] = []
 
-    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
-        """As `Runner.run`."""
-        result = self.runner.run(plan, computing)
+    def start(
+        self, plan: StepPlan, computing: Callable[[], None] | None = None
+    ) -> StepResult | StepUnderWay:
+        """As `Runner.start`."""
+        started = self.runner.start(plan, computing)
+        if isinstance(started, StepResult):
+            return self._noted(plan, started)
+        return lambda: self._noted(plan, started())
+
+    def _noted(self, plan: StepPlan, result: StepResult) -> StepResult:
         if plan.slices:
             contexts = sum(item.end for item in plan.slices)
             ran = Ran(
@@ -96,9 +104,11 @@ def build(
     slots: int = 0,
     depot: Slab | None = None,
     graphs: bool = True,
+    ahead: bool = True,
 ) -> House:
     """positions: of all pages together; slots: pages of the host's memory; graphs: whether decode
-    steps are recorded, on a GPU. Raises NotMeasured where the device has too little room."""
+    steps are recorded, on a GPU; ahead: whether a step is launched before the one before it is
+    fetched. Raises NotMeasured where the device has too little room."""
     model, size = made.model, made.model.layout.page_size
     page_bytes = model.layout.page_bytes
     pages = -(-positions // size)
@@ -108,7 +118,12 @@ def build(
     namer = PageNamer(bytes(32), page_size=size)
     recorder = CudaRecorder(bench.device) if graphs and bench.on_gpu else None
     runner = ModelRunner(
-        model, pages=pages, slots=slots, recorder=recorder, sequences=SEQUENCES_MAX
+        model,
+        pages=pages,
+        slots=slots,
+        recorder=recorder,
+        sequences=SEQUENCES_MAX,
+        ahead=ahead,
     )
     host = HostPages(slots=slots, below=depot) if slots else None
     tiers = TierLimits(

@@ -84,8 +84,8 @@ def _moves(count: int, bench: Bench) -> Iterable[Row]:
 
 
 def _moved(mover: PageMover, moves: Moves) -> tuple[tuple[int, ...], tuple[int, ...], float]:
-    with torch.inference_mode(), mover.begin(moves) as moving:
-        return moving.finish()
+    with torch.inference_mode():
+        return mover.begin(moves).finish()
 
 
 def _plain(bench: Bench, count: int) -> dict[str, float]:

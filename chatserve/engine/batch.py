@@ -4,14 +4,16 @@ One of the three modules of this floor that import torch. It decides nothing: ro
 slices laid end to end, and every order's logits are those of its slice's last row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from chatserve.engine.plan import SampleOrder, Slice, StepPlan
-from chatserve.model.sampling import SampleRow
-from chatserve.model.step import StepInputs
+from chatserve.model.sampling import SampleRow, Samples
+from chatserve.model.step import LateTokens, StepInputs
+from chatserve_kernels.packing import sent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,10 +27,17 @@ class StepBatch:
 
 
 def build_batch(
-    plan: StepPlan, last_tokens: tuple[int, ...], *, page_size: int, device: torch.device
+    plan: StepPlan, before: Samples | None, *, known: bool, page_size: int, device: torch.device
 ) -> StepBatch:
-    """The plan's inputs, and its copies on `device`. last_tokens: what the step before sampled, by
-    output row."""
+    """The plan's inputs, and its copies on `device`.
+
+    before: what the step before sampled, by output row; None only where nothing asks for it. known:
+    whether the host has it. Where it has not, pending tokens stay on the device, unless a penalty
+    has to count one of them: then this waits.
+    """
+    last_tokens = None
+    if before is not None and (known or _counts_pending(plan)):
+        last_tokens = before.ids
     starts = np.zeros(len(plan.slices) + 1, dtype=np.int64)
     np.cumsum([item.end - item.start for item in plan.slices], out=starts[1:])
     total = int(starts[-1])
@@ -41,13 +50,16 @@ def build_batch(
     )
     logit_rows: list[int] = []
     rows: list[SampleRow] = []
+    late: list[tuple[int, int]] = []
     for index, item in enumerate(plan.slices):
         first, last = int(starts[index]), int(starts[index + 1])
         table = np.frombuffer(item.pages, dtype=np.int32)
         tables[index, : len(table)] = table
         tokens[first : first + len(item.tokens)] = item.tokens
         if item.pending is not None:
-            tokens[last - 1] = last_tokens[item.pending]
+            if last_tokens is None:
+                late.append((last - 1, item.pending))
+            tokens[last - 1] = 0 if last_tokens is None else last_tokens[item.pending]
         positions[first:last] = np.arange(item.start, item.end)
         pages[first:last] = table[positions[first:last] // page_size]
         written[first:last] = item.write
@@ -65,16 +77,33 @@ def build_batch(
             written=written,
             logit_rows=np.asarray(logit_rows, dtype=np.int64),
             page_size=page_size,
+            late=_late(late, before),
         ),
         rows=tuple(rows),
         copies=_copies(plan, device),
     )
 
 
-def _sample_row(order: SampleOrder, item: Slice, last_tokens: tuple[int, ...]) -> SampleRow:
+def _counts_pending(plan: StepPlan) -> bool:
+    """Whether what a token is chosen from depends on one that is pending."""
+    pending = (item for item in plan.slices if item.pending is not None)
+    return any(order.sampling.needs_history for item in pending for order in item.orders)
+
+
+def _late(pairs: Sequence[tuple[int, int]], before: Samples | None) -> LateTokens | None:
+    """pairs: a row of the step, and a row of those sampled."""
+    if not pairs:
+        return None
+    assert before is not None, "a step before this one sampled what is pending"
+    rows, sources = np.asarray(pairs, dtype=np.int64).T
+    return LateTokens(rows, sources, before.tokens)
+
+
+def _sample_row(order: SampleOrder, item: Slice, last_tokens: Sequence[int] | None) -> SampleRow:
     sampling = order.sampling
     history = order.history
     if sampling.needs_history and item.pending is not None:
+        assert last_tokens is not None, "what is counted is known"
         history = (*history, last_tokens[item.pending])
     return SampleRow(
         temperature=sampling.temperature,
@@ -99,4 +128,4 @@ def _copies(plan: StepPlan, device: torch.device) -> torch.Tensor | None:
     if not plan.copies:
         return None
     pairs = [[copy.source for copy in plan.copies], [copy.target for copy in plan.copies]]
-    return torch.tensor(pairs, dtype=torch.int64, device=device)
+    return sent([np.asarray(pairs, dtype=np.int64)], device)[0]

@@ -5,8 +5,9 @@
                      deliver ◀─┴── commit n ◀─┘
 
 Theory of operation. With two steps in flight the runner is never idle: step n+1 is planned and
-handed over while step n runs, and its unknown tokens are named by (step, row). When n's result
-arrives it is committed, n+2 is planned and dispatched, and only then are n's tokens delivered.
+handed over while step n runs (a GPU has it before n has ended, `runner.py`), and its unknown tokens
+are named by (step, row). When n's result arrives it is committed, n+2 is planned and dispatched,
+and only then are n's tokens delivered.
 With one step in flight the same code plans after each commit. A result of very many rows leaves
 the loop a turn between commit and plan, since the step in flight keeps the runner busy. Tokens are
 delivered a few streams at a turn of the loop: a step's thousands of consumers would else be woken
@@ -353,6 +354,9 @@ class Engine:
         except Exception:
             _log.exception("the engine starts again on an empty cache")
             self._recovering = True
+        assert self._thread is not None
+        if self._running_steps == 1 or self._recovering:
+            self._thread.nothing_follows()
         read = self._ferry.under_way or self.verifier.under_way
         back = self._running_steps == len(self._results) and not read
         if self._recovering and back:

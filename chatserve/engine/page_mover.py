@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from chatserve.cache.page_pool import PageId
@@ -18,8 +19,10 @@ from chatserve.engine.checksums import checksum_weights
 from chatserve.engine.plan import Moves, PageMove
 from chatserve.engine.populate import PopulatedAhead
 from chatserve.engine.runner import OutOfMemory
+from chatserve.model.device_memory import lock_pages, unlock_pages
 from chatserve.model.layout import KVLayout
 from chatserve_kernels import ops
+from chatserve_kernels.packing import Fetched, fetched, sent
 
 
 class HostMemory:
@@ -36,17 +39,26 @@ class HostMemory:
         device: torch.device | str,
         fill: float | None = None,
     ) -> None:
-        pinned = torch.device(device).type == "cuda"
+        self._locked = torch.device(device).type == "cuda"
         try:
-            self.pool = layout.allocate(slots, device="cpu", fill=fill, pinned=pinned)
+            self.pool = layout.allocate(slots, device="cpu", fill=fill)
+            if self._locked:
+                lock_pages(self.pool)
         except RuntimeError as error:
             raise OutOfMemory(f"{slots} pages do not fit in host memory") from error
         # For I/O threads, uint8 [slots, page_bytes]; it holds on to the memory.
         self._bytes = self.pool.view(torch.uint8).numpy()
         # What is page-locked is there already.
         self._populated = (
-            None if pinned else PopulatedAhead(self._bytes, page_size=layout.page_size)
+            None if self._locked else PopulatedAhead(self._bytes, page_size=layout.page_size)
         )
+
+    def close(self) -> None:
+        """Nobody copies to it, or from it, any more. A device that is gone cannot be told."""
+        if self._locked:
+            self._locked = False
+            with contextlib.suppress(RuntimeError):
+                unlock_pages(self.pool)
 
     def use(self, pages: Iterable[PageId]) -> None:
         """These slots are about to be written."""
@@ -60,10 +72,10 @@ class HostMemory:
 
 
 class Moving:
-    """Moves under way: `finish` waits for them, and so does the end of the `with` block."""
+    """Moves under way."""
 
     def __init__(
-        self, sums: Tensor, saves: int, since: float, events: Sequence[torch.cuda.Event]
+        self, sums: Fetched, saves: int, since: float, events: Sequence[torch.cuda.Event]
     ) -> None:
         self._sums = sums
         self._saves = saves
@@ -76,23 +88,21 @@ class Moving:
         """For how long the caller was kept from other work."""
         return self._until - self._since
 
-    def __enter__(self) -> "Moving":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Not before nothing of them touches a page any more: after a step that failed its pages
+    def let_go(self) -> None:
+        """Wait until nothing of them touches a page any more: after a step that failed its pages
         are others'. A device that is gone touches nothing."""
         if self._events:
             with contextlib.suppress(RuntimeError):
                 self._events[1].synchronize()
 
     def finish(self) -> tuple[tuple[int, ...], tuple[int, ...], float]:
-        """Checksums of the saves' and of the promotions' pages; the seconds that it all took."""
+        """Wait for them. Checksums of the saves' and of the promotions' pages; the seconds that it
+        all took."""
         seconds = self.host_seconds
+        sums = self._sums.wait()[0].tolist()
         if self._events:
             self._events[1].synchronize()
             seconds = self._events[0].elapsed_time(self._events[1]) / 1000.0
-        sums = self._sums.tolist()
         return tuple(sums[: self._saves]), tuple(sums[self._saves :]), seconds
 
 
@@ -126,19 +136,19 @@ class PageMover:
             raise
         return Moving(sums, len(moves.saves), since, (start, end))
 
-    def _move(self, moves: Moves) -> Tensor:
+    def _move(self, moves: Moves) -> Fetched:
         """Page by page: each is one contiguous piece on both sides."""
         for move in moves.promotions:
             self._pool[move.target].copy_(self._host.pool[move.source], non_blocking=True)
-        touched = _pages(moves)
-        sums = ops.page_checksums(self._pool, touched.to(self._pool.device), self._weights)
+        (touched,) = sent([_pages(moves)], self._pool.device)
+        sums = ops.page_checksums(self._pool, touched, self._weights)
         for move in moves.saves:
             self._host.pool[move.target].copy_(self._pool[move.source], non_blocking=True)
-        return sums
+        return fetched((sums,), self._pool.device)
 
 
-def _pages(moves: Moves) -> Tensor:
+def _pages(moves: Moves) -> NDArray[np.int64]:
     """The device's pages: of the saves, then of the promotions, int64."""
     saves: tuple[PageMove, ...] = moves.saves
     pages = [move.source for move in saves] + [move.target for move in moves.promotions]
-    return torch.tensor(pages, dtype=torch.int64)
+    return np.asarray(pages, dtype=np.int64)

@@ -56,7 +56,7 @@ class SimulatedRunner:
         self._last: tuple[int, ...] = ()
         self._weights = _position_weights(pages * page_size)
 
-    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
+    def start(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
         """One step: copies, then writes, then reads and samples."""
         started = time.monotonic()
         if computing is not None:

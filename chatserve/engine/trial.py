@@ -9,7 +9,7 @@ tokens cost, without what every step costs.
 import array
 
 from chatserve.engine.plan import SampleOrder, Slice, StepPlan
-from chatserve.engine.runner import Runner
+from chatserve.engine.runner import Runner, run
 from chatserve.engine.values import Sampling
 
 TOKENS = 64  # a whole prompt of a short chat, and no noticeable part of a start
@@ -20,7 +20,7 @@ def prompt_token_seconds(runner: Runner, *, tokens: int, page_size: int) -> floa
     """Seconds that one more token of a prompt takes, from a prompt of so many tokens, at least two.
 
     They lie in the runner's first pages, which hold nothing yet; what is left there has no name.
-    Blocks. Raises what `Runner.run` may raise.
+    Blocks. Raises what `Runner.start` may raise.
     """
     assert tokens > 1
     one, whole = (_quickest(runner, count, page_size) for count in (1, tokens))
@@ -33,4 +33,4 @@ def _quickest(runner: Runner, count: int, page_size: int) -> float:
     orders = (SampleOrder(0, 0, Sampling(), sample=0, position=count),)
     prompt = Slice(0, 0, 0, (0,) * count, None, table, write=True, orders=orders)
     plan = StepPlan(0, 0, (), (prompt,))
-    return min(runner.run(plan).seconds for _ in range(_RUNS))
+    return min(run(runner, plan).seconds for _ in range(_RUNS))

@@ -102,8 +102,9 @@ class PagedStep:
         if self._computing is not None:
             self._computing()
         kv = self._layout.layer_view(self._pool, call.layer)
+        scales = self._layout.layer_scales(self._pool, call.layer)
         rows = self._batch.rows
-        append_kv(call.key[:rows], call.value[:rows], kv, self._batch)
+        append_kv(call.key[:rows], call.value[:rows], kv, self._batch, scales)
         mixed = paged_attention(
             call.query[:rows],
             kv,
@@ -112,6 +113,7 @@ class PagedStep:
             window=call.window,
             soft_cap=call.soft_cap,
             sinks=call.sinks,
+            scales=scales,
         )
         padding = call.query.shape[0] - rows
         return mixed if padding == 0 else torch.nn.functional.pad(mixed, (0, 0, 0, 0, 0, padding))
@@ -131,8 +133,12 @@ class PagedStep:
         if common in self._in_chain:
             attention = self._in_chain[common]
         else:
+            scales = self._layout.layer_scales(self._pool, call.layer)
             attention = attention_in_chain(
-                query, key, value, kv, self._batch, window=call.window, soft_cap=call.soft_cap
+                *(query, key, value, kv, self._batch),
+                window=call.window,
+                soft_cap=call.soft_cap,
+                scales=scales,
             )
             self._in_chain[common] = attention
         if attention is not None:

@@ -1,12 +1,14 @@
-"""How much of a device's memory is taken, and by what.
+"""How much of a device's memory is taken, and by what; and which device is a thread's.
 
 May not know: pages, steps. Torch keeps what it took from the device and hands it out again: what is
 *reserved* is taken from the device, whether or not a tensor lies in it.
 """
 
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 
 class DeviceMemory(Protocol):
@@ -68,3 +70,22 @@ class CudaMemory:
 def device_memory(device: torch.device) -> DeviceMemory | None:
     """None for a device whose memory is the process's own."""
     return CudaMemory(device) if device.type == "cuda" else None
+
+
+def as_current(device: torch.device) -> AbstractContextManager[None]:
+    """Make a device its thread's own, as long as it is open: Triton launches on that, wherever the
+    tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def lock_pages(memory: Tensor) -> None:
+    """Page-lock a CPU tensor's memory where it lies, for copies that nobody waits for. Torch's own
+    page-locked memory is rounded up to a power of two. Raises RuntimeError where it cannot be."""
+    runtime: Any = torch.cuda.cudart()
+    torch.cuda.check_error(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+
+
+def unlock_pages(memory: Tensor) -> None:
+    """Before memory of `lock_pages` goes back to the system. Raises RuntimeError."""
+    runtime: Any = torch.cuda.cudart()
+    torch.cuda.check_error(runtime.cudaHostUnregister(memory.data_ptr()))

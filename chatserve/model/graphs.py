@@ -72,6 +72,7 @@ class Forwarding(Protocol):
     """What is recorded of a model (`LoadedModel`)."""
 
     layout: KVLayout
+    dtype: torch.dtype
     device: torch.device
     vocabulary_size: int
     context_length: int
@@ -195,7 +196,7 @@ class DecodeGraphs:
             return None
         records = self._records_of(inputs)
         graph = self._graphs.get(_sizes(inputs, records))
-        if graph is None or not graph.step.fill(inputs.decode_rows(writes=True), records):
+        if graph is None or not _fill(graph.step, inputs, records, writes=True):
             return None
         graph.replay()
         return self._wanted(inputs)
@@ -237,13 +238,13 @@ class DecodeGraphs:
                 tensors.inputs, sizes, self._kinds, page_size=self._model.layout.page_size
             )
             # The step has written already, and a graph that is wrong is to spoil nothing.
-            if not step.fill(inputs.decode_rows(writes=False), records):
+            if not _fill(step, inputs, records, writes=False):
                 self._refused.add(sizes)
                 return
             replay = self._recorder.record(partial(self._work, step, tensors))
             tensors.logits.fill_(float("nan"))
             replay()
-            right = agrees_within_rounding(self._wanted(inputs), expected, self._pool.dtype)
+            right = agrees_within_rounding(self._wanted(inputs), expected, self._model.dtype)
         except Exception as error:  # a driver, a model that waits, no memory: graphs are a luxury
             self._refused.add(sizes)
             self._close("%s", " ".join(str(error).split())[:300] or type(error).__name__)
@@ -293,6 +294,15 @@ class DecodeGraphs:
         recorded stays."""
         self._closed = True
         _log.warning("no more graphs of decode steps: " + text, *values)
+
+
+def _fill(step: FixedStep, inputs: StepInputs, records: Records, *, writes: bool) -> bool:
+    """Whether it fits."""
+    if not step.fill(inputs.decode_rows(writes=writes), records):
+        return False
+    if inputs.late is not None:
+        inputs.late.put(step.tokens)
+    return True
 
 
 def _sizes(inputs: StepInputs, records: Records) -> FixedSizes:

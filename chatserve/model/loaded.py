@@ -50,6 +50,7 @@ class LoadedModel:
         name: str,
         folder: Path,
         layout: KVLayout,
+        dtype: torch.dtype,
         context_length: int,
         generation: GenerationDefaults,
         parameter_count: int,
@@ -61,7 +62,7 @@ class LoadedModel:
         self.layout = layout
         self.context_length = context_length
         self.generation = generation
-        self.dtype: torch.dtype = layout.dtype
+        self.dtype = dtype  # of arithmetic; pages may have another one
         self.device: torch.device = model.device
         self.config: PreTrainedConfig = model.config
         embeddings = model.get_output_embeddings()
@@ -102,7 +103,7 @@ class LoadedModel:
         """Logits [R, vocabulary_size] in float32 for the rows named by `logit_rows`.
 
         tokens, positions: int64 [T], T = attention.query_starts[-1], slices laid end to end;
-        pool: [pages, layout.page_elements] in the layout's dtype, written in place;
+        pool: [pages, layout.page_elements] as the layout allocates it, written in place;
         logit_rows: int64 [R]. All on `device`. computing: called when what takes long begins,
         perhaps more than once, and may be never. Raises ValueError for shapes that do not fit.
         """

@@ -4,13 +4,15 @@ May not know: requests, text, the engine. Reads safetensors only and runs no cod
 
 Order: find the files → judge the config → start hashing the weights in threads → read them →
 fix the rotary factors → quantize, pack and fuse layers → survey the layers → compare with the
-model's own logits.
+model's own logits → with pages of fp8, compare again.
 """
 
 import json
+import logging
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,13 +25,14 @@ from chatserve.errors import ModelRefused, SettingsError
 from chatserve.model.attention import ATTENTION_NAME
 from chatserve.model.blocks import BlockLinear
 from chatserve.model.checkpoint import Checkpoint, open_checkpoint, stored_dtype
+from chatserve.model.device_memory import as_current
 from chatserve.model.direct import DirectPass, direct_pass
 from chatserve.model.fingerprint import FingerprintFields, config_text, weights_digest
 from chatserve.model.fused import fuse
 from chatserve.model.layout import KVLayout
 from chatserve.model.loaded import GenerationDefaults, LoadedModel
 from chatserve.model.packed import PackedLinear, leave_file, pack_linears
-from chatserve.model.probe import compare_with_eager, survey_layers
+from chatserve.model.probe import compare_with_eager, compare_with_plain_pages, survey_layers
 from chatserve.model.quantized import (
     QUANTIZATIONS,
     QUANTIZED_DTYPES,
@@ -38,13 +41,16 @@ from chatserve.model.quantized import (
 )
 from chatserve.model.rotary import check_rotary, fix_rotary, positions_max, rotary_digest
 from chatserve.model.suitability import check_config, expected_windows
+from chatserve_kernels.fp8 import CAPABILITY_MIN, FP8
 
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+KV_DTYPES = ("auto", "fp8")
 
+_log = logging.getLogger(__name__)
 
 # What a request may ask for as well; a default outside of it would fail every request.
 _SAMPLING_RANGES = {
@@ -65,6 +71,7 @@ def load_model(
     context_length: int | None = None,
     digest_cache: Path | None = None,
     quantize: str = "none",
+    kv_dtype: str = "auto",
 ) -> LoadedModel:
     """Load, check and probe a model for serving.
 
@@ -72,8 +79,9 @@ def load_model(
     'bfloat16' or 'float16' (see `choose_dtype`). page_size: positions per page.
     context_length: narrows what the config allows. digest_cache: where weight digests are kept.
     quantize: 'none', or 'int8' for linear layers of int8 weights on a CPU (`quantized.py`).
+    kv_dtype: 'auto' for pages of the type that the model computes in, or 'fp8'.
     Raises ModelRefused with one sentence, SettingsError for a device that is not there, or that
-    cannot do what `quantize` says.
+    cannot do what `quantize` or `kv_dtype` says.
     """
     checkpoint, config = _judge(path)
     with _quiet():
@@ -83,6 +91,7 @@ def load_model(
         target = _open_device(device)
         chosen = choose_dtype(dtype, stored=stored_dtype(checkpoint), device=target)
         _check_quantize(quantize, device=target, dtype=chosen)
+        _check_kv_dtype(kv_dtype, device=target)
         fields = config_text(config.to_dict())
         weights = _in_thread(checkpoint, digest_cache)
         model = _read_weights(checkpoint, config, chosen)
@@ -102,6 +111,7 @@ def load_model(
         page_size=page_size,
         context_length=served,
         quantize=quantize,
+        kv_dtype=kv_dtype,
     )
 
 
@@ -116,13 +126,14 @@ def ready_model(
     page_size: int,
     context_length: int,
     quantize: str = "none",
+    kv_dtype: str = "auto",
 ) -> LoadedModel:
     """Try a model that is on its device, in the type it computes in, and make it ready.
 
     folder: where a tokenizer is, if there is one. fields: `config_text` of its config as it was
     read. weights: a digest of its weights. Raises ModelRefused with one sentence.
     """
-    with _quiet():
+    with _quiet(), as_current(model.device):
         generation = _generation_defaults(model)
         fix_rotary(model, context_length)
         parameters = sum(each.numel() for each in model.parameters())
@@ -135,6 +146,8 @@ def ready_model(
             if not quantization.names:
                 raise
             raise ModelRefused(f"{error} (with --quantize int8; try without)") from error
+        if kv_dtype == "fp8":
+            layout = _rounded_pages(model, way, layout, context_length=context_length)
     rotary = rotary_digest(model)
 
     def digest(weights_hash: bytes) -> bytes:
@@ -153,6 +166,7 @@ def ready_model(
         name=name,
         folder=folder,
         layout=layout,
+        dtype=dtype,
         context_length=context_length,
         generation=generation,
         parameter_count=parameters,
@@ -242,6 +256,26 @@ def _try(
     return layout
 
 
+def _rounded_pages(
+    model: PreTrainedModel,
+    way: PreTrainedModel | DirectPass,
+    plain: KVLayout,
+    *,
+    context_length: int,
+) -> KVLayout:
+    """Pages of fp8 in place of plain ones, which have shown that the model can be served. Raises
+    ModelRefused where it gives logits that are too different."""
+    layout = replace(plain, dtype=FP8)
+    distance = compare_with_plain_pages(model, layout, plain, context_length, way=way)
+    _log.info(
+        "pages are fp8, %d bytes in place of %d; logits through them differ by %.2g",
+        *(layout.page_bytes, plain.page_bytes, distance),
+    )
+    if model.device.type == "cpu":
+        _log.info("on a CPU pages of fp8 save memory, and are slower to read than plain ones")
+    return layout
+
+
 def choose_dtype(dtype: str, *, stored: str, device: torch.device) -> torch.dtype:
     """The type to compute in. 'auto': the checkpoint's own type (`stored`, as safetensors spells
     it), or float32 where the device has no fast arithmetic in it. Raises ModelRefused.
@@ -267,6 +301,19 @@ def _check_quantize(quantize: str, *, device: torch.device, dtype: torch.dtype) 
         raise SettingsError(f"--quantize int8 is for a CPU; the device is '{device}'.")
     if dtype not in QUANTIZED_DTYPES:
         raise SettingsError("--quantize int8 is for --dtype bfloat16 or float32, not float16.")
+
+
+def _check_kv_dtype(kv_dtype: str, *, device: torch.device) -> None:
+    if kv_dtype not in KV_DTYPES:
+        raise SettingsError(f"--kv-dtype is {' or '.join(KV_DTYPES)}, not '{kv_dtype}'.")
+    if kv_dtype == "fp8" and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < CAPABILITY_MIN:
+            least, has = (".".join(map(str, each)) for each in (CAPABILITY_MIN, capability))
+            raise SettingsError(
+                f"--kv-dtype fp8 is for GPUs of compute capability {least} or later; "
+                f"'{device}' has {has}."
+            )
 
 
 def _open_device(device: str) -> torch.device:

@@ -20,12 +20,14 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chatserve_kernels.packing import Fetched, fetched, sent
 from chatserve_kernels.sampling import Adjustments, Choices, Chosen, choose_tokens
 
 _MASK64 = (1 << 64) - 1
@@ -85,15 +87,47 @@ class RowLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """tokens: int64 [R] on the logits' device. finite: False where a row had NaN, +inf, or nothing
-    finite; its token is 0 and means nothing. logprobs: None where not asked for or not finite.
+    """One token a row, which its device may not have chosen yet: only `tokens` is there without
+    waiting.
+
+    tokens: int64 [R] on the logits' device. What is wrong with the rows, or with the device, is
+    raised where the host asks for the rest.
     """
 
-    tokens: Tensor
-    finite: list[bool]
-    logprobs: list[RowLogprobs | None]
+    def __init__(
+        self, tokens: Tensor, fetched: Fetched, rows: Sequence[SampleRow], wanted: Sequence[int]
+    ) -> None:
+        """fetched: tokens, finite, and of the `wanted` rows what `_best` gives. rows: as `sample`
+        was given them."""
+        self.tokens = tokens
+        self._fetched = fetched
+        self._rows, self._wanted = rows, wanted
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """The tokens, on the host. Waits."""
+        return self._fetched.wait()[0].tolist()
+
+    @cached_property
+    def finite(self) -> list[bool]:
+        """False where a row had NaN, +inf, or nothing finite; its token is 0 and means nothing.
+        Waits."""
+        return self._fetched.wait()[1].tolist()
+
+    @cached_property
+    def logprobs(self) -> list[RowLogprobs | None]:
+        """None where not asked for or not finite. Waits."""
+        if not self._wanted:
+            return [None] * len(self._rows)
+        chosen, values, ids = (each.tolist() for each in self._fetched.wait()[2:])
+        result: list[RowLogprobs | None] = [None] * len(self._rows)
+        for i, value, best_ids, best in zip(self._wanted, chosen, ids, values, strict=True):
+            if self.finite[i]:
+                count = self._rows[i].top_logprobs or 0
+                pairs = tuple(zip(best_ids[:count], best[:count], strict=True))
+                result[i] = RowLogprobs(value, pairs)
+        return result
 
 
 def uniform(seed: int, sample: int, position: int) -> float:
@@ -111,10 +145,13 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Samples:
     if logits.ndim != 2 or logits.shape[0] != len(rows) or logits.dtype != torch.float32:
         raise ValueError(f"logits must be float32 [{len(rows)}, vocabulary]")
     if not rows:
-        return Samples(torch.empty(0, dtype=torch.int64, device=logits.device), [], [])
+        tokens = torch.empty(0, dtype=torch.int64, device=logits.device)
+        return Samples(tokens, fetched((tokens, tokens), logits.device), (), ())
     chosen = choose_tokens(logits, _choices(rows, logits.shape[1]))
-    finite: list[bool] = chosen.finite.tolist()
-    return Samples(chosen.tokens, finite, _logprobs(chosen, logits, rows, finite))
+    wanted = [i for i, row in enumerate(rows) if row.top_logprobs is not None]
+    best = _best(chosen, logits, rows, wanted) if wanted else ()
+    there = fetched((chosen.tokens, chosen.finite, *best), logits.device)
+    return Samples(chosen.tokens, there, rows, wanted)
 
 
 def _choices(rows: Sequence[SampleRow], vocabulary: int) -> Choices:
@@ -213,31 +250,16 @@ def _noise(row: SampleRow) -> float:
     return uniform(row.seed, row.sample, row.position)
 
 
-def _logprobs(
-    chosen: Chosen, logits: Tensor, rows: Sequence[SampleRow], finite: Sequence[bool]
-) -> list[RowLogprobs | None]:
-    """Of the R rows, those that are finite and asked for them. logits: as the model gave them,
-    float32 [R, vocabulary]."""
-    wanted = [i for i, row in enumerate(rows) if row.top_logprobs is not None and finite[i]]
-    if not wanted:
-        return [None] * len(rows)
+def _best(
+    chosen: Chosen, logits: Tensor, rows: Sequence[SampleRow], wanted: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some rows: the chosen tokens' logprobs, float32 [wanted], and the best ones', float32
+    [wanted, most], with their ids, int64. logits: as the model gave them, float32 [R, vocabulary].
+    Anything in rows that are not finite."""
     most = min(max(rows[i].top_logprobs or 0 for i in wanted), logits.shape[1])
-    values, ids = logits[wanted].topk(most, dim=-1)
-    values = (values.double() - chosen.logarithms[wanted][:, None]).float()
-    return _paired(rows, wanted, chosen.logprobs[wanted].tolist(), values, ids)
-
-
-def _paired(
-    rows: Sequence[SampleRow],
-    wanted: Sequence[int],
-    chosen: Sequence[float],
-    values: Tensor,
-    ids: Tensor,
-) -> list[RowLogprobs | None]:
-    """chosen: of each wanted row; values, ids: [wanted, any], its best tokens."""
-    result: list[RowLogprobs | None] = [None] * len(rows)
-    for i, value, best_ids, best in zip(wanted, chosen, ids.tolist(), values.tolist(), strict=True):
-        count = rows[i].top_logprobs or 0
-        pairs = tuple(zip(best_ids[:count], best[:count], strict=True))
-        result[i] = RowLogprobs(value, pairs)
-    return result
+    logprobs, logarithms = chosen.logprobs, chosen.logarithms
+    if len(wanted) < len(rows):
+        (at,) = sent([np.asarray(wanted, dtype=np.int64)], logits.device)
+        logits, logprobs, logarithms = logits[at], logprobs[at], logarithms[at]
+    values, ids = logits.topk(most, dim=-1)
+    return logprobs, (values.double() - logarithms[:, None]).float(), ids

@@ -28,9 +28,28 @@ class OnDevice(NamedTuple):
     logit_rows: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LateTokens:
+    """Tokens that the host does not know yet: the step before chose them, or is still at it.
+
+    rows: int64 [n], whose they are. chosen: int64 [any], on the device; sources: int64 [n], which
+    of those.
+    """
+
+    rows: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    chosen: Tensor
+
+    def put(self, tokens: Tensor) -> None:
+        """Into a step's tokens, int64 [T], behind whatever is to choose them."""
+        rows, sources = sent([self.rows, self.sources], tokens.device)
+        tokens.index_copy_(0, rows, self.chosen.index_select(0, sources))
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class StepInputs:
-    """tokens, positions: int64 [T]. starts, lengths: `query_starts` and `context_lengths` of an
+    """tokens, positions: int64 [T]; what the tokens of `late` rows say means nothing. starts,
+    lengths: `query_starts` and `context_lengths` of an
     AttentionBatch. tables: int32 [sequences, pages]. pages: int64 [T], where each row's position
     lies; written: bool [T], whether the row writes there. logit_rows: int64 [R]."""
 
@@ -43,6 +62,7 @@ class StepInputs:
     written: NDArray[np.bool_]
     logit_rows: NDArray[np.int64]
     page_size: int
+    late: LateTokens | None = None
 
     @property
     def one_each(self) -> bool:
@@ -57,6 +77,8 @@ class StepInputs:
         arrays += [self.pages[where], self.positions[where] % self.page_size]
         arrays += [] if kept is None else [kept]
         tokens, positions, tables, logit_rows, pages, offsets, *rows = sent(arrays, device)
+        if self.late is not None:
+            self.late.put(tokens)
         attention = AttentionBatch(
             query_starts=self.starts,
             context_lengths=self.lengths,
@@ -70,7 +92,8 @@ class StepInputs:
         return OnDevice(tokens, positions, attention, logit_rows)
 
     def decode_rows(self, *, writes: bool) -> DecodeRows:
-        """Where there is one row each. writes: whether those write that are to."""
+        """Where there is one row each, its tokens without the late ones. writes: whether those
+        write that are to."""
         assert self.one_each
         written = self.written if writes else np.zeros_like(self.written)
         return DecodeRows(

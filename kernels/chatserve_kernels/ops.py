@@ -12,14 +12,15 @@ pages; what lies in the padding may be anything, NaN included, so it is overwrit
 before it meets an arithmetic operation (0 * NaN is NaN). Positions inside a context have all been
 written, also those before a window. Query heads that share a kv head are never given copies of it:
 for a slice they are an expanded (stride 0) dimension, for a decode row they take the place of the
-query positions.
+query positions. Pages of fp8 (`fp8.py`), which no machine code reads, become the query's type when
+they are gathered.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatserve_kernels import gpu
+from chatserve_kernels import fp8, gpu
 from chatserve_kernels.batch import AttentionBatch, DecodeGroup
 from chatserve_kernels.cpu import attention
 
@@ -41,19 +42,22 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each query over the pages of its sequence.
 
     query: [rows, heads, head_dim], any strides; rows = batch.query_starts[-1].
     kv: [pages, 2, page_size, kv_heads, head_dim], the query's dtype; one page's K and V must be
         contiguous, pages may be apart by any stride. kv_heads divides heads.
+    scales: float32 [pages, 2, kv_heads, page_size] where kv is fp8 (`fp8.py`), the query float32,
+        float16 or bfloat16; one page's contiguous, pages apart by any stride.
     window: a query at position p sees only positions t > p - window (None: all t ≤ p).
     soft_cap: scores s become soft_cap * tanh(s / soft_cap).
     sinks: [heads], logits that join each softmax without a value.
     Returns [rows, heads, head_dim], contiguous, in the query's dtype. Raises ValueError.
     See `reference.paged_attention` for the meaning.
     """
-    _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=sinks)
+    _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=sinks, scales=scales)
     result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if gpu.serves(query.device.type):
         from chatserve_kernels.gpu import attention as on_gpu
@@ -61,7 +65,7 @@ def paged_attention(
         if on_gpu.served(query, kv, soft_cap=soft_cap, sinks=sinks):
             on_gpu.paged_attention(
                 query, kv, batch, result, scale=scale, window=window, soft_cap=soft_cap,
-                sinks=sinks,
+                sinks=sinks, scales=scales,
             )  # fmt: skip
             return result
     _check_readable(batch)
@@ -71,7 +75,7 @@ def paged_attention(
         rows = slice(batch.query_starts[sequence], batch.query_starts[sequence + 1])
         result[rows] = _attend_slice(
             query[rows], kv, batch, sequence, scale=scale, window=window, soft_cap=soft_cap,
-            sinks=sinks,
+            sinks=sinks, scales=scales,
         )  # fmt: skip
     if compiled is not None and (batch.has_decode_rows or not slices):
         compiled.run(
@@ -81,7 +85,7 @@ def paged_attention(
     for group in batch.decode_groups:
         result[group.rows] = _attend_decode(
             query[group.rows], kv, group, scale=scale, window=window, soft_cap=soft_cap,
-            sinks=sinks,
+            sinks=sinks, scales=scales,
         )  # fmt: skip
     return result
 
@@ -95,13 +99,16 @@ def attention_in_chain(
     *,
     window: int | None,
     soft_cap: float | None,
+    scales: Tensor | None = None,
 ) -> attention.AttentionInChain | None:
     """`append_kv`, then `paged_attention`, in chains: for any layer of this batch whose tensors
     have the same shapes, strides and types. None where machine code does not serve them. Raises
     ValueError."""
-    _check_append(key, value, kv, batch)
-    _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=None)
+    _check_append(key, value, kv, batch, scales)
+    _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=None, scales=scales)
     _check_readable(batch)
+    if scales is not None:
+        return None
     compiled = attention.attention_for(query, kv, soft_cap=soft_cap, sinks=None)
     append = attention.append_for(key, value, kv)
     if compiled is None or append is None or not (compiled.sizes.matrices or not batch.slices):
@@ -111,28 +118,37 @@ def attention_in_chain(
     )
 
 
-def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
+def append_kv(
+    key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch, scales: Tensor | None = None
+) -> None:
     """Write K and V of the rows that the batch names into their pages, in place.
 
-    key, value: [rows, kv_heads, head_dim], any strides. kv: as in `paged_attention`.
+    key, value: [rows, kv_heads, head_dim], any strides. kv, scales: as in `paged_attention`.
     Two rows never name the same page and offset. Raises ValueError.
     """
-    _check_append(key, value, kv, batch)
+    _check_append(key, value, kv, batch, scales)
     if gpu.serves(kv.device.type):
         from chatserve_kernels.gpu import pages as on_gpu
 
-        if on_gpu.served(kv.device):
+        if scales is not None and on_gpu.rounds(kv.device):
+            on_gpu.append_rounded(key, value, kv, batch, scales)
+            return
+        if scales is None and on_gpu.served(kv.device):
             on_gpu.append_kv(key, value, kv, batch)
             return
     _check_readable(batch)
-    if attention.append(key, value, kv, batch):
+    if scales is None and attention.append(key, value, kv, batch):
         return
     if batch.write_rows is not None:
         key, value = key[batch.write_rows], value[batch.write_rows]
     if key.shape[0] == 0:
         return
-    kv[:, 0][batch.write_pages, batch.write_offsets] = key
-    kv[:, 1][batch.write_pages, batch.write_offsets] = value
+    for part, rows in enumerate((key, value)):
+        if scales is None:
+            kv[:, part][batch.write_pages, batch.write_offsets] = rows
+        else:
+            places = batch.write_pages, batch.write_offsets
+            fp8.write(rows, kv[:, part], scales[:, part], *places)
 
 
 def copy_pages(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
@@ -238,13 +254,14 @@ def _check_attention(
     window: int | None,
     soft_cap: float | None,
     sinks: Tensor | None,
+    scales: Tensor | None,
 ) -> None:
-    _check_kv(kv, batch)
+    _check_kv(kv, batch, scales)
     if query.ndim != 3 or query.shape[0] != batch.rows or query.shape[2] != kv.shape[4]:
         raise ValueError(f"query is {tuple(query.shape)}, not [{batch.rows}, heads, head_dim]")
     if query.shape[1] % kv.shape[3]:
         raise ValueError(f"{query.shape[1]} heads are no multiple of {kv.shape[3]} kv heads")
-    if query.dtype != kv.dtype:
+    if query.dtype not in _taken(kv):
         raise ValueError(f"query is {query.dtype}, its pages are {kv.dtype}")
     if window is not None and window < 1:
         raise ValueError("a window holds at least one position")
@@ -254,13 +271,20 @@ def _check_attention(
         raise ValueError("sinks must be [heads]")
 
 
-def _check_append(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
-    _check_kv(kv, batch)
+def _check_append(
+    key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch, scales: Tensor | None
+) -> None:
+    _check_kv(kv, batch, scales)
     expected = (batch.rows, kv.shape[3], kv.shape[4])
     if key.shape != expected or value.shape != expected:
         raise ValueError(f"key {tuple(key.shape)}, value {tuple(value.shape)}, not {expected}")
-    if key.dtype != kv.dtype or value.dtype != kv.dtype:
+    if key.dtype not in _taken(kv) or value.dtype != key.dtype:
         raise ValueError(f"key is {key.dtype}, value {value.dtype}, their pages {kv.dtype}")
+
+
+def _taken(kv: Tensor) -> tuple[torch.dtype, ...]:
+    """The types of queries, and of rows of K and V, beside these pages."""
+    return fp8.WIDE_DTYPES if kv.dtype == fp8.FP8 else (kv.dtype,)
 
 
 def _check_readable(batch: AttentionBatch) -> None:
@@ -268,9 +292,9 @@ def _check_readable(batch: AttentionBatch) -> None:
         raise ValueError("only kernels of a GPU read a batch of fixed sizes")
 
 
-def _check_kv(kv: Tensor, batch: AttentionBatch) -> None:
-    """kv: [pages, 2, page_size, kv_heads, head_dim], one page's K and V contiguous, else
-    ValueError."""
+def _check_kv(kv: Tensor, batch: AttentionBatch, scales: Tensor | None) -> None:
+    """kv: [pages, 2, page_size, kv_heads, head_dim], one page's K and V contiguous, and scales as
+    `fp8.check_scales` has them, else ValueError."""
     if kv.ndim != 5 or kv.shape[1] != 2 or kv.shape[2] != batch.page_size:
         raise ValueError(
             f"kv is {tuple(kv.shape)}, not [pages, 2, {batch.page_size}, kv_heads, head_dim]"
@@ -279,6 +303,7 @@ def _check_kv(kv: Tensor, batch: AttentionBatch) -> None:
     inner = (page_size * kv_heads * head_dim, kv_heads * head_dim, head_dim, 1)
     if kv.stride()[1:] != inner:
         raise ValueError("K and V of one page must be contiguous")
+    fp8.check_scales(kv, scales)
 
 
 def _attend_slice(
@@ -291,6 +316,7 @@ def _attend_slice(
     window: int | None,
     soft_cap: float | None,
     sinks: Tensor | None,
+    scales: Tensor | None,
 ) -> Tensor:
     """One slice: query [q, heads, head_dim] → the same shape."""
     queries, heads, head_dim = query.shape
@@ -302,7 +328,7 @@ def _attend_slice(
     positions = slice(oldest - pages.start * page_size, context - pages.start * page_size)
     # [pages, page_size, kv_heads, head_dim] → [kv_heads, 1, positions, head_dim]
     key, value = (
-        kv[:, part].index_select(0, table).flatten(0, 1)[positions].transpose(0, 1)[:, None]
+        _gathered(kv, scales, part, table, query.dtype)[positions].transpose(0, 1)[:, None]
         for part in (0, 1)
     )
     grouped = query.view(queries, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
@@ -325,6 +351,7 @@ def _attend_decode(
     window: int | None,
     soft_cap: float | None,
     sinks: Tensor | None,
+    scales: Tensor | None,
 ) -> Tensor:
     """Many sequences with one query each: query [n, heads, head_dim] → the same shape."""
     sequences, heads, head_dim = query.shape
@@ -335,9 +362,7 @@ def _attend_decode(
     table = group.tables.flatten()
     # [n * pages, page_size, kv_heads, head_dim] → [n, kv_heads, positions, head_dim]
     key, value = (
-        kv[:, part]
-        .index_select(0, table)
-        .flatten(0, 1)
+        _gathered(kv, scales, part, table, query.dtype)
         .index_fill_(0, group.padding, 0)
         .unflatten(0, (sequences, -1))
         .transpose(1, 2)
@@ -350,6 +375,17 @@ def _attend_decode(
         sinks=grouped_sinks,
     )  # fmt: skip
     return mixed.reshape(sequences, heads, head_dim)
+
+
+def _gathered(
+    kv: Tensor, scales: Tensor | None, part: int, table: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """K (part 0) or V of these pages: [pages * page_size, kv_heads, head_dim], of this type."""
+    if scales is None:
+        return kv[:, part].index_select(0, table).flatten(0, 1)
+    elements = kv.view(torch.uint8)[:, part].index_select(0, table).flatten(0, 1)
+    scale = scales[:, part].index_select(0, table).transpose(1, 2).flatten(0, 1)
+    return fp8.widened(elements.view(fp8.FP8), scale, dtype)
 
 
 def _visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Several arrays to a device in one copy.
+"""Several arrays to a device in one copy, and tensors from there while the host goes on.
 
 On a CPU there is nothing to copy. For a device of its own they are put side by side in page-locked
 memory, from which one copy brings all of them while the host goes on: each copy costs some
@@ -48,6 +48,36 @@ def sent(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     return sent_together(arrays, device)
+
+
+class Fetched:
+    """Tensors on their way to the host."""
+
+    def __init__(self, tensors: Sequence[Tensor], there: torch.cuda.Event | None) -> None:
+        """there: when they are; None where they were there from the beginning."""
+        self._tensors = tuple(tensors)
+        self._there = there
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """The tensors, in the host's memory. Raises what has happened to the device meanwhile."""
+        if self._there is not None:
+            self._there.synchronize()
+            self._there = None
+        return self._tensors
+
+
+def fetched(tensors: Sequence[Tensor], device: torch.device) -> Fetched:
+    """Copies of a device's tensors, to page-locked memory, when all that it was told before has
+    been done; without tensors, that moment alone. On a CPU they are the same memory."""
+    if device.type != "cuda":
+        return Fetched(tensors, None)
+    copies = [
+        torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True)
+        for each in tensors
+    ]
+    there = torch.cuda.Event()
+    there.record(torch.cuda.current_stream(device))
+    return Fetched(copies, there)
 
 
 def sent_together(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:

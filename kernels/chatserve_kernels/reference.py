@@ -4,6 +4,7 @@ May not know: any faster way. Tests hold every backend against these functions; 
 calls them, but for the trial of choosing tokens.
 """
 
+import bisect
 import itertools
 import math
 
@@ -24,6 +25,7 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each query over the pages of its sequence.
 
@@ -31,6 +33,7 @@ def paged_attention(
     Head h reads kv head h // (heads / kv_heads). The score s of a query at position p and a key
     at position t ≤ p is scale * q·k, then soft_cap * tanh(s / soft_cap); with a window only
     t > p - window counts; a sink adds exp(sink) to the softmax's denominator and nothing else.
+    scales: [pages, 2, kv_heads, page_size], which K and V are multiplied by where they are fp8.
     Returns [rows, heads, head_dim] in the query's dtype.
     """
     result = torch.zeros_like(query)
@@ -46,7 +49,11 @@ def paged_attention(
                     if window is not None and t <= position - window:
                         continue
                     page = int(batch.page_tables[sequence, t // batch.page_size])
-                    k, v = kv[page, :, t % batch.page_size, head * kv_heads // heads].double()
+                    offset, kv_head = t % batch.page_size, head * kv_heads // heads
+                    k, v = kv[page, :, offset, kv_head].double()
+                    if scales is not None:
+                        k = k * float(scales[page, 0, kv_head, offset])
+                        v = v * float(scales[page, 1, kv_head, offset])
                     score = scale * float(query[row, head].double() @ k)
                     if soft_cap is not None:
                         score = soft_cap * math.tanh(score / soft_cap)
@@ -63,16 +70,54 @@ def paged_attention(
     return result
 
 
-def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
+def append_kv(
+    key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch, scales: Tensor | None = None
+) -> None:
     """Write rows of K and V into their pages, one by one.
 
-    key, value: [rows, kv_heads, head_dim]; kv: [pages, 2, page_size, kv_heads, head_dim].
+    key, value: [rows, kv_heads, head_dim]; kv: [pages, 2, page_size, kv_heads, head_dim]; scales:
+    [pages, 2, kv_heads, page_size], where kv is fp8.
     """
     rows = range(batch.rows) if batch.write_rows is None else batch.write_rows.tolist()
     for write, row in enumerate(rows):
         page, offset = int(batch.write_pages[write]), int(batch.write_offsets[write])
-        kv[page, 0, offset] = key[row].to(kv.dtype)
-        kv[page, 1, offset] = value[row].to(kv.dtype)
+        for part, given in enumerate((key[row], value[row])):
+            if scales is None:
+                kv[page, part, offset] = given.to(kv.dtype)
+                continue
+            for head, vector in enumerate(given):
+                kv[page, part, offset, head], scales[page, part, head, offset] = rounded(vector)
+
+
+# What the codes 0 to 126 of e4m3 stand for: an exponent of four bits, above three of a fraction.
+_E4M3 = [
+    code / 512 if code < 8 else (8 + code % 8) / 8 * 2.0 ** (code // 8 - 7) for code in range(127)
+]
+
+
+def rounded(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """One head's elements of K or V [head_dim], as fp8 and with their scale, float32.
+
+    The scale is the largest |x|, at least 2^-100, times float32's 1 / 448; NaN where an element is
+    NaN or infinite, and then so are all elements. An element is x / scale in float32, rounded to
+    the nearest of e4m3, of two that are as near to the one with the even code.
+    """
+    wide = vector.float().cpu().numpy()
+    if not np.isfinite(wide).all():
+        nan = torch.full(vector.shape, math.nan, device=vector.device)
+        return nan.to(torch.float8_e4m3fn), nan[0]
+    most = np.maximum(np.abs(wide).max(), np.float32(2.0**-100))
+    scale = most * np.float32(1 / 448)
+    codes: list[int] = []
+    for quotient in (wide / scale).tolist():
+        above = min(bisect.bisect(_E4M3, abs(quotient)), 126)
+        below = above - 1
+        beside = abs(quotient) - _E4M3[below], _E4M3[above] - abs(quotient)
+        even = above if below % 2 else below
+        nearest = even if beside[0] == beside[1] else below if beside[0] < beside[1] else above
+        codes.append(nearest + (128 if math.copysign(1, quotient) < 0 else 0))
+    elements = torch.tensor(codes, dtype=torch.uint8, device=vector.device)
+    return elements.view(torch.float8_e4m3fn), torch.tensor(scale, device=vector.device)
 
 
 def copy_pages(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:

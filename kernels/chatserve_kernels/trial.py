@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chatserve_kernels import fp8
 from chatserve_kernels.batch import AttentionBatch
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -20,7 +21,7 @@ SLICE = 7  # queries of the last of three sequences, where slices are computed
 @dataclass(frozen=True, slots=True)
 class Trial:
     """What attention was compiled for. group: query heads that share a kv head. slices: whether it
-    computes them."""
+    computes them. rounded: whether pages are fp8."""
 
     head_dim: int
     group: int
@@ -30,12 +31,13 @@ class Trial:
     sinks: bool
     slices: bool
     device: torch.device
+    rounded: bool = False
 
 
 def agrees(run: Callable[..., None], trial: Trial) -> bool:
     """Whether two rows, which share pages and go on apart, and a slice get what softmax says. run:
     (query, kv, batch, result, *, scale, window, soft_cap, sinks), as `ops.paged_attention` has
-    them, into a contiguous result."""
+    them, and `scales` where pages are fp8, into a contiguous result."""
     dtype, page_size, heads = trial.dtype, trial.page_size, KV_HEADS * trial.group
     shared = -(-64 // page_size)
     numbers = torch.Generator().manual_seed(random.Random(0).getrandbits(32))
@@ -64,19 +66,26 @@ def agrees(run: Callable[..., None], trial: Trial) -> bool:
         page_size=page_size,
         host_tables=tables[: len(queries)].numpy(),
     )
+    given, more = pages.to(trial.device), dict[str, Tensor]()
+    if trial.rounded:
+        elements, scales = fp8.rounded(pages)
+        pages = fp8.widened(elements, scales, torch.float32)
+        given = elements.to(trial.device)
+        more["scales"] = scales.transpose(2, 3).contiguous().to(trial.device)
     query, scale = normal(rows, heads, trial.head_dim), trial.head_dim**-0.5
     soft_cap = SOFT_CAP if trial.soft_cap else None
     sinks = normal(heads) if trial.sinks else None
     result = torch.full_like(query, float("nan"), device=trial.device)
     run(
         query.to(trial.device),
-        pages.to(trial.device),
+        given,
         batch,
         result,
         scale=scale,
         window=None,
         soft_cap=soft_cap,
         sinks=None if sinks is None else sinks.to(trial.device),
+        **more,
     )
     result = result.cpu()
     seen = [

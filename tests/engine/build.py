@@ -26,6 +26,7 @@ from chatserve.engine.values import LOCAL_TENANT, Request, Sampling
 from prefix_store.names import PageNamer
 from tests.engine.auditor import Auditor
 from tests.engine.fake_depot import FakeDepot
+from tests.engine.launching import Launching
 
 VOCABULARY = 97
 HANG_SECONDS = 600.0  # a test that takes so long hangs; none comes near
@@ -62,6 +63,7 @@ class Setup:
     depot: FakeDepot | None = None  # below the device, and below host memory
     slots: int = 0  # of host memory; without any, I/O threads read and write the device's pages
     tiers: TierLimits = field(default_factory=TierLimits)
+    launched: bool = False  # steps go on by themselves, as on a GPU
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class House:
     engine: Engine
     auditor: Auditor
     host: HostPages | None = None
+    launching: Launching | None = None
     broken: list[BaseException] = field(default_factory=list[BaseException])
 
     @property
@@ -149,9 +152,10 @@ def build(setup: Setup) -> House:
     if setup.depot is not None:
         memory = runner if host is None else runner.host
         traffic = Traffic(setup.depot, memory, page_bytes=runner.page_bytes)
+    launching = Launching(runner) if setup.launched else None
     engine = Engine(
         scheduler,
-        runner,
+        launching or runner,
         namer,
         settings=EngineSettings(
             fingerprint=b"f" * 32,
@@ -164,7 +168,7 @@ def build(setup: Setup) -> House:
     auditor = Auditor(scheduler, setup.page_size)
     _audit_plans(scheduler, auditor)
     _audit_robberies(scheduler, auditor)
-    house = House(setup, clock, namer, runner, scheduler, engine, auditor, host)
+    house = House(setup, clock, namer, runner, scheduler, engine, auditor, host, launching)
     engine.on_step = house.check
     return house
 

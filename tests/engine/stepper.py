@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from chatserve.cache.page_pool import PageState
 from chatserve.engine.plan import StepPlan, StepResult
-from chatserve.engine.runner import StepRunner
+from chatserve.engine.runner import StepRunner, StepUnderWay
 from chatserve.engine.scheduler import Outcome
 from chatserve.engine.sequence import Life, Sequence
 from chatserve.engine.traffic import Delivery, Job, move
@@ -51,7 +51,8 @@ class Stepper:
         self.roots: set[Root] = set()
         self._plans: deque[StepPlan] = deque()  # dispatched, not run
         self._results: deque[StepResult] = deque()  # run, not committed
-        self._runner = StepRunner(self.house.runner)
+        self._runner = StepRunner(self.house.launching or self.house.runner)
+        self._under_way: tuple[StepPlan, StepUnderWay] | None = None  # launched, not fetched
         self._jobs: deque[Job] = deque()  # handed to the I/O threads, not done
         self._deliveries: deque[Delivery] = deque()  # done, not finished
         self._barred: dict[int, set[PageName]] = {}  # of jobs that were ordered before a deletion
@@ -85,18 +86,32 @@ class Stepper:
         return plan
 
     def run(self) -> StepResult | None:
-        """Let the runner do the oldest dispatched step, as its thread would."""
+        """Let the runner do the oldest dispatched step, as its thread would; returns the result
+        that it gave, or that of the one launched before."""
         if not self._plans:
-            return None
+            return self._fetch()
         plan = self._plans.popleft()
-        result = self._runner.run(plan)
+        started = self._runner.start(plan)
+        fetched = self._fetch()
+        if isinstance(started, StepResult):
+            self._results.append(started)
+            return started
+        self._under_way = plan, started
+        return fetched
+
+    def _fetch(self) -> StepResult | None:
+        if self._under_way is None:
+            return None
+        result = self._runner.end(*self._under_way)
+        self._under_way = None
         self._results.append(result)
         return result
 
     def commit(self) -> bool:
         """Commit the oldest result, running its step first if nobody did."""
-        if not self._results and self.run() is None:
-            return False
+        while not self._results:
+            if self.run() is None and self._under_way is None:
+                return False
         self._hear(self.scheduler.commit(self._results.popleft()))
         return True
 
@@ -177,8 +192,8 @@ class Stepper:
 
     def recover(self) -> None:
         """After an exception from `plan` or `commit`: what the engine does."""
-        while self.run() is not None or self.move() is not None:
-            pass
+        while self._plans or self._under_way is not None or self.move() is not None:
+            self.run()
         self._results.clear()
         self._deliveries.clear()
         self._hear(self.scheduler.recover())

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -49,12 +50,13 @@ def fail_at(*steps: int, error: type[Exception] = InjectedFault) -> Callable[[St
     return hook
 
 
-@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize(("in_flight", "launched"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("steps", [(1,), (2,), (3,), (5,), (8,)])
 def test_a_step_that_fails_once_costs_nobody_anything_but_time(
-    steps: tuple[int, ...], in_flight: int
+    steps: tuple[int, ...], in_flight: int, launched: bool
 ) -> None:
-    stepper = Stepper(Setup(pages=64, page_size=4, budget_max=16, steps_in_flight=in_flight))
+    setup = Setup(pages=64, page_size=4, budget_max=16, steps_in_flight=in_flight)
+    stepper = Stepper(replace(setup, launched=launched))
     stepper.house.runner.before_step = fail_at(*steps)
     asked = crowd(stepper)
     stepper.run_all()

@@ -41,16 +41,16 @@ def model_of(family: str, folder: Path) -> tuple[Path, Any]:
     return path, ReadBack(model, *WINDOWS[family])
 
 
-@pytest.mark.parametrize(("pages", "depth"), [(40, 2), (12, 1)])
+@pytest.mark.parametrize(("pages", "depth", "ahead"), [(40, 2, True), (12, 1, False)])
 @pytest.mark.parametrize("family", WINDOWS)
 def test_logits_and_greedy_tokens_equal_the_plain_model(
-    family: str, pages: int, depth: int, tmp_path: Path
+    family: str, pages: int, depth: int, ahead: bool, tmp_path: Path
 ) -> None:
     folder, model = model_of(family, tmp_path)
     seed = drawn_seed()
     dice = random.Random(seed)
     reruns = Reruns()
-    drive = Drive(model, pages=pages, seed=seed, depth=depth, graphs=reruns)
+    drive = Drive(model, pages=pages, seed=seed, depth=depth, graphs=reruns, ahead=ahead)
     for number in range(8):
         drive.submit(random_request(dice, number, VOCABULARY))
         for _ in range(dice.randrange(8)):

@@ -40,6 +40,7 @@ class Storm:
             sequences_max=choice([2, 4, 8]),
             preemptions_max=choice([1, 2, 8]),
             make_blocks=faulty_maker(self.trap),
+            launched=choice([False, True]),
         )
         self.stepper = Stepper(setup)
         self.room = setup.pages * setup.page_size

@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from chatserve.engine import page_mover
 from chatserve.engine.checksums import checksum, checksum_weights
 from chatserve.engine.page_mover import HostMemory, Moving, PageMover
 from chatserve.engine.plan import Moves, PageMove
+from chatserve.engine.runner import OutOfMemory
 from chatserve.model.layout import KVLayout, LayerShape
 from chatserve_kernels import page_checksums
+from chatserve_kernels.packing import fetched
 from tests.seeds import drawn_seed
 
+CPU = torch.device("cpu")
 LAYOUT = KVLayout(page_size=8, dtype=torch.bfloat16, layers=(LayerShape(2, 6), LayerShape(1, 4)))
 
 
@@ -88,6 +92,36 @@ def test_wrong_shapes_are_refused() -> None:
         checksum_weights(12)
 
 
+def test_memory_for_a_gpu_is_locked_where_it_lies_until_nobody_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not a byte more than was asked for: torch's own is rounded up to a power of two."""
+    done: list[tuple[str, int, int]] = []
+    for name in ("lock_pages", "unlock_pages"):
+        monkeypatch.setattr(
+            page_mover,
+            name,
+            lambda memory, name=name: done.append((name, memory.data_ptr(), memory.nbytes)),
+        )
+    host = HostMemory(LAYOUT, slots=5, device="cuda")
+    place = host.pool.data_ptr(), 5 * LAYOUT.page_bytes
+    assert done == [("lock_pages", *place)]
+    for _ in range(2):
+        host.close()
+    assert done[1:] == [("unlock_pages", *place)]
+    HostMemory(LAYOUT, slots=5, device="cpu").close()
+    assert len(done) == 2
+
+    def refuse(memory: torch.Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(page_mover, "unlock_pages", refuse)
+    HostMemory(LAYOUT, slots=5, device="cuda").close()  # or the runner's thread would die of it
+    monkeypatch.setattr(page_mover, "lock_pages", refuse)
+    with pytest.raises(OutOfMemory):
+        HostMemory(LAYOUT, slots=5, device="cuda")
+
+
 def test_a_step_that_fails_is_told_of_only_when_its_moves_are_over() -> None:
     """What a copy still writes to must not be another's yet."""
     waits: list[str] = []
@@ -96,14 +130,11 @@ def test_a_step_that_fails_is_told_of_only_when_its_moves_are_over() -> None:
         def synchronize(self) -> None:
             waits.append("waited")
 
-    moving = Moving(torch.empty(0), 0, 0.0, (Event(), Event()))  # type: ignore[arg-type]
-    with pytest.raises(MemoryError), moving:
-        raise MemoryError
+    Moving(fetched((), CPU), 0, 0.0, (Event(), Event())).let_go()  # type: ignore[arg-type]
     assert waits == ["waited"]
 
     class Lost(Event):
         def synchronize(self) -> None:
             raise torch.AcceleratorError("gone")
 
-    with pytest.raises(MemoryError), Moving(torch.empty(0), 0, 0.0, (Lost(), Lost())):  # type: ignore[arg-type]
-        raise MemoryError
+    Moving(fetched((), CPU), 0, 0.0, (Lost(), Lost())).let_go()  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from chatserve.model import LoadedModel, load_model
 from tests.engine.parity_drive import (
     LOGITS_TOLERANCE,
     Drive,
+    answers_are_right,
     compare,
     plain_model,
     random_request,
@@ -39,19 +40,39 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return build(request.param, tmp_path_factory.mktemp("parity"), seed=7)
 
 
-def load(folder: Path, page_size: int = 16) -> LoadedModel:
-    return load_model(folder, device="cpu", dtype="float32", page_size=page_size)
+def load(folder: Path, page_size: int = 16, kv_dtype: str = "auto") -> LoadedModel:
+    options = {"device": "cpu", "dtype": "float32", "kv_dtype": kv_dtype}
+    return load_model(folder, page_size=page_size, **options)
 
 
 @pytest.mark.parametrize(
-    ("page_size", "pages", "depth"), [(16, 40, 2), (16, 12, 2), (8, 24, 1), (64, 6, 2)]
+    ("page_size", "pages", "depth", "ahead"),
+    [(16, 40, 2, False), (16, 12, 2, True), (8, 24, 1, False), (64, 6, 2, True)],
 )
 def test_logits_and_greedy_tokens_equal_the_plain_model(
-    folder: Path, page_size: int, pages: int, depth: int
+    folder: Path, page_size: int, pages: int, depth: int, ahead: bool
+) -> None:
+    _are_the_plain_models(folder, page_size, pages, depth, ahead=ahead)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mistral"])
+def test_pages_of_fp8_give_what_a_model_gives_that_rounds(family: str, tmp_path: Path) -> None:
+    _are_the_plain_models(build(family, tmp_path, seed=7), 16, 12, 2, kv_dtype="fp8")
+
+
+def _are_the_plain_models(
+    folder: Path,
+    page_size: int,
+    pages: int,
+    depth: int,
+    *,
+    ahead: bool = False,
+    kv_dtype: str = "auto",
 ) -> None:
     seed = drawn_seed()
     dice = random.Random(seed)
-    drive = Drive(load(folder, page_size), pages=pages, seed=seed, depth=depth)
+    model = load(folder, page_size, kv_dtype)
+    drive = Drive(model, pages=pages, seed=seed, depth=depth, ahead=ahead)
     groups: list[int] = []
     for number in range(12):
         request = random_request(dice, number, VOCABULARY)
@@ -74,12 +95,7 @@ def test_logits_and_greedy_tokens_equal_the_plain_model(
     assert cache.copies_total > 0, "the run was to copy on write"
     if pages * page_size <= 200:
         assert counts.preemptions_total > 0, "the run was to preempt"
-    oracle = plain_model(folder)
-    results = [compare(oracle, item) for item in drive.finished()]
-    assert len(results) >= 8
-    assert max(error for error, _, _ in results) <= LOGITS_TOLERANCE
-    assert sum(compared for _, compared, _ in results) >= 50
-    assert sum(different for _, _, different in results) == 0
+    answers_are_right(drive, plain_model(folder, kv_dtype), kv_dtype)
 
 
 def test_a_full_hit_computes_one_position_and_writes_nothing(folder: Path) -> None:
@@ -98,7 +114,7 @@ def test_a_full_hit_computes_one_position_and_writes_nothing(folder: Path) -> No
         expected_start = 31 if length == 32 else length - length % 16
         assert isinstance(item, Slice)
         assert (item.start, item.end, item.write) == (expected_start, length, length != 32)
-        drive.in_flight.append((plan, drive._run(plan)))  # pyright: ignore[reportPrivateUsage]
+        drive.in_flight.append(drive._run(plan))  # pyright: ignore[reportPrivateUsage]
         drive.run()
         first, second = drive.finished()
         assert first.tokens == second.tokens

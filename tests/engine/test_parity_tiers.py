@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatserve.engine.values import Receipt, Sampling
+from chatserve.engine.values import Sampling
 from chatserve.model import LoadedModel
 from prefix_store import MasterSecret, PageShape, PageStore, Slab
-from tests.engine.parity_drive import LOGITS_TOLERANCE, Drive, compare, plain_model, random_request
+from tests.engine.parity_drive import Drive, answers_are_right, plain_model, random_request
 from tests.engine.test_parity import load
 from tests.model.families import VOCABULARY, build
 from tests.seeds import drawn_seed
@@ -54,21 +54,33 @@ def _opened(place: Path, model: LoadedModel) -> tuple[PageStore, Slab]:
 def test_what_comes_from_below_is_what_the_plain_model_computes(
     folder: Path, tmp_path: Path, page_size: int, pages: int, slots: int
 ) -> None:
+    _what_comes_is_right(folder, tmp_path, page_size, pages, slots)
+
+
+def test_what_comes_from_below_is_right_in_pages_of_fp8(tmp_path: Path) -> None:
+    folder = build("qwen3", tmp_path, seed=11)
+    _what_comes_is_right(folder, tmp_path, 16, 14, 40, "fp8")
+
+
+def _what_comes_is_right(
+    folder: Path, tmp_path: Path, page_size: int, pages: int, slots: int, kv_dtype: str = "auto"
+) -> None:
     seed = drawn_seed()
-    model, oracle = load(folder, page_size), plain_model(folder)
+    model, oracle = load(folder, page_size, kv_dtype), plain_model(folder, kv_dtype)
     living, killed = tmp_path / "living", tmp_path / "killed"
     store, slab = _opened(living, model)
     first = _drive(model, pages, seed, slab, slots)
     shutil.copytree(living, killed)
     later = random.Random(seed)
-    receipts = [_answers_are_right(first, oracle)]
+    answers_are_right(first, oracle, kv_dtype)
+    receipts = [first.receipts]
     for place, close in ((living, store), (killed, None)):
         if close is not None:
             close.close()
         reopened, slab = _opened(place, model)
-        receipts.append(
-            _answers_are_right(_drive(model, pages, later.random(), slab, slots), oracle)
-        )
+        again = _drive(model, pages, later.random(), slab, slots)
+        answers_are_right(again, oracle, kv_dtype)
+        receipts.append(again.receipts)
         reopened.close()
     loaded = [sum(receipt.disk for receipt in row) for row in receipts]
     print(f"tokens from disk: {loaded}")
@@ -82,7 +94,13 @@ def _drive(model: LoadedModel, pages: int, seed: float, slab: Slab, slots: int) 
     """Random requests of few stems."""
     dice = random.Random(seed)
     drive = Drive(
-        model, pages=pages, seed=dice.randrange(1 << 32), depth=2, depot=slab, slots=slots
+        model,
+        pages=pages,
+        seed=dice.randrange(1 << 32),
+        depth=2,
+        depot=slab,
+        slots=slots,
+        ahead=bool(slots),
     )
     # Prompts that are longer than a page, whatever its size.
     opening = tuple(range(4, 4 + model.layout.page_size // 2 * 3))
@@ -95,12 +113,3 @@ def _drive(model: LoadedModel, pages: int, seed: float, slab: Slab, slots: int) 
             drive.step()
     drive.run()
     return drive
-
-
-def _answers_are_right(drive: Drive, oracle: torch.nn.Module) -> list[Receipt]:
-    results = [compare(oracle, item) for item in drive.finished()]  # pyright: ignore[reportArgumentType]
-    assert len(results) >= 8
-    assert max(error for error, _, _ in results) <= LOGITS_TOLERANCE
-    assert sum(compared for _, compared, _ in results) >= 50
-    assert sum(different for _, _, different in results) == 0
-    return drive.receipts

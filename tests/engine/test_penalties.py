@@ -25,7 +25,7 @@ from tests.engine.build import VOCABULARY as VOCABULARY_SIMULATED
 from tests.engine.build import Setup, ask, running
 from tests.engine.build import build as build_house
 from tests.engine.oracle import assert_right, listen
-from tests.engine.parity_drive import MARGIN, Drive, Sampled, plain_model
+from tests.engine.parity_drive import BOUNDS, Drive, Sampled, plain_model
 from tests.model.families import VOCABULARY, build
 from tests.seeds import drawn_seed
 
@@ -102,11 +102,11 @@ def choose(values: list[float], sampling: Sampling, sample: int, position: int) 
     """The token; None where rounding may decide between two."""
     if sampling.temperature == 0:
         best, second = sorted(values, reverse=True)[:2]
-        return None if best - second <= MARGIN else values.index(best)
+        return None if best - second <= BOUNDS["auto"].margin else values.index(best)
     weights = (torch.tensor(values, dtype=torch.float64) / sampling.temperature).softmax(dim=0)
     edges = weights.cumsum(dim=0)
     noise = uniform(sampling.seed, sample, position)
-    if float((edges - noise).abs().min()) <= MARGIN:
+    if float((edges - noise).abs().min()) <= BOUNDS["auto"].margin:
         return None
     return int((edges <= noise).sum())
 
@@ -169,14 +169,14 @@ def prompt_for(dice: random.Random) -> tuple[int, ...]:
     return (*start, *(dice.choice(BIAS)[0] for _ in range(dice.choice([2, 5]))))
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("depth", "ahead"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("pages", [200, 14])
 def test_penalties_count_every_token_so_far(
-    model: LoadedModel, oracle: PreTrainedModel, pages: int, depth: int
+    model: LoadedModel, oracle: PreTrainedModel, pages: int, depth: int, ahead: bool
 ) -> None:
     seed = drawn_seed()
     dice = random.Random(seed)
-    drive = Drive(model, pages=pages, seed=seed, depth=depth)
+    drive = Drive(model, pages=pages, seed=seed, depth=depth, ahead=ahead)
     for number, sampling in enumerate(PENALTIES.values()):
         for samples in (1, 2):
             drive.submit(

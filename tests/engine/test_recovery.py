@@ -3,6 +3,7 @@ cache, whoever goes on says what the model says, and everybody has exactly one f
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -113,7 +114,7 @@ async def test_exceptions_at_random_places_never_give_a_wrong_token(seed: int) -
             return source.choice(["before", "after"])
         return None
 
-    house = build(faulty_setup(plot))
+    house = build(replace(faulty_setup(plot), launched=seed % 2 == 1))
     house.engine.on_step = lambda: None  # between an exception and recovery nothing need hold
     task = asyncio.create_task(house.engine.run())
     armed.append(1)
@@ -235,6 +236,31 @@ async def test_a_consumer_that_leaves_while_the_engine_begins_again_is_forgotten
             assert_right(stays, await listen(stream), house.setup.vocabulary)
         last = [emission async for batch in cut for emission in batch][-1]
         assert last.finish is FinishReason.STOP
+        await quiet(house)
+    house.assert_baseline()
+
+
+@pytest.mark.parametrize("call", range(3, 9))
+async def test_a_fault_while_two_steps_are_under_way_leaves_neither_of_them_waiting(
+    call: int,
+) -> None:
+    """The second one's result is asked for though no plan comes behind it."""
+    house = build(Setup(pages=40, page_size=4, launched=True))
+    async with running(house, recoveries=1) as engine:
+        look, calls = engine.on_step, 0
+
+        def faulty_look() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise InjectedFault("in looking")
+            look()
+
+        engine.on_step = faulty_look
+        stays = ask((1, 2, 3), 8)
+        async with asyncio.timeout(60):
+            with engine.open(house.prepare(stays)) as stream:
+                assert_right(stays, await listen(stream), house.setup.vocabulary)
         await quiet(house)
     house.assert_baseline()
 

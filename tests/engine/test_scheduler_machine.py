@@ -41,6 +41,7 @@ SETUPS = st.builds(
         pool_share=st.sampled_from([0.0, 0.25, 1.0]),
     ),
     vocabulary=st.just(VOCABULARY),
+    launched=st.booleans(),
 )
 TRUNK = (1, 2, 3, 4, 0, 2, 2, 1, 0, 3, 4, 4, 1, 1, 0, 2)
 

@@ -43,7 +43,7 @@ class HeldRunner:
     silent: bool = False
     closed: bool = False
 
-    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
+    def start(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
         step = self.steps[plan.number - 1]
         step.begun.set()
         assert step.may_compute.wait(SECONDS_MAX)

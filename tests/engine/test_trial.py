@@ -24,8 +24,8 @@ class _Told:
         self._step, self._token = step, token
         self.plans: list[StepPlan] = []
 
-    def run(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
-        result = self._runner.run(plan, computing)
+    def start(self, plan: StepPlan, computing: Callable[[], None] | None = None) -> StepResult:
+        result = self._runner.start(plan, computing)
         late = 0.0 if self.plans else 1.0
         self.plans.append(plan)
         seconds = late + self._step + self._token * plan.token_count

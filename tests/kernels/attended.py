@@ -6,7 +6,7 @@ import random
 import torch
 from torch import Tensor
 
-from chatserve_kernels import AttentionBatch
+from chatserve_kernels import AttentionBatch, fp8
 
 # head_dim, heads, kv_heads, page_size
 SIZES = [
@@ -40,6 +40,47 @@ def decoding(
         page_size=page_size,
     )
     return batch, shared + sum(sizes)
+
+
+def in_fp8(kv: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Pages of any type as fp8 ones and their scales, in one pool of bytes; all bits are set
+    behind each page, and both are NaN where kv is."""
+    elements, scales = fp8.rounded(kv)
+    size = elements[0].numel()
+    pool = torch.full((len(kv), 16 + size + 4 * scales[0].numel() + 48), 0xFF, dtype=torch.uint8)
+    pool = pool.to(device)
+    pages = pool[:, 16 : 16 + size].view(kv.shape)
+    pages.copy_(elements.view(torch.uint8))
+    beside = pool[:, 16 + size : -48].view(torch.float32)
+    beside = beside.view(len(kv), 2, kv.shape[3], kv.shape[2])
+    beside.copy_(scales.transpose(2, 3))
+    return pages.view(fp8.FP8), beside
+
+
+def rounding_rows(
+    rows: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """K [kv_heads, rows, head_dim] and V [rows, kv_heads, head_dim] of what is hard to round: all
+    sizes, numbers between two others, zeros, and no numbers."""
+    key = torch.randn(kv_heads, rows, head_dim) * torch.exp2(torch.arange(head_dim) % 30 - 20)
+    # With the scale of float32's 1 / 448 on itself, these are codes and halves between codes.
+    steps = torch.randint(-448 * 16, 448 * 16, (rows, kv_heads, head_dim)) / 16
+    steps[..., 0] = 448
+    value = steps * 2.0 ** torch.randint(-3, 4, (rows, kv_heads, 1))
+    key[:, 1], value[2], key[0, 3, 7], value[9, -1, 1] = 0.0, -0.0, torch.nan, -torch.inf
+    key[-1, 0] *= 2.0**-120
+    return key.to(dtype), value.to(dtype)
+
+
+def same_numbers(given: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
+    """Elements and scales, to the bit but for which NaN it is."""
+    for one, other in zip(given, expected, strict=True):
+        one, other = one.float().contiguous(), other.float().contiguous()
+        numbers = ~other.isnan()
+        same = one.view(torch.int32) == other.view(torch.int32)
+        if not torch.equal(one.isnan(), other.isnan()) or not bool(same[numbers].all()):
+            return False
+    return True
 
 
 def trial(

@@ -15,6 +15,7 @@ from chatserve_kernels import AttentionBatch, gpu, paged_attention, reference
 from chatserve_kernels.gpu import attention
 from chatserve_kernels.gpu import tiles as tiles_module
 from chatserve_kernels.trial import Trial, agrees
+from tests.kernels.attended import in_fp8
 
 NAN = float("nan")
 DEVICE = torch.device("cpu" if gpu.interpreted() else "cuda")
@@ -37,6 +38,7 @@ class Case:
     window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    fp8: bool = False
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +95,11 @@ def built(case: Case, seed: int) -> tuple[Tensor, Tensor, AttentionBatch, dict[s
         "soft_cap": case.soft_cap,
         "sinks": torch.randn(case.heads).to(case.dtype).to(DEVICE) if case.sinks else None,
     }
-    return query.to(case.dtype).transpose(0, 1).to(DEVICE), pool_on_device(kv, pool), batch, options
+    query = query.to(case.dtype).transpose(0, 1).to(DEVICE)
+    if case.fp8:
+        kv, options["scales"] = in_fp8(kv, DEVICE)
+        return query, kv, batch, options
+    return query, pool_on_device(kv, pool), batch, options
 
 
 def pool_on_device(kv: Tensor, pool: Tensor) -> Tensor:
@@ -105,7 +111,9 @@ def pool_on_device(kv: Tensor, pool: Tensor) -> Tensor:
 def expected(query: Tensor, kv: Tensor, batch: AttentionBatch, options: dict[str, Any]) -> Tensor:
     """In float64, by the reference."""
     batch = replace(batch, page_tables=batch.page_tables.cpu())
-    options = options | {"sinks": None if options["sinks"] is None else options["sinks"].cpu()}
+    options = {
+        name: value.cpu() if isinstance(value, Tensor) else value for name, value in options.items()
+    }
     return reference.paged_attention(query.cpu().double(), kv.cpu().double(), batch, **options)
 
 
@@ -144,6 +152,11 @@ CASES = {
     "soft cap": Case(16, 4, 2, 64, MIXED, soft_cap=2.0),
     "sinks": Case(16, 4, 2, 64, MIXED, sinks=True),
     "all of it": Case(8, 4, 1, 80, MIXED, HALF, window=11, soft_cap=1.5, sinks=True),
+    "fp8": Case(16, 4, 2, 64, MIXED, fp8=True),
+    "fp8, pages of 8": Case(8, 4, 4, 128, MIXED, BRAIN, fp8=True),
+    "fp8, pages of 64": Case(64, 6, 2, 72, BORDERS, fp8=True, window=65),
+    "fp8, all of it": Case(8, 4, 2, 80, MIXED, fp8=True, window=11, soft_cap=1.5, sinks=True),
+    "fp8 and halves": Case(16, 6, 3, 64, MIXED, HALF, fp8=True),
 }
 
 
@@ -154,7 +167,9 @@ def test_attention_equals_the_reference(name: str) -> None:
     result = paged_attention(query, kv, batch, **options)
     assert (result.shape, result.dtype) == (query.shape, case.dtype)
     assert result.is_contiguous()
-    assert error(result, expected(query, kv, batch, options)) < BOUNDS[case.dtype]
+    # Beside fp8 what float16 multiplies becomes bfloat16 on a GPU.
+    bound = BOUNDS[BRAIN if case.fp8 and case.dtype == HALF else case.dtype]
+    assert error(result, expected(query, kv, batch, options)) < bound
 
 
 LONG = ((1, 140), (1, 129), (4, 130), (1, 30))
@@ -163,6 +178,7 @@ CUT = {
     "half": Case(16, 2, 1, 128, LONG, HALF),
     "sinks and a cap": Case(8, 4, 2, 64, LONG, sinks=True, soft_cap=3.0),
     "window": Case(16, 4, 2, 64, LONG, window=90, sinks=True),
+    "fp8": Case(16, 4, 2, 64, LONG, fp8=True),
 }
 
 
@@ -195,6 +211,7 @@ SHARED = {
         common=tuple((n, 0, 144) for n in range(1, 5)),
         window=100,
     ),
+    "fp8": Case(16, 4, 2, 64, TREE, common=COMMON, fp8=True),
 }
 # Positions that are not read again. The first 96 of four, and 80 more of two; in windows, 70 and 66
 # of two, read as 70, and 65 and 56 of two; 94, 84, 74, 64 and 54 of five.
@@ -273,13 +290,32 @@ TRIAL = Trial(
 )  # fmt: skip
 
 
-def test_the_trial_tells_right_from_wrong() -> None:
-    assert agrees(attention.paged_attention, TRIAL)
+@pytest.mark.parametrize("rounded", [False, True], ids=["plain", "fp8"])
+def test_the_trial_tells_right_from_wrong(rounded: bool) -> None:
+    trial = replace(TRIAL, rounded=rounded)
+    assert agrees(attention.paged_attention, trial)
 
     def wrong(query: Tensor, kv: Tensor, *others: Any, **options: Any) -> None:
-        attention.paged_attention(query, kv.flip(3), *others, **options)
+        if rounded:
+            options["scales"] = options["scales"].flip(1)
+        else:
+            kv = kv.flip(3)
+        attention.paged_attention(query, kv, *others, **options)
 
-    assert not agrees(wrong, TRIAL)
+    assert not agrees(wrong, trial)
+
+
+def test_what_is_no_number_in_fp8_is_none_in_what_reads_it() -> None:
+    """And nowhere else."""
+    case = Case(16, 4, 2, 64, ((1, 40), (1, 33), (1, 20)))
+    query, kv, batch, options = built(case, 403)
+    for sequence, part, position, bad in ((0, 0, 39, NAN), (1, 1, 2, float("inf"))):
+        page = int(batch.page_tables[sequence, position // 16])
+        kv[page, part, position % 16, 1, 5] = bad
+    kv, options["scales"] = in_fp8(kv.cpu(), DEVICE)
+    result = paged_attention(query, kv, batch, **options)
+    finite = result.isfinite().all(dim=2).tolist()
+    assert finite == [[True, True, False, False]] * 2 + [[True] * 4]
 
 
 @pytest.mark.parametrize("raises", [False, True])

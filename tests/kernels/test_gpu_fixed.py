@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from chatserve_kernels import AttentionBatch, append_kv, paged_attention
+from chatserve_kernels import AttentionBatch, append_kv, fp8, paged_attention
 from chatserve_kernels.fixed import (
     DecodeRows,
     FixedSizes,
@@ -40,6 +39,7 @@ CASES = {
     "halves": Case(8, 8, 1, 64, LONG, HALF, common=COMMON),
     "sinks and a cap": Case(16, 4, 2, 64, LONG, common=COMMON, sinks=True, soft_cap=2.0),
     "window": Case(16, 4, 2, 64, LONG, common=COMMON, window=90, sinks=True),
+    "fp8": Case(16, 4, 2, 64, LONG, common=COMMON, fp8=True),
 }
 
 
@@ -101,19 +101,26 @@ def test_room_for_more_than_there_is_does_nothing(monkeypatch: pytest.MonkeyPatc
         assert error(result, by_itself.cpu().double()) < 1e-6
 
 
-def test_rows_without_a_page_are_not_written() -> None:
-    _, kv, batch, _ = built(Case(16, 4, 2, 64, LONG), 530)
+@pytest.mark.parametrize("rounded", [False, True], ids=["plain", "fp8"])
+def test_rows_without_a_page_are_not_written(rounded: bool) -> None:
+    _, kv, batch, options = built(Case(16, 4, 2, 64, LONG, fp8=rounded), 530)
+    # The page before the first one is there, so that who writes to it is seen.
+    kv, scales = kv[1:], options["scales"][1:] if rounded else None
     step = filled(batch, (TileKind(None, TileShape(2, 2, 64, 4)),), 8)
-    before = kv.clone()
+    pool = torch.empty(0, dtype=torch.uint8, device=DEVICE).set_(kv.untyped_storage())
+    before = pool.clone()
     rows = torch.randn((2, 8, 2, 64), device=DEVICE)
-    append_kv(rows[0], rows[1], kv, step.batch)
-    assert bits_equal(kv, before)
+    append_kv(rows[0], rows[1], kv, step.batch, scales)
+    assert torch.equal(pool, before)
     step.batch.write_pages[2], step.batch.write_offsets[2] = 3, 5
-    append_kv(rows[0], rows[1], kv, step.batch)
-    before[3, :, 5] = rows[:, 2]
-    assert bits_equal(kv, before)
-
-
-def bits_equal(one: Tensor, other: Tensor) -> bool:
-    """NaN and all."""
-    return torch.equal(one.contiguous().view(torch.int32), other.contiguous().view(torch.int32))
+    append_kv(rows[0], rows[1], kv, step.batch, scales)
+    after = pool.clone()
+    pool.copy_(before)
+    if scales is None:
+        kv[3, :, 5] = rows[:, 2]
+    else:
+        for part in (0, 1):
+            places = step.batch.write_pages[2:3], step.batch.write_offsets[2:3]
+            fp8.write(rows[part, 2:3], kv[:, part], scales[:, part], *places)
+    assert torch.equal(pool, after)
+    assert not torch.equal(pool, before)

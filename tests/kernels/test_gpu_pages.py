@@ -17,6 +17,7 @@ from chatserve_kernels import (
     reference,
 )
 from chatserve_kernels.gpu import pages
+from tests.kernels.attended import in_fp8, rounding_rows, same_numbers
 
 DEVICE = torch.device("cpu" if gpu.interpreted() else "cuda")
 NAN = float("nan")
@@ -50,7 +51,7 @@ def writes(rows: int, kept: list[int] | None) -> AttentionBatch:
 
 @pytest.mark.parametrize("kept", [None, [0, 2, 3, 9], []], ids=["all", "some", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("kv_heads", "head_dim"), [(2, 80), (16, 128)])
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(2, 80), (12, 96)])
 def test_append_equals_the_reference(
     kv_heads: int, head_dim: int, dtype: torch.dtype, kept: list[int] | None
 ) -> None:
@@ -60,14 +61,39 @@ def test_append_equals_the_reference(
     pool = torch.full((5, 8 + inner + 24), NAN, dtype=dtype, device=DEVICE)
     kv = pool[:, 8 : 8 + inner].view(5, 2, 8, kv_heads, head_dim)
     batch = writes(10, kept)
-    # Heads before rows in memory, and every other element.
-    key = torch.randn(kv_heads, 10, head_dim, device=DEVICE).to(dtype).transpose(0, 1)
+    # Heads before rows in memory, and every third, and every other, element.
+    key = torch.randn(kv_heads, 10, head_dim, 3, device=DEVICE).to(dtype)[..., 1].transpose(0, 1)
     value = torch.randn(10, kv_heads, head_dim, 2, device=DEVICE).to(dtype)[..., 0]
     expected = pool.clone()
     there = expected[:, 8 : 8 + inner].view(kv.shape)
     reference.append_kv(key, value, there, batch)
     append_kv(key, value, kv, batch)
     torch.testing.assert_close(pool, expected, atol=0, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "head_dim", "dtype", "kept"),
+    [
+        (2, 72, torch.float32, None),
+        (3, 128, torch.bfloat16, None),
+        (1, 64, torch.float16, [0, 2, 3, 9]),
+        (2, 8, torch.float32, []),
+    ],
+)
+def test_append_to_fp8_equals_the_reference_to_the_bit(
+    kv_heads: int, head_dim: int, dtype: torch.dtype, kept: list[int] | None
+) -> None:
+    print(f"seed {head_dim}")
+    torch.manual_seed(head_dim)
+    batch = writes(10, kept)
+    key, value = rounding_rows(10, kv_heads, head_dim, dtype)
+    key, value = key.to(DEVICE).transpose(0, 1), value.to(DEVICE)
+    value = torch.stack((value, value * NAN), dim=-1)[..., 0]
+    nothing = torch.full((5, 2, 8, kv_heads, head_dim), NAN)
+    given, expected = in_fp8(nothing, DEVICE), in_fp8(nothing, DEVICE)
+    reference.append_kv(key, value, expected[0], batch, expected[1])
+    append_kv(key, value, given[0], batch, given[1])
+    assert same_numbers(given, expected)
 
 
 @pytest.mark.usefixtures("in_triton")
@@ -84,9 +110,13 @@ def test_copies_read_before_they_write(elements: int) -> None:
     assert torch.equal(pool, other)
 
 
-@pytest.mark.parametrize(("pages_there", "elements"), [(80, 8), (6, 5)])
-def test_copies_that_no_program_holds_are_torchs(pages_there: int, elements: int) -> None:
-    pool = torch.randn(pages_there, elements, device=DEVICE)
+@pytest.mark.parametrize(("pages_there", "elements", "before"), [(80, 8, 0), (6, 5, 0), (6, 8, 1)])
+def test_copies_that_no_program_holds_are_torchs(
+    pages_there: int, elements: int, before: int
+) -> None:
+    """Too many, of half a word, or from half a word on."""
+    memory = torch.randn(before + pages_there * elements, device=DEVICE)
+    pool = memory[before:].view(pages_there, elements)
     other = pool.clone()
     sources = torch.arange(pages_there, device=DEVICE)
     reference.copy_pages(other, sources, sources.flip(0))
@@ -112,8 +142,33 @@ def test_checksums_are_torchs(elements: int, monkeypatch: pytest.MonkeyPatch) ->
     assert page_checksums(pool, asked[:0], weights).shape == (0,)
 
 
-def test_the_trial_agrees() -> None:
+def test_the_trials_agree() -> None:
     assert pages._agrees(DEVICE)
+    assert pages._rounds_right(DEVICE)
+
+
+@pytest.mark.parametrize("what", ["elements", "scales"])
+def test_fp8_that_fails_its_trial_is_left_to_torch(
+    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = pages.append_rounded
+
+    def wrong(key: Any, value: Any, kv: Tensor, batch: Any, scales: Tensor) -> None:
+        right(key, value, kv, batch, scales)
+        if what == "elements":
+            kv[2, 1, 7, 1, 3] = kv[2, 1, 7, 1, 3].float() * 1.2
+        else:
+            scales[2, 1, 1, 7] *= 1 + 1e-6
+
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(pages, "append_rounded", wrong)
+    pages.rounds.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        served = pages.rounds(DEVICE)
+    pages.rounds.cache_clear()
+    assert not served
+    (record,) = caplog.records
+    assert "pages of fp8 are wrong" in record.getMessage()
 
 
 @pytest.mark.parametrize("name", ["append_kv", "copy_pages", "page_checksums"])

@@ -113,6 +113,9 @@ def test_no_more_rows_come_together_than_a_program_has_room_for() -> None:
     counts = (tiles.tiles[:, 4] - tiles.tiles[:, 3]).tolist()
     assert tiles.height == 64
     assert counts == [16, 16, 8, *[1] * 40], "the longest first"
+    few = batch_of(tables[:5], [1] * 5, [130] * 5, 16).tiles(None, SHAPE)
+    assert few.height == 32, "room for five queries of four heads"
+    assert int(few.tiles[0, 4] - few.tiles[0, 3]) == 5
 
 
 def test_tables_that_only_a_device_has_share_nothing() -> None:
@@ -132,6 +135,8 @@ def test_work_is_cut_in_even_shares_where_programs_would_idle() -> None:
     one = batch_of(tables[:1], [1], [8192], 16).tiles(None, SHAPE)
     assert one.tiles[:, 1:3].tolist() == [[at, at + 2048] for at in range(0, 8192, 2048)]
     assert (one.slots, one.joins[:, :3].tolist()) == (4, [[0, 0, 4]])
+    odd = batch_of(tables[:1], [1], [7990], 16).tiles(None, SHAPE)
+    assert odd.tiles[:, 1].tolist() == [0, 2048, 4096, 6144], "where a program's steps begin"
     short = batch_of(tables[:1], [1], [256], 16).tiles(None, SHAPE)
     assert (len(short.tiles), short.slots) == (1, 0), "too little to be cut"
     # One tile for each program: nothing is to be gained.

@@ -34,11 +34,12 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def model_of(folder_of: Callable[[str], Path]) -> Callable[[str], LoadedModel]:
+def model_of(folder_of: Callable[[str], Path]) -> Callable[..., LoadedModel]:
     """A loaded model of a family in float32, pages of 16."""
 
     @cache
-    def load(family: str) -> LoadedModel:
-        return load_model(folder_of(family), device="cpu", dtype="float32", page_size=PAGE_SIZE)
+    def load(family: str, kv_dtype: str = "auto") -> LoadedModel:
+        options = {"device": "cpu", "dtype": "float32", "kv_dtype": kv_dtype}
+        return load_model(folder_of(family), page_size=PAGE_SIZE, **options)
 
     return load

@@ -12,9 +12,10 @@ from torch import Tensor
 from chatserve.model import LoadedModel
 from chatserve.model.graphs import DecodeGraphs
 from chatserve.model.step import StepInputs
-from chatserve_kernels import AttentionBatch
+from chatserve_kernels import AttentionBatch, fp8
 from chatserve_kernels.fixed import FixedBatch
 from chatserve_kernels.gpu.tiles import TileKind, TileShape
+from tests.model.rounded import ROUNDED_TOLERANCE
 
 SHAPE = TileShape(group=2, kv_heads=2, height_max=32, programs=9)
 TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ class ReadBack:
     def __init__(self, model: LoadedModel, *windows: int | None) -> None:
         self._model = model
         self._kinds = [TileKind(window, SHAPE) for window in windows]
-        self.layout, self.device = model.layout, model.device
+        self.layout, self.device, self.dtype = model.layout, model.device, model.dtype
         self.vocabulary_size = model.vocabulary_size
         self.context_length = model.context_length
         self.parameter_count = model.parameter_count
@@ -172,15 +173,16 @@ class Decoding:
             assert bits_equal(self.pool, after), "a trial wrote"
             return False
         assert logits.shape == right.shape
-        assert close(logits, right)
+        assert self._close(logits, right)
         self._check_pages(before, after, inputs)
         return True
 
     def _nudge(self, inputs: StepInputs) -> None:
         """What the step wrote becomes the next larger number: who writes it again is seen."""
-        kv = self.model.layout.layer_view(self.pool, 0)
+        kv, scales = self._layer(self.pool, 0)
         for page, offset in self._places(inputs):
-            own = kv[page, :, offset]
+            # The next element of fp8 would be another number to the model.
+            own = kv[page, :, offset] if scales is None else scales[page, ..., offset]
             own.copy_(torch.nextafter(own, torch.full_like(own, torch.inf)))
 
     def _places(self, inputs: StepInputs) -> list[tuple[int, int]]:
@@ -191,19 +193,31 @@ class Decoding:
     def _check_pages(self, before: Tensor, after: Tensor, inputs: StepInputs) -> None:
         """What was written is what is written without a graph; all else is as it was."""
         for layer in range(len(self.model.layout.layers)):
-            was, now, right = (
-                self.model.layout.layer_view(pool, layer) for pool in (before, after, self.pool)
-            )
+            was, now, right = (self._layer(pool, layer) for pool in (before, after, self.pool))
             for page, offset in self._places(inputs):
-                assert close(now[page, :, offset], right[page, :, offset])
-                now[page, :, offset] = was[page, :, offset]
-            assert bits_equal(was, now), "a neighbour's"
+                assert self._close(*(_stored(*each, page, offset) for each in (now, right)))
+                now[0][page, :, offset] = was[0][page, :, offset]
+                if now[1] is not None and was[1] is not None:
+                    now[1][page, ..., offset] = was[1][page, ..., offset]
+        assert bits_equal(before, after), "a neighbour's"
+
+    def _layer(self, pool: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+        layout = self.model.layout
+        return layout.layer_view(pool, layer), layout.layer_scales(pool, layer)
+
+    def _close(self, one: Tensor, other: Tensor) -> bool:
+        # Of fp8 two neighbours, where one way through float32 came to either side.
+        tolerance = ROUNDED_TOLERANCE if self.model.layout.scaled else TOLERANCE
+        return bool(torch.allclose(one, other, rtol=tolerance, atol=tolerance))
+
+
+def _stored(kv: Tensor, scales: Tensor | None, page: int, offset: int) -> Tensor:
+    """[2, kv_heads, head_dim] of one position, as it is read."""
+    if scales is None:
+        return kv[page, :, offset]
+    return fp8.widened(kv[page, :, offset], scales[page, ..., offset], torch.float32)
 
 
 def bits_equal(one: Tensor, other: Tensor) -> bool:
     """NaN and all."""
-    return torch.equal(one.contiguous().view(torch.int32), other.contiguous().view(torch.int32))
-
-
-def close(one: Tensor, other: Tensor) -> bool:
-    return bool(torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE))
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))

@@ -32,6 +32,7 @@ def test_any_one_field_flips_the_digest() -> None:
         replace(FIELDS, adapter="mine"),
         replace(FIELDS, layout=replace(LAYOUT, page_size=32)),
         replace(FIELDS, layout=replace(LAYOUT, dtype=torch.bfloat16)),
+        replace(FIELDS, layout=replace(LAYOUT, dtype=torch.float8_e4m3fn)),
         replace(FIELDS, layout=replace(LAYOUT, layers=LAYOUT.layers[:1])),
         replace(FIELDS, layout=replace(LAYOUT, layers=LAYOUT.layers[::-1])),
         replace(FIELDS, layout=replace(LAYOUT, layers=(LayerShape(8, 2), LayerShape(4, 8)))),

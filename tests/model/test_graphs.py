@@ -41,12 +41,14 @@ def graphs_of(drive: Decoding, recorder: Any = None, rows: int = 16) -> DecodeGr
     return DecodeGraphs(drive.model, drive.pool, recorder or Reruns(), rows=rows)
 
 
-@pytest.mark.parametrize("shared", [0, 4])
-@pytest.mark.parametrize("family", WINDOWS)
+@pytest.mark.parametrize(
+    ("family", "shared", "kv_dtype"),
+    [*((family, shared, "auto") for family in WINDOWS for shared in (0, 4)), ("qwen3", 4, "fp8")],
+)
 def test_logits_and_pages_are_those_of_the_step_by_itself(
-    family: str, shared: int, model_of: Callable[[str], LoadedModel]
+    family: str, shared: int, kv_dtype: str, model_of: Callable[..., LoadedModel]
 ) -> None:
-    drive = decoding(model_of(family), family, shared=shared, seed=2 + shared)
+    drive = decoding(model_of(family, kv_dtype), family, shared=shared, seed=2 + shared)
     reruns = Reruns()
     graphs = graphs_of(drive, reruns)
     by_graph = sum(drive.step(graphs, drive.decode(rows)) for rows in ROWS)

@@ -16,7 +16,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from chatserve_kernels import gpu
+from chatserve_kernels import fp8, gpu
 from chatserve_kernels.batch import AttentionBatch
 from chatserve_kernels.gpu import programs
 from chatserve_kernels.gpu.tiles import TileShape, power_of_two
@@ -55,7 +55,7 @@ def served(query: Tensor, kv: Tensor, *, soft_cap: float | None, sinks: Tensor |
     page_size, kv_heads, head_dim = kv.shape[2:]
     group = query.shape[1] // kv_heads
     options = soft_cap is not None, sinks is not None
-    return _trusted(head_dim, group, page_size, query.dtype, *options, query.device)
+    return _trusted(head_dim, group, page_size, query.dtype, kv.dtype, *options, query.device)
 
 
 def paged_attention(
@@ -68,6 +68,7 @@ def paged_attention(
     window: int | None,
     soft_cap: float | None,
     sinks: Tensor | None,
+    scales: Tensor | None = None,
 ) -> None:
     """Into `result`, contiguous [rows, heads, head_dim]; the others as `ops.paged_attention` has
     them."""
@@ -92,10 +93,13 @@ def paged_attention(
     given = logarithms if sinks is None else sinks.contiguous()
     # The interpreter multiplies bfloat16 as if it were integers.
     operand = tl.float32 if gpu.interpreted() else _OPERANDS[query.dtype]
+    # Weights times scales may be smaller than float16's numbers, which would lose their bits.
+    narrow = scales is not None and operand == tl.float16
     base_2 = math.log2(math.e)
     gpu.launched(programs.attend, (tiles.tiles.shape[0], kv_heads))(
         query,
         kv,
+        logarithms if scales is None else scales,
         tiles.tables,
         tiles.tiles,
         tiles.members,
@@ -105,6 +109,7 @@ def paged_attention(
         given,
         *query.stride(),
         kv.stride(0),
+        0 if scales is None else scales.stride(0),
         tiles.tables.stride(0),
         scale * base_2 if soft_cap is None else scale / soft_cap,
         0.0 if soft_cap is None else soft_cap * base_2,
@@ -117,7 +122,9 @@ def paged_attention(
         WIDTH=max(SIDE_MIN, width),
         CAPPED=soft_cap is not None,
         SINKS=sinks is not None,
+        SCALED=scales is not None,
         OPERAND=operand,
+        VALUE_OPERAND=tl.bfloat16 if narrow else operand,
         num_warps=8 if tiles.height >= HEIGHT_MAX else 4,
         num_stages=2,
     )
@@ -143,6 +150,7 @@ def _trusted(
     group: int,
     page_size: int,
     dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     soft_cap: bool,
     sinks: bool,
     device: torch.device,
@@ -150,7 +158,8 @@ def _trusted(
     """In the interpreter nothing is compiled, and a test wants to see what is wrong."""
     if gpu.interpreted():
         return True
-    trial = Trial(head_dim, group, page_size, dtype, soft_cap, sinks, True, device)
+    options = soft_cap, sinks, True, device, kv_dtype == fp8.FP8
+    trial = Trial(head_dim, group, page_size, dtype, *options)
     try:
         right = agrees(paged_attention, trial)
     except Exception as error:  # a compiler, a driver, too little room: torch needs none of them

@@ -50,6 +50,82 @@ def append(
     tl.store(place, tl.load(from_value, mask=is_element), mask=is_element)
 
 
+@triton.jit
+def _nearest(x):
+    """The code of float32 in e4m3, in integers: to the even of two, the same on every processor and
+    in the interpreter, whose own conversion is another one. Above 480: NaN's."""
+    bits = x.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    # Below 2^-6 codes are 2^-9 apart, as the numbers from 2^14 are in float32.
+    low = (size.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
+    high = (size + 0x7FFFF + ((size >> 20) & 1) - (120 << 23)) >> 20
+    code = tl.where(size < (121 << 23), low, high)
+    code = tl.where(size >= 0x43F00000, 0x7F, code)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
+def _rounded(x, LARGEST_INVERSE: tl.constexpr, MOST_MIN: tl.constexpr):
+    """Codes and scale of a head's elements, as `../fp8.py` says."""
+    size = tl.abs(x)
+    finite = tl.min(tl.where(size < float("inf"), 1, 0), 0)
+    most = tl.maximum(tl.max(tl.where(size < float("inf"), size, 0.0), 0), MOST_MIN)
+    scale = tl.where(finite == 1, most * LARGEST_INVERSE, float("nan"))
+    return _nearest(tl.div_rn(x, tl.zeros_like(x) + scale)), scale
+
+
+@triton.jit
+def append_rounded(
+    key,
+    value,
+    kv,
+    scales,
+    rows,
+    pages,
+    offsets,
+    key_row,
+    key_head,
+    key_element,
+    value_row,
+    value_head,
+    value_element,
+    page_elements,
+    page_scales,
+    EVERY_ROW: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    LARGEST_INVERSE: tl.constexpr,
+    MOST_MIN: tl.constexpr,
+):
+    """Program (write, kv head): one head of a row's K and V, rounded to fp8, to their place.
+
+    kv: uint8, otherwise as `append` has it. scales: float32 [pages, 2, kv_heads, page_size], pages
+    apart by page_scales. ELEMENTS: a power of two, HEAD_DIM or more. The others as in `append`.
+    """
+    write = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    element = tl.arange(0, ELEMENTS)
+    page = tl.load(pages + write).to(tl.int64)
+    is_element = element < tl.where(page >= 0, HEAD_DIM, 0)
+    row = write if EVERY_ROW else tl.load(rows + write).to(tl.int64)
+    offset = tl.load(offsets + write).to(tl.int64)
+    inside = element.to(tl.int64)
+    from_key = key + row * key_row + head * key_head + inside * key_element
+    from_value = value + row * value_row + head * value_head + inside * value_element
+    place = kv + page * page_elements + (offset * KV_HEADS + head) * HEAD_DIM + element
+    scale_place = scales + page * page_scales + head * PAGE_SIZE + offset
+    wide = tl.load(from_key, mask=is_element, other=0.0).to(tl.float32)
+    codes, scale = _rounded(wide, LARGEST_INVERSE, MOST_MIN)
+    tl.store(place, codes, mask=is_element)
+    tl.store(scale_place, scale, mask=page >= 0)
+    wide = tl.load(from_value, mask=is_element, other=0.0).to(tl.float32)
+    codes, scale = _rounded(wide, LARGEST_INVERSE, MOST_MIN)
+    tl.store(place + PAGE_SIZE * KV_HEADS * HEAD_DIM, codes, mask=is_element)
+    tl.store(scale_place + KV_HEADS * PAGE_SIZE, scale, mask=page >= 0)
+
+
 @triton.jit(do_not_specialize=["copies"])
 def copy(
     pool,

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from chatserve_kernels import gpu
+from chatserve_kernels import fp8, gpu
 from chatserve_kernels.batch import AttentionBatch
 from chatserve_kernels.gpu import copies
 from chatserve_kernels.gpu.tiles import power_of_two
@@ -31,6 +31,16 @@ def served(device: torch.device) -> bool:
     if gpu.interpreted():
         return True
     return gpu.passes("copies of pages", device, lambda: _agrees(device))
+
+
+@cache
+def rounds(device: torch.device) -> bool:
+    """The same of `append_rounded`."""
+    if not gpu.serves(device.type):
+        return False
+    if gpu.interpreted():
+        return True
+    return gpu.passes("pages of fp8", device, lambda: _rounds_right(device))
 
 
 def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> None:
@@ -57,6 +67,38 @@ def append_kv(key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch) -> 
         PAGE_SIZE=page_size,
         TOGETHER=together,
         num_warps=4,
+    )
+
+
+def append_rounded(
+    key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch, scales: Tensor
+) -> None:
+    """As `ops.append_kv` has them, into pages of fp8."""
+    page_size, kv_heads, head_dim = kv.shape[2:]
+    writes = batch.write_pages.shape[0]
+    if writes == 0:
+        return
+    rows = batch.write_pages if batch.write_rows is None else batch.write_rows
+    gpu.launched(copies.append_rounded, (writes, kv_heads))(
+        key,
+        value,
+        kv.view(torch.uint8),
+        scales,
+        rows.contiguous(),
+        batch.write_pages.contiguous(),
+        batch.write_offsets.contiguous(),
+        *key.stride(),
+        *value.stride(),
+        kv.stride(0),
+        scales.stride(0),
+        EVERY_ROW=batch.write_rows is None,
+        KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
+        ELEMENTS=power_of_two(head_dim),
+        PAGE_SIZE=page_size,
+        LARGEST_INVERSE=fp8.LARGEST_INVERSE,
+        MOST_MIN=fp8.MOST_MIN,
+        num_warps=1,
     )
 
 
@@ -126,3 +168,27 @@ def _agrees(device: torch.device) -> bool:
     wanted = torch.zeros_like(kv)
     wanted[2, :, 7], wanted[3, :, 0] = rows[:, 2], rows[:, 1]
     return sums and copied and torch.equal(kv, wanted)
+
+
+def _rounds_right(device: torch.device) -> bool:
+    """Whether rows of all sizes, zeros and no numbers come out as torch has them."""
+    pages, offsets = torch.tensor([[2, 3, 0, 1], [7, 0, 3, 3]], device=device)
+    batch = AttentionBatch(
+        query_starts=(0, 4),
+        context_lengths=(4,),
+        page_tables=pages[None, :1],
+        write_pages=pages,
+        write_offsets=offsets,
+        write_rows=None,
+        page_size=8,
+    )
+    spread = torch.arange(-31, 33, device=device, dtype=torch.float32).view(2, 2, 1, 16)
+    rows = torch.randn((2, 4, 2, 16), device=device) * torch.exp2(spread).repeat(1, 2, 2, 1)
+    rows[0, 1, 1], rows[1, 2, 0, 5] = 0.0, float("inf")
+    given, expected = (torch.zeros((4, 2, 8, 2, 16), device=device).to(fp8.FP8) for _ in range(2))
+    scales, wanted = (torch.zeros((4, 2, 2, 8), device=device) for _ in range(2))
+    append_rounded(rows[0], rows[1], given, batch, scales)
+    for part in (0, 1):
+        fp8.write(rows[part], expected[:, part], wanted[:, part], pages, offsets)
+    same = torch.equal(scales.nan_to_num(-1.0), wanted.nan_to_num(-1.0))
+    return same and torch.equal(given.float().nan_to_num(1e3), expected.float().nan_to_num(1e3))

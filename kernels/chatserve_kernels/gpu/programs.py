@@ -6,7 +6,9 @@ Theory: a program takes one tile and one kv head. Its rows are the tile's querie
 heads of that kv head, so a key is read once for all of them. It walks through the tile's positions
 with an online softmax in float32, to base 2. What a tile does not name is never read into an
 operation: positions past its end are loaded as zeros, and those that a row may not see weigh
-nothing. Ids of pages become 64 bits wide before they meet a page's stride.
+nothing, so that of them only NaN or infinity shows, which the sequence itself wrote in this step.
+Ids of pages become 64 bits wide before they meet a page's stride. A scale of fp8 belongs
+to a position, so it multiplies a column of scores, or of weights, and not the elements of K and V.
 """
 
 import triton
@@ -30,6 +32,7 @@ def _tanh(x):
 def attend(
     query,
     kv,
+    scales,
     tables,
     tiles,
     members,
@@ -41,6 +44,7 @@ def attend(
     query_head,
     query_element,
     page_elements,
+    page_scales,
     tables_row,
     factor,
     cap,
@@ -53,17 +57,20 @@ def attend(
     WIDTH: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
+    SCALED: tl.constexpr,
     OPERAND: tl.constexpr,
+    VALUE_OPERAND: tl.constexpr,
 ):
     """Program (tile, kv head).
 
     query: [rows, heads, head_dim] of these strides. kv: [pages, 2, page_size, kv_heads, head_dim],
-    pages apart by page_elements. tables: [sequences, tables_row]. tiles, members: as `tiles.Tiles`
-    has them. result: [rows, heads, head_dim]. parts: float32 [slots, heads, head_dim], logarithms:
-    float32 [slots, heads], to base 2. sinks: [heads], read with SINKS. factor: what scores are
-    multiplied by to have base 2; with CAPPED what they are before tanh, and cap what it is
-    multiplied by. ELEMENTS: a power of two, HEAD_DIM or more; HEIGHT: as many rows, WIDTH:
-    positions at a time. OPERAND: the type that products of matrices take.
+    pages apart by page_elements; with SCALED of fp8, and scales float32 [pages, 2, kv_heads,
+    page_size], pages apart by page_scales. tables: [sequences, tables_row]. tiles, members: as
+    `tiles.Tiles` has them. result: [rows, heads, head_dim]. parts: float32 [slots, heads,
+    head_dim], logarithms: float32 [slots, heads], to base 2. sinks: [heads], read with SINKS.
+    factor: what scores are multiplied by to have base 2; with CAPPED what they are before tanh, and
+    cap what it is multiplied by. ELEMENTS: a power of two, HEAD_DIM or more; HEIGHT: as many rows,
+    WIDTH: positions at a time. OPERAND, VALUE_OPERAND: the types that products of matrices take.
 
     A tile without positions gives its members zeros, and one without members reads and writes
     nothing.
@@ -110,6 +117,9 @@ def attend(
             other=0.0,
         ).to(OPERAND)
         scores = tl.dot(queries, key, input_precision="ieee") * factor
+        if SCALED:
+            scale_place = scales + page * page_scales + kv_head * PAGE_SIZE + position % PAGE_SIZE
+            scores *= tl.load(scale_place, mask=is_there, other=0.0)[None, :]
         if CAPPED:
             scores = _tanh(scores) * cap
         seen = (position[None, :] >= first[:, None]) & (position[None, :] < end[:, None])
@@ -124,8 +134,12 @@ def attend(
             kv + PAGE_SIZE * KV_HEADS * HEAD_DIM + place[:, None] + element[None, :],
             mask=is_there[:, None] & is_element[None, :],
             other=0.0,
-        ).to(OPERAND)
-        mixed = tl.dot(weights.to(OPERAND), value, mixed * kept[:, None], input_precision="ieee")
+        ).to(VALUE_OPERAND)
+        if SCALED:
+            scale_place += KV_HEADS * PAGE_SIZE
+            weights *= tl.load(scale_place, mask=is_there, other=0.0)[None, :]
+        mixed *= kept[:, None]
+        mixed = tl.dot(weights.to(VALUE_OPERAND), value, mixed, input_precision="ieee")
         most = top
 
     is_part = slot >= 0
