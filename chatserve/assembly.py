@@ -44,6 +44,7 @@ from chatserve.engine.runner import OutOfMemory, Runner
 from chatserve.engine.scheduler import Scheduler, SchedulerLimits
 from chatserve.engine.tiers import TierLimits
 from chatserve.engine.traffic import Traffic
+from chatserve.engine.warm_up import run_first_steps
 from chatserve.errors import SettingsError
 from chatserve.kept_pages import KeptPages
 from chatserve.lifespan import Assembly
@@ -128,6 +129,16 @@ def load(settings: Settings, folder: Path | str, secret: MasterSecret) -> Loaded
         runner = ModelRunner(
             model, pages=pages, slots=slots, recorder=recorder, sequences=sequences
         )
+        if model.device.type != "cpu":
+            seconds = run_first_steps(
+                runner,
+                tokens=batch_tokens(settings, model),
+                context_length=model.context_length,
+                pages=pages,
+                page_size=settings.page_size,
+                slots=slots,
+            )
+            _log.info("the first steps, for which kernels are compiled, took %.1f s", seconds)
         token_seconds = _try_prompt(runner, model, positions=pages * settings.page_size)
     except OutOfMemory as error:
         raise SettingsError(f"--kv-memory, --host-memory: {error}.") from error
