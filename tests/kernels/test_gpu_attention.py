@@ -285,7 +285,7 @@ def test_page_offsets_beyond_int32_are_reached(monkeypatch: pytest.MonkeyPatch) 
 
 
 TRIAL = Trial(
-    head_dim=64, group=2, page_size=16, dtype=torch.float32, soft_cap=True, sinks=True, slices=True,
+    head_dim=64, group=2, page_size=16, dtype=torch.float32, soft_cap=True, sinks=True, queries=135,
     device=DEVICE,
 )  # fmt: skip
 
@@ -305,8 +305,12 @@ def test_the_trial_tells_right_from_wrong(rounded: bool) -> None:
     assert not agrees(wrong, trial)
 
 
-def test_what_is_no_number_in_fp8_is_none_in_what_reads_it() -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_what_is_no_number_in_fp8_is_none_in_what_reads_it(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And nowhere else."""
+    monkeypatch.setattr(attention, "knows_fp8", lambda device: known)
     case = Case(16, 4, 2, 64, ((1, 40), (1, 33), (1, 20)))
     query, kv, batch, options = built(case, 403)
     for sequence, part, position, bad in ((0, 0, 39, NAN), (1, 1, 2, float("inf"))):
@@ -316,6 +320,22 @@ def test_what_is_no_number_in_fp8_is_none_in_what_reads_it() -> None:
     result = paged_attention(query, kv, batch, **options)
     finite = result.isfinite().all(dim=2).tolist()
     assert finite == [[True, True, False, False]] * 2 + [[True] * 4]
+
+
+def test_processors_without_fp8_read_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All codes are among the pages: two heads of 72 elements, 100 positions."""
+    query, kv, batch, options = built(Case(16, 2, 2, 72, ((1, 100), (5, 9)), HALF), 404)
+    codes = torch.arange(kv.numel(), dtype=torch.int64, device=DEVICE) % 256
+    codes[codes % 128 == 127] = 0  # not a number: the test above
+    kv = codes.to(torch.uint8).view(kv.shape).view(torch.float8_e4m3fn)
+    scales = torch.rand(kv.shape[0], 2, 2, 16, device=DEVICE)
+    options["scales"] = scales / 448
+    monkeypatch.setattr(attention, "knows_fp8", lambda device: True)
+    native = paged_attention(query, kv, batch, **options)
+    monkeypatch.setattr(attention, "knows_fp8", lambda device: False)
+    assert torch.equal(paged_attention(query, kv, batch, **options), native)
+    assert native.isfinite().all()
+    assert native.abs().min() > 0
 
 
 @pytest.mark.parametrize("raises", [False, True])

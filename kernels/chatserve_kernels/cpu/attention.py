@@ -24,6 +24,7 @@ except ImportError:  # LLVM's package is not for every machine
     programs: Any = None
 
 SIZES_STEP = 8  # head_dim and page_size are multiples of it
+TRIAL_QUERIES = 7
 
 _log = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ def _attention(
         dtype=torch.bfloat16 if bfloat16 else torch.float32,
         soft_cap=soft_cap,
         sinks=sinks,
-        slices=sizes.matrices,
+        queries=TRIAL_QUERIES if sizes.matrices else 0,
         device=torch.device("cpu"),
     )
     if not agrees(attention.run, trial):

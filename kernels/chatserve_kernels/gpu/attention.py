@@ -33,8 +33,13 @@ WIDTH_MAX = 64
 # Products of float32 are no work for tensor cores: larger ones do not fit into registers.
 FLOAT32_HEIGHT_MAX = 16
 FLOAT32_WIDTH_MAX = 32
+# From so many elements of results on, eight warps: four would have no registers for them.
+WARPS_ELEMENTS = 128 * 64
+FP8_CAPABILITY = (8, 9)
 # Programs that a multiprocessor runs at a time.
 PROGRAMS_EACH = 2
+# More than a program holds, and no multiple of it: in the trial the largest are compiled as well.
+TRIAL_QUERIES = HEIGHT_MAX + 7
 # Parts that are joined at a time.
 TOGETHER = 16
 
@@ -77,7 +82,10 @@ def paged_attention(
     group, elements = heads // kv_heads, max(SIDE_MIN, power_of_two(head_dim))
     row_bytes = elements * query.element_size()
     wide = query.dtype == torch.float32
+    codes = scales is not None and not knows_fp8(query.device)
     height_max = FLOAT32_HEIGHT_MAX if wide else min(HEIGHT_MAX, QUERY_BYTES // row_bytes)
+    if codes and not wide:
+        height_max //= 2  # what codes become needs registers, too
     width = min(FLOAT32_WIDTH_MAX if wide else WIDTH_MAX, KEY_BYTES // row_bytes)
     shape = TileShape(
         group=group,
@@ -98,7 +106,7 @@ def paged_attention(
     base_2 = math.log2(math.e)
     gpu.launched(programs.attend, (tiles.tiles.shape[0], kv_heads))(
         query,
-        kv,
+        kv.view(torch.uint8) if codes else kv,
         logarithms if scales is None else scales,
         tiles.tables,
         tiles.tiles,
@@ -123,9 +131,10 @@ def paged_attention(
         CAPPED=soft_cap is not None,
         SINKS=sinks is not None,
         SCALED=scales is not None,
+        CODES=codes,
         OPERAND=operand,
         VALUE_OPERAND=tl.bfloat16 if narrow else operand,
-        num_warps=8 if tiles.height >= HEIGHT_MAX else 4,
+        num_warps=8 if tiles.height * elements >= WARPS_ELEMENTS else 4,
         num_stages=2,
     )
     if tiles.joins.shape[0]:
@@ -158,7 +167,7 @@ def _trusted(
     """In the interpreter nothing is compiled, and a test wants to see what is wrong."""
     if gpu.interpreted():
         return True
-    options = soft_cap, sinks, True, device, kv_dtype == fp8.FP8
+    options = soft_cap, sinks, TRIAL_QUERIES, device, kv_dtype == fp8.FP8
     trial = Trial(head_dim, group, page_size, dtype, *options)
     try:
         right = agrees(paged_attention, trial)
@@ -168,6 +177,12 @@ def _trusted(
     if not right:
         _log.warning("attention by Triton is wrong on %s; torch does it", device)
     return right
+
+
+@cache
+def knows_fp8(device: torch.device) -> bool:
+    """Whether its processors have the type; the interpreter has."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 @cache

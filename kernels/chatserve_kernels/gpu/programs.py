@@ -28,6 +28,15 @@ def _tanh(x):
     return tl.where(x < 0, -size, size)
 
 
+@triton.jit
+def _widened(code):
+    """Codes of e4m3 as float16, exactly, for processors that do not know them: the same bits stand
+    for 2^-8 of the number there."""
+    bits = code.to(tl.int16)
+    number = (((bits & 0x7F) << 7) | ((bits & 0x80) << 8)).to(tl.float16, bitcast=True) * 256.0
+    return tl.where((bits & 0x7F) == 0x7F, float("nan"), number)
+
+
 @triton.jit(do_not_specialize=["tables_row"])
 def attend(
     query,
@@ -58,14 +67,15 @@ def attend(
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
     SCALED: tl.constexpr,
+    CODES: tl.constexpr,
     OPERAND: tl.constexpr,
     VALUE_OPERAND: tl.constexpr,
 ):
     """Program (tile, kv head).
 
     query: [rows, heads, head_dim] of these strides. kv: [pages, 2, page_size, kv_heads, head_dim],
-    pages apart by page_elements; with SCALED of fp8, and scales float32 [pages, 2, kv_heads,
-    page_size], pages apart by page_scales. tables: [sequences, tables_row]. tiles, members: as
+    pages apart by page_elements; with SCALED of fp8, with CODES of its codes as uint8, and scales
+    float32 [pages, 2, kv_heads, page_size], pages apart by page_scales. tables: [sequences, tables_row]. tiles, members: as
     `tiles.Tiles` has them. result: [rows, heads, head_dim]. parts: float32 [slots, heads,
     head_dim], logarithms: float32 [slots, heads], to base 2. sinks: [heads], read with SINKS.
     factor: what scores are multiplied by to have base 2; with CAPPED what they are before tanh, and
@@ -115,7 +125,8 @@ def attend(
             kv + place[None, :] + element[:, None],
             mask=is_there[None, :] & is_element[:, None],
             other=0.0,
-        ).to(OPERAND)
+        )
+        key = (_widened(key) if CODES else key).to(OPERAND)
         scores = tl.dot(queries, key, input_precision="ieee") * factor
         if SCALED:
             scale_place = scales + page * page_scales + kv_head * PAGE_SIZE + position % PAGE_SIZE
@@ -134,7 +145,8 @@ def attend(
             kv + PAGE_SIZE * KV_HEADS * HEAD_DIM + place[:, None] + element[None, :],
             mask=is_there[:, None] & is_element[None, :],
             other=0.0,
-        ).to(VALUE_OPERAND)
+        )
+        value = (_widened(value) if CODES else value).to(VALUE_OPERAND)
         if SCALED:
             scale_place += KV_HEADS * PAGE_SIZE
             weights *= tl.load(scale_place, mask=is_there, other=0.0)[None, :]
