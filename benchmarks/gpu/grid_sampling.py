@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu.bench import Bench, Row, Step
 from benchmarks.gpu.checks import by_choice, case_seed, checked, poisoned
 from chatserve_kernels import reference, sampling
-from chatserve_kernels.sampling import Adjustments, Choices
+from chatserve_kernels.sampling import Adjustments, Choices, LateCounts
 
 VOCABULARIES = (700, 32_000, 128_256, 151_936)
 VOCABULARIES_QUICK = (300,)
@@ -25,9 +25,9 @@ def steps(quick: bool) -> Sequence[Step]:
     ]
 
 
-def _choices(rows: int, vocabulary: int, seed: int) -> Choices:
+def _choices(rows: int, vocabulary: int, seed: int, device: torch.device) -> Choices:
     """Rows of all kinds: the best token, all tokens, each filter alone and all of them, penalties
-    and bans."""
+    and bans, some of tokens that only the device knows."""
     dice = np.random.default_rng(seed)
 
     def drawn(values: Sequence[float]) -> np.ndarray:
@@ -37,6 +37,8 @@ def _choices(rows: int, vocabulary: int, seed: int) -> Choices:
     count = len(row)
     ids = np.concatenate([dice.permutation(vocabulary)[:40] for _ in range(0, rows, 3)])
     banned = dice.random(count) < 0.2
+    late = np.arange(0, rows, 2)
+    chosen = [dice.choice(ids[row == each]) if each % 6 == 0 else 1 for each in range(rows)]
     return Choices(
         temperature=drawn([0.0, 0.5, 0.8, 1.0, 1.3]),
         min_p=drawn([0.0, 0.0, 0.02, 0.2]),
@@ -50,6 +52,15 @@ def _choices(rows: int, vocabulary: int, seed: int) -> Choices:
             bias=dice.normal(0, 2, count).astype(np.float32),
             repetition=dice.uniform(1.0, 1.4, count).astype(np.float32),
             subtracted=np.where(banned, np.inf, dice.uniform(0, 1, count)).astype(np.float32),
+            late=LateCounts(
+                rows=late,
+                sources=late,
+                chosen=torch.tensor(chosen).to(device),
+                counts=dice.integers(0, 9, count).astype(np.int32),
+                repetition=dice.uniform(0.9, 1.4, len(late)).astype(np.float32),
+                presence=dice.uniform(-1, 2, len(late)).astype(np.float32),
+                frequency=dice.uniform(-1, 2, len(late)).astype(np.float32),
+            ),
         ),
     )
 
@@ -63,7 +74,7 @@ def _tokens(vocabulary: int, bench: Bench) -> Iterable[Row]:
         logits = 3 * torch.randn((rows, vocabulary + 8), generator=numbers)[:, :vocabulary]
         if kind == "equal ones":
             logits = (4 * logits).round() / 4
-        choices = _choices(rows, vocabulary, seed)
+        choices = _choices(rows, vocabulary, seed, bench.device)
         given = logits.to(bench.device)
         by = by_choice(given)
         with poisoned():

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from chatserve.engine.plan import SampleOrder, Slice, StepPlan
+from chatserve.engine.plan import SampleOrder, StepPlan
+from chatserve.engine.token_counts import TokenCounts
 from chatserve.model.sampling import SampleRow, Samples
 from chatserve.model.step import LateTokens, StepInputs
 from chatserve_kernels.packing import sent
@@ -18,11 +19,12 @@ from chatserve_kernels.packing import sent
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepBatch:
-    """rows: a way to choose a token for each row of logits. copies: int64 [2, C], source and target
-    pages, on the device, or None."""
+    """rows: a way to choose a token for each row of logits; counted: late tokens that penalties of
+    some of them count. copies: int64 [2, C], source and target pages, on the device, or None."""
 
     inputs: StepInputs
     rows: tuple[SampleRow, ...]
+    counted: LateTokens | None
     copies: torch.Tensor | None
 
 
@@ -32,12 +34,9 @@ def build_batch(
     """The plan's inputs, and its copies on `device`.
 
     before: what the step before sampled, by output row; None only where nothing asks for it. known:
-    whether the host has it. Where it has not, pending tokens stay on the device, unless a penalty
-    has to count one of them: then this waits.
+    whether the host has it. Where it has not, pending tokens stay on the device.
     """
-    last_tokens = None
-    if before is not None and (known or _counts_pending(plan)):
-        last_tokens = before.ids
+    last_tokens = before.ids if before is not None and known else None
     starts = np.zeros(len(plan.slices) + 1, dtype=np.int64)
     np.cumsum([item.end - item.start for item in plan.slices], out=starts[1:])
     total = int(starts[-1])
@@ -51,6 +50,7 @@ def build_batch(
     logit_rows: list[int] = []
     rows: list[SampleRow] = []
     late: list[tuple[int, int]] = []
+    counted: list[tuple[int, int]] = []
     for index, item in enumerate(plan.slices):
         first, last = int(starts[index]), int(starts[index + 1])
         table = np.frombuffer(item.pages, dtype=np.int32)
@@ -64,8 +64,14 @@ def build_batch(
         pages[first:last] = table[positions[first:last] // page_size]
         written[first:last] = item.write
         for order in item.orders:
+            counts = order.counts
+            if order.sampling.counts_tokens and item.pending is not None:
+                if last_tokens is None:
+                    counted.append((len(rows), item.pending))
+                else:
+                    counts = counts.with_one(last_tokens[item.pending])
             logit_rows.append(last - 1)
-            rows.append(_sample_row(order, item, last_tokens))
+            rows.append(_sample_row(order, counts))
     return StepBatch(
         inputs=StepInputs(
             tokens=tokens,
@@ -80,18 +86,13 @@ def build_batch(
             late=_late(late, before),
         ),
         rows=tuple(rows),
+        counted=_late(counted, before),
         copies=_copies(plan, device),
     )
 
 
-def _counts_pending(plan: StepPlan) -> bool:
-    """Whether what a token is chosen from depends on one that is pending."""
-    pending = (item for item in plan.slices if item.pending is not None)
-    return any(order.sampling.needs_history for item in pending for order in item.orders)
-
-
 def _late(pairs: Sequence[tuple[int, int]], before: Samples | None) -> LateTokens | None:
-    """pairs: a row of the step, and a row of those sampled."""
+    """pairs: a row of the step, or of its logits, and a row of those sampled."""
     if not pairs:
         return None
     assert before is not None, "a step before this one sampled what is pending"
@@ -99,12 +100,8 @@ def _late(pairs: Sequence[tuple[int, int]], before: Samples | None) -> LateToken
     return LateTokens(rows, sources, before.tokens)
 
 
-def _sample_row(order: SampleOrder, item: Slice, last_tokens: Sequence[int] | None) -> SampleRow:
+def _sample_row(order: SampleOrder, counts: TokenCounts) -> SampleRow:
     sampling = order.sampling
-    history = order.history
-    if sampling.needs_history and item.pending is not None:
-        assert last_tokens is not None, "what is counted is known"
-        history = (*history, last_tokens[item.pending])
     return SampleRow(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -118,8 +115,8 @@ def _sample_row(order: SampleOrder, item: Slice, last_tokens: Sequence[int] | No
         seed=sampling.seed,
         sample=order.sample,
         position=order.position,
-        history=history,
-        prompt_length=order.prompt_tokens,
+        ids=counts.ids,
+        generated=counts.generated,
         top_logprobs=sampling.top_logprobs,
     )
 

@@ -205,7 +205,7 @@ class ModelRunner:
         if batch.copies is not None:
             ops.copy_pages(self._pool, batch.copies[0], batch.copies[1])
         logits = self._logits(batch.inputs, computing)
-        return sample(logits if batch.rows else self._no_logits, batch.rows)
+        return sample(logits if batch.rows else self._no_logits, batch.rows, batch.counted)
 
     def _logits(self, inputs: StepInputs, computing: Callable[[], None] | None) -> torch.Tensor:
         """By a graph, where there is one for such a step."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from chatserve.cache.block_manager import PageCopy
+from chatserve.engine.token_counts import NOTHING_COUNTED, TokenCounts
 from chatserve.engine.values import Sampling, TokenLogprobs
 
 
@@ -24,8 +25,8 @@ class SampleOrder(NamedTuple):
     """Sample one token: for whom, how, and with what noise.
 
     position is the absolute position of the token to be sampled. banned: ids that may not be
-    chosen. history: all tokens before it that are known, only where the sampling needs them;
-    its first prompt_tokens are the prompt; a pending token is added by the runner.
+    chosen. counts: of all tokens before it that are known, only where the sampling needs them; a
+    pending one counts too.
     """
 
     sequence: int
@@ -34,8 +35,7 @@ class SampleOrder(NamedTuple):
     sample: int
     position: int
     banned: tuple[int, ...] = ()
-    history: tuple[int, ...] = ()
-    prompt_tokens: int = 0
+    counts: TokenCounts = NOTHING_COUNTED
 
 
 class Slice(NamedTuple):

@@ -26,6 +26,7 @@ from chatserve.engine.sequence import Life, Sequence
 from chatserve.engine.statistics import EngineCounts
 from chatserve.engine.suspects import Suspects
 from chatserve.engine.tiers import TierLimits, Tiers
+from chatserve.engine.token_counts import NOTHING_COUNTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,9 +254,9 @@ class Planner:
     def _orders(self, outline: Outline, sequence: Sequence, end: int) -> tuple[SampleOrder, ...]:
         """Sampling orders after position `end` - 1; at the prompt's end the samples fork."""
         request = sequence.request
-        prompt = len(request.tokens) - request.answered
-        banned = tuple(sorted(request.stop_ids)) if end - prompt < request.min_tokens else ()
-        history = tuple(sequence.tokens) if request.sampling.needs_history else ()
+        generated = end - request.prompt_length
+        banned = tuple(sorted(request.stop_ids)) if generated < request.min_tokens else ()
+        counts = sequence.counted() if request.sampling.counts_tokens else NOTHING_COUNTED
         orders: list[SampleOrder] = []
         forked = self._roster.fork(sequence) if sequence.unforked else ()
         for child in (sequence, *forked):
@@ -269,8 +270,7 @@ class Planner:
                     sample=child.sample,
                     position=end,
                     banned=banned,
-                    history=history,
-                    prompt_tokens=prompt,
+                    counts=counts,
                 )
             )
         return tuple(orders)

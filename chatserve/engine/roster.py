@@ -191,6 +191,7 @@ class Roster:
                 priority=parent.priority,
                 probation_until=parent.probation_until,
                 receipt=parent.receipt,
+                counts=parent.counts,
             )
             self._sequences[child.id] = child
             self._groups[child.group][sample] = child

@@ -8,6 +8,7 @@ its only writer, on the event loop.
     planned     positions 0..planned are computed, or ordered in a step in flight
     computed    positions 0..computed are committed
     emitted     generated tokens that were handed to the consumer
+    counts      of the first of its tokens, for penalties; None where none were counted
     loads       how often pages were brought up from below for it; loaded: which (their indices),
                 and whether from host memory
     incarnation grows when the sequence loses its pages or ends, so that a result for an older
@@ -20,6 +21,7 @@ from enum import Enum
 
 from chatserve.cache.page_table import PageTable
 from chatserve.cache.prefix_index import Namespace
+from chatserve.engine.token_counts import TokenCounts
 from chatserve.engine.values import Emission, FinishReason, Receipt, Request, TokenLogprobs
 from chatserve.errors import ChatserveError
 from prefix_store.names import PageName, PublicNames, Root
@@ -93,6 +95,7 @@ class Sequence:
     receipt: Receipt | None = None
     receipt_sent: bool = False
     emitted: int = 0
+    counts: TokenCounts | None = None
 
     @property
     def request(self) -> Request:
@@ -119,6 +122,15 @@ class Sequence:
         if known - len(request.tokens) >= request.max_tokens:
             return 0
         return known - self.planned
+
+    def counted(self) -> TokenCounts:
+        """Of all known tokens, kept from one time to the next. To be asked where a step is planned:
+        all that are known then were emitted, and those nobody takes back."""
+        if self.counts is None:
+            self.counts = TokenCounts.of(self.tokens, self.request.prompt_length)
+        for token in self.tokens[self.counts.length :]:
+            self.counts = self.counts.with_one(token)
+        return self.counts
 
     def emit(
         self,

@@ -44,7 +44,7 @@ class Sampling:
     top_logprobs: int | None = None
 
     @property
-    def needs_history(self) -> bool:
+    def counts_tokens(self) -> bool:
         """Whether the tokens so far change the logits."""
         return (
             self.repetition_penalty != 1.0
@@ -77,6 +77,11 @@ class Request:
     min_tokens: int = 0
     answered: int = 0
     priority: int = 0
+
+    @property
+    def prompt_length(self) -> int:
+        """How many of the first tokens were not generated."""
+        return len(self.tokens) - self.answered
 
 
 @dataclass(frozen=True, slots=True)

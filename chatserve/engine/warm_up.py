@@ -17,6 +17,7 @@ from itertools import cycle
 from chatserve.cache.block_manager import PageCopy
 from chatserve.engine.plan import Moves, PageMove, SampleOrder, Slice, StepPlan
 from chatserve.engine.runner import Runner, run
+from chatserve.engine.token_counts import TokenCounts
 from chatserve.engine.values import Sampling
 
 # More rows than any kernel's program holds.
@@ -108,8 +109,7 @@ def _begun(
 ) -> Slice:
     """A slice of so many tokens, and a token after it."""
     tokens, end = (0,) * count, start + count
-    order = SampleOrder(
-        sequence, 0, sampling, sample=0, position=end, history=(0,) * end, prompt_tokens=end - 1
-    )
+    counts = TokenCounts.of(array.array("i", bytes(4 * end)), end - 1)
+    order = SampleOrder(sequence, 0, sampling, sample=0, position=end, counts=counts)
     table = array.array("i", pages).tobytes()
     return Slice(sequence, 0, start, tokens, None, table, write=True, orders=(order,))

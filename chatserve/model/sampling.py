@@ -19,7 +19,7 @@ top_p.
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -27,25 +27,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chatserve.model.step import LateTokens
 from chatserve_kernels.packing import Fetched, fetched, sent
-from chatserve_kernels.sampling import Adjustments, Choices, Chosen, choose_tokens
+from chatserve_kernels.sampling import Adjustments, Choices, Chosen, LateCounts, choose_tokens
 
 _MASK64 = (1 << 64) - 1
 
 Ids = NDArray[np.int64]
-Amounts = NDArray[np.float32]
 Booleans = NDArray[np.bool_]
+Counts = NDArray[np.int32]
+_NO_IDS: Ids = np.empty(0, np.int64)
+_NO_COUNTS: Counts = np.empty(0, np.int32)
+_NAMED = -1  # in place of a count: of an id that is there for a bias or a ban alone
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampleRow:
     """How one row's token is chosen. Neutral values: top_k 0, top_p 1, min_p 0, penalties 1, 0, 0.
 
     temperature: 0 is greedy. position: absolute, of the token being sampled.
-    history: all tokens so far, of which the first prompt_length are the prompt; the repetition
-    penalty counts all, presence and frequency what follows the prompt. May be empty where no
-    penalty is set. logit_bias: no id twice. banned: ids that must not come. top_logprobs: None = no
-    logprobs, k = the k best as well. Ids outside the vocabulary have no logit and are passed over.
+    ids: those of all tokens so far, int64 [n], each once, in order; generated: how often each came
+    after the prompt, int32 [n]. The repetition penalty is for all of them, presence and frequency
+    for what was generated. May be empty where no penalty is set. logit_bias: no id twice. banned:
+    ids that must not come. top_logprobs: None = no logprobs, k = the k best as well. Ids outside
+    the vocabulary have no logit and are passed over.
     """
 
     temperature: float = 1.0
@@ -60,20 +65,24 @@ class SampleRow:
     seed: int = 0
     sample: int = 0
     position: int = 0
-    history: tuple[int, ...] = ()
-    prompt_length: int = 0
+    ids: Ids = field(default_factory=lambda: _NO_IDS)
+    generated: Counts = field(default_factory=lambda: _NO_COUNTS)
     top_logprobs: int | None = None
+
+    @property
+    def counts_generated(self) -> bool:
+        """Whether presence or frequency is at work."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def names_ids(self) -> bool:
+        """Whether a bias or a ban is at work."""
+        return bool(self.logit_bias) or bool(self.banned)
 
     @property
     def changes_logits(self) -> bool:
         """Whether anything but temperature and filters is at work."""
-        return (
-            self.repetition_penalty != 1.0
-            or self.presence_penalty != 0.0
-            or self.frequency_penalty != 0.0
-            or bool(self.logit_bias)
-            or bool(self.banned)
-        )
+        return self.repetition_penalty != 1.0 or self.counts_generated or self.names_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,24 +146,25 @@ def uniform(seed: int, sample: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Samples:
+def sample(logits: Tensor, rows: Sequence[SampleRow], late: LateTokens | None = None) -> Samples:
     """One token for each row of logits, float32 [R, vocabulary]; they are not changed.
 
-    Raises ValueError when rows and logits do not match.
+    late: of some rows that have penalties, one more token that was generated, which nobody waits
+    for. Raises ValueError when rows and logits do not match.
     """
     if logits.ndim != 2 or logits.shape[0] != len(rows) or logits.dtype != torch.float32:
         raise ValueError(f"logits must be float32 [{len(rows)}, vocabulary]")
     if not rows:
         tokens = torch.empty(0, dtype=torch.int64, device=logits.device)
         return Samples(tokens, fetched((tokens, tokens), logits.device), (), ())
-    chosen = choose_tokens(logits, _choices(rows, logits.shape[1]))
+    chosen = choose_tokens(logits, _choices(rows, logits.shape[1], late))
     wanted = [i for i, row in enumerate(rows) if row.top_logprobs is not None]
     best = _best(chosen, logits, rows, wanted) if wanted else ()
     there = fetched((chosen.tokens, chosen.finite, *best), logits.device)
     return Samples(chosen.tokens, there, rows, wanted)
 
 
-def _choices(rows: Sequence[SampleRow], vocabulary: int) -> Choices:
+def _choices(rows: Sequence[SampleRow], vocabulary: int, late: LateTokens | None) -> Choices:
     """What the rows say, in columns."""
 
     numbers = np.asarray(
@@ -179,71 +189,77 @@ def _choices(rows: Sequence[SampleRow], vocabulary: int) -> Choices:
         top_p=top_p,
         noise=noise,
         logarithms=logarithms,
-        adjustments=_adjustments(rows, vocabulary),
+        adjustments=adjustments_of(rows, vocabulary, late),
     )
 
 
-def _adjustments(rows: Sequence[SampleRow], vocabulary: int) -> Adjustments | None:
+def adjustments_of(
+    rows: Sequence[SampleRow], vocabulary: int, late: LateTokens | None = None
+) -> Adjustments | None:
     """What the rows say of single logits, in the float32 that those are, in order of rows and ids.
-
-    A place is a logit's index among those of all rows. What is said of it more than once meets by
-    that.
-    """
-    numbers = [i for i, row in enumerate(rows) if row.changes_logits]
-    if not numbers:
+    late: as `sample` has it."""
+    if not any(row.changes_logits for row in rows):
         return None
-
-    def amounts(name: str, of: Ids) -> Amounts:
-        each = np.asarray([getattr(row, name) for row in rows], dtype=np.float32)
-        return each[of // vocabulary]
-
-    biased, inside = _places(
-        {i: np.asarray([token for token, _ in rows[i].logit_bias], np.int64) for i in numbers},
-        vocabulary,
+    said = [_said(row, vocabulary) for row in rows]
+    lengths = np.asarray([len(ids) for ids, _ in said])
+    ids = np.concatenate([ids for ids, _ in said])
+    counts = np.concatenate([counts for _, counts in said])
+    repetition, presence, frequency = (
+        np.asarray([getattr(row, name) for row in rows], dtype=np.float32)
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
     )
-    biases = np.asarray([value for i in numbers for _, value in rows[i].logit_bias], np.float32)
-    banned, _ = _places({i: np.asarray(rows[i].banned, np.int64) for i in numbers}, vocabulary)
-    seen, counted = dict[int, Ids](), dict[int, Ids]()
-    for i in numbers:
-        row = rows[i]
-        is_counted = row.presence_penalty != 0.0 or row.frequency_penalty != 0.0
-        if row.repetition_penalty != 1.0 or is_counted:
-            history = np.fromiter(row.history, np.int64, len(row.history))
-            # One row after the other: all of them in one go take three times as long to sort.
-            if row.repetition_penalty != 1.0:
-                seen[i] = np.sort(history)
-            if is_counted:
-                counted[i] = np.sort(history[row.prompt_length :])
-    seen, _ = _distinct(_places(seen, vocabulary)[0])
-    counted, counts = _distinct(_places(counted, vocabulary)[0])
-    # Runs that are in order already.
-    places, _ = _distinct(np.sort(np.concatenate((seen, counted, banned, biased)), kind="stable"))
-    bias, repetition, subtracted = np.zeros((3, len(places)), dtype=np.float32)
-    bias[places.searchsorted(biased)] = biases[inside]
-    repetition[:] = 1
-    repetition[places.searchsorted(seen)] = amounts("repetition_penalty", seen)
-    frequencies = amounts("frequency_penalty", counted) * counts.astype(np.float32)
-    subtracted[places.searchsorted(counted)] = amounts("presence_penalty", counted) + frequencies
-    subtracted[places.searchsorted(banned)] = np.inf
-    return Adjustments(places // vocabulary, places % vocabulary, bias, repetition, subtracted)
+    bias, subtracted = np.zeros((2, len(ids)), np.float32)
+    if presence.any() or frequency.any():
+        subtracted = frequency.repeat(lengths) * counts.astype(np.float32)
+        subtracted = np.where(counts > 0, presence.repeat(lengths) + subtracted, np.float32(0))
+    repeated = repetition.repeat(lengths)
+    ends = lengths.cumsum()
+    for row, start, end in zip(rows, ends - lengths, ends, strict=True):
+        if row.names_ids:
+            its = slice(start, end)
+            repeated[its][counts[its] == _NAMED] = 1
+            counts[its] = counts[its].clip(min=0)
+            biased, inside = _places([token for token, _ in row.logit_bias], ids[its], vocabulary)
+            values = np.asarray([value for _, value in row.logit_bias], np.float32)
+            bias[its][biased] = values[inside]
+            subtracted[its][_places(row.banned, ids[its], vocabulary)[0]] = np.inf
+    counted = None
+    if late is not None:
+        counted = LateCounts(
+            rows=late.rows,
+            sources=late.sources,
+            chosen=late.chosen,
+            counts=counts,
+            repetition=repetition[late.rows],
+            presence=presence[late.rows],
+            frequency=frequency[late.rows],
+        )
+    numbers = np.arange(len(rows)).repeat(lengths)
+    return Adjustments(numbers, ids, bias, repeated, subtracted, counted)
 
 
-def _places(given: dict[int, Ids], vocabulary: int) -> tuple[Ids, Booleans]:
-    """Of each row's ids in the vocabulary, and which these are."""
-    if not given:
-        return np.empty(0, np.int64), np.empty(0, np.bool_)
-    ids = np.concatenate(list(given.values()))
-    firsts = np.repeat(np.asarray(list(given)) * vocabulary, [len(each) for each in given.values()])
-    inside = (ids >= 0) & (ids < vocabulary)
-    return (firsts + ids)[inside], inside
+def _said(row: SampleRow, vocabulary: int) -> tuple[Ids, Counts]:
+    """Ids of the vocabulary that a row says something of, in order, and how often each was
+    generated, or that it is named only."""
+    ids, counts = row.ids, row.generated
+    if row.repetition_penalty == 1.0:
+        stay = counts > 0 if row.counts_generated else slice(0)
+        ids, counts = ids[stay], counts[stay]
+    if row.names_ids:
+        named = np.unique([*row.banned, *(token for token, _ in row.logit_bias)])
+        places = ids.searchsorted(named)
+        is_new = places == ids.searchsorted(named, "right")
+        ids = np.insert(ids, places[is_new], named[is_new])
+        counts = np.insert(counts, places[is_new], _NAMED)
+    inside = slice(*ids.searchsorted((0, vocabulary)))
+    return ids[inside], counts[inside]
 
 
-def _distinct(places: Ids) -> tuple[Ids, Ids]:
-    """Of places in order: each once, and how often it is there."""
-    is_first = np.ones(len(places), np.bool_)
-    np.not_equal(places[1:], places[:-1], out=is_first[1:])
-    firsts = np.flatnonzero(is_first)
-    return places[firsts], np.diff(firsts, append=len(places))
+def _places(tokens: Sequence[int], ids: Ids, vocabulary: int) -> tuple[Ids, Booleans]:
+    """Where those of the vocabulary are among ids, all of them, and which these are."""
+    given = np.asarray(tokens, np.int64)
+    inside = (given >= 0) & (given < vocabulary)
+    return ids.searchsorted(given[inside]), inside
 
 
 def _noise(row: SampleRow) -> float:

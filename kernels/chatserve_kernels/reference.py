@@ -7,6 +7,7 @@ calls them, but for the trial of choosing tokens.
 import bisect
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,13 +158,29 @@ def gated(gates: Tensor, ups: Tensor, *, gelu: bool) -> Tensor:
 
 def adjusted_logits(logits: Tensor, given: Adjustments) -> Tensor:
     """A copy of float32 [rows, vocabulary], one adjustment after the other."""
-    result = logits.numpy().copy()
-    for at, (row, token) in enumerate(zip(given.rows, given.ids, strict=True)):
-        value = result[row, token] + given.bias[at]
-        penalty = given.repetition[at]
+    raw, result = logits.numpy(), logits.numpy().copy()
+
+    def adjust(row: int, token: int, bias: Any, penalty: Any, subtracted: Any) -> None:
+        value = raw[row, token] + bias
         value = value / penalty if value > 0 else value * penalty
-        subtracted = given.subtracted[at]
         result[row, token] = -np.inf if subtracted == np.inf else value - subtracted
+
+    places: dict[tuple[int, int], int] = {}
+    for at, (row, token) in enumerate(zip(given.rows, given.ids, strict=True)):
+        places[int(row), int(token)] = at
+        adjust(row, token, given.bias[at], given.repetition[at], given.subtracted[at])
+    if (late := given.late) is not None:
+        for each, row in enumerate(late.rows):
+            token = int(late.chosen[late.sources[each]])
+            if not 0 <= token < logits.shape[1]:
+                continue
+            at = places.get((int(row), token))
+            bias, count, ban = np.float32(0), np.float32(1), False
+            if at is not None:
+                bias, count = given.bias[at], np.float32(late.counts[at] + 1)
+                ban = given.subtracted[at] == np.inf
+            subtracted = late.presence[each] + late.frequency[each] * count
+            adjust(row, token, bias, late.repetition[each], np.inf if ban else subtracted)
     return torch.from_numpy(result)
 
 

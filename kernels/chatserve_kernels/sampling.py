@@ -10,7 +10,7 @@ does it on a CPU (`cpu/choosing.py`), Triton on a GPU (`gpu/sampling.py`). Torch
 does, sorts all the weights of rows that a filter is for.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,43 @@ from chatserve_kernels import gpu
 Numbers = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LateCounts:
+    """Tokens that the device may still be choosing: each counts once more, in one row, than that
+    row's adjustments say. In numpy, but for `chosen`: int64 [any] on the logits' device.
+
+    rows: int64 [m], no row twice; sources: int64 [m], which of chosen the row's token is, which is
+    passed over where it is outside the vocabulary. counts: int32 [n], how often the id of each
+    adjustment counts without. repetition, presence, frequency: float32 [m], the rows' penalties.
+
+    What the logit becomes: as `Adjustments` says, with the bias, or the ban, of the row's
+    adjustment of that id, if there is one, with this repetition, and with
+    `presence + frequency * (count + 1)` for `subtracted`, each operation rounded to float32.
+    """
+
+    rows: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    chosen: Tensor
+    counts: NDArray[np.int32]
+    repetition: NDArray[np.float32]
+    presence: NDArray[np.float32]
+    frequency: NDArray[np.float32]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Adjustments:
     """Of some logits, in numpy: rows, ids int64 [n], no pair twice, inside the logits; bias,
     repetition, subtracted float32 [n]. What they become, each operation rounded to float32: bias is
     added, then a positive one divided by repetition and another one multiplied, then `subtracted`
-    taken off; where that is infinity the token is banned, whatever its logit was."""
+    taken off; where that is infinity the token is banned, whatever its logit was. late: what counts
+    beside that; with it they are in the order of rows."""
 
     rows: NDArray[np.int64]
     ids: NDArray[np.int64]
     bias: NDArray[np.float32]
     repetition: NDArray[np.float32]
     subtracted: NDArray[np.float32]
+    late: LateCounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,22 +91,25 @@ class Chosen:
 
 
 def choose_tokens(logits: Tensor, choices: Choices) -> Chosen:
-    """logits: float32 [R, vocabulary], neither of them 0; they are not changed. Raises
-    ValueError."""
+    """logits: float32 [R, vocabulary], neither of them 0; they are not changed. Triton does not
+    wait for the device, torch does. Raises ValueError."""
     if logits.ndim != 2 or logits.dtype != torch.float32 or logits.numel() == 0:
         raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}, not float32 [R, any]")
     rows, vocabulary = logits.shape
     for name in ("temperature", "min_p", "top_k", "top_p", "noise", "logarithms"):
         if getattr(choices, name).shape != (rows,):
             raise ValueError(f"{name} must be [{rows}]")
-    _check_adjustments(choices.adjustments, rows, vocabulary)
+    _check_adjustments(choices.adjustments, logits)
     device = logits.device.type
     if gpu.serves(device):
         from chatserve_kernels.gpu import sampling as on_gpu
 
         if on_gpu.served(logits):
             return on_gpu.choose_tokens(logits, choices)
-    elif device == "cpu":
+    if choices.adjustments is not None and choices.adjustments.late is not None:
+        settled = _settled(choices.adjustments, choices.adjustments.late, vocabulary)
+        choices = replace(choices, adjustments=settled)
+    if device == "cpu":
         from chatserve_kernels.cpu import sampling as on_cpu
 
         if (chosen := on_cpu.choose_tokens(logits, choices)) is not None:
@@ -89,9 +117,10 @@ def choose_tokens(logits: Tensor, choices: Choices) -> Chosen:
     return _by_torch(logits, choices)
 
 
-def _check_adjustments(given: Adjustments | None, rows: int, vocabulary: int) -> None:
+def _check_adjustments(given: Adjustments | None, logits: Tensor) -> None:
     if given is None:
         return
+    rows, vocabulary = logits.shape
     count = given.rows.shape
     if any(each.shape != count for each in (given.ids, given.bias, given.repetition)):
         raise ValueError("adjustments must be alike")
@@ -100,6 +129,47 @@ def _check_adjustments(given: Adjustments | None, rows: int, vocabulary: int) ->
     for name, values, limit in (("rows", given.rows, rows), ("ids", given.ids, vocabulary)):
         if count[0] and not 0 <= values.min() <= values.max() < limit:
             raise ValueError(f"{name} of adjustments must be under {limit}")
+    if (late := given.late) is None:
+        return
+    if late.counts.shape != count or (given.rows[1:] < given.rows[:-1]).any():
+        raise ValueError("adjustments must be in the order of rows and counted, to count late ones")
+    chosen, each = late.chosen, (late.rows, late.sources)
+    if chosen.ndim != 1 or chosen.dtype != torch.int64 or chosen.device != logits.device:
+        raise ValueError(f"late tokens must be int64 [any] on {logits.device}")
+    columns = (*each, late.repetition, late.presence, late.frequency)
+    if late.rows.ndim != 1 or {column.shape for column in columns} != {late.rows.shape}:
+        raise ValueError("late counts must be alike")
+    for values, limit in zip(each, (rows, len(chosen)), strict=True):
+        if not len(values) or not 0 <= values.min() <= values.max() < limit:
+            raise ValueError("late counts must be some, of rows and tokens that there are")
+    if len(np.unique(late.rows)) < len(late.rows):
+        raise ValueError("late counts must be of no row twice")
+
+
+def _settled(given: Adjustments, late: LateCounts, vocabulary: int) -> Adjustments:
+    """The same with nothing late. Waits for the device."""
+    tokens = late.chosen.cpu().numpy()[late.sources]
+    starts, ends = (given.rows.searchsorted(late.rows, side) for side in ("left", "right"))
+    found = np.full(len(tokens), -1)  # whose adjustment it is
+    for at, (token, start, end) in enumerate(zip(tokens, starts, ends, strict=True)):
+        for place in np.flatnonzero(given.ids[start:end] == token):
+            found[at] = start + place
+    old, new = found >= 0, (found < 0) & (tokens >= 0) & (tokens < vocabulary)
+    counts = np.zeros(len(tokens), np.int32)
+    counts[old] = late.counts[found[old]]
+    taken = np.multiply(late.frequency, counts + 1, dtype=np.float32)
+    taken += late.presence
+    repetition, subtracted = given.repetition.copy(), given.subtracted.copy()
+    repetition[found[old]] = late.repetition[old]
+    is_banned = subtracted[found[old]] == np.inf
+    subtracted[found[old]] = np.where(is_banned, np.float32(np.inf), taken[old])
+    return Adjustments(
+        rows=np.concatenate((given.rows, late.rows[new])),
+        ids=np.concatenate((given.ids, tokens[new])),
+        bias=np.concatenate((given.bias, np.zeros(new.sum(), np.float32))),
+        repetition=np.concatenate((repetition, late.repetition[new])),
+        subtracted=np.concatenate((subtracted, taken[new])),
+    )
 
 
 def _by_torch(logits: Tensor, choices: Choices) -> Chosen:

@@ -8,14 +8,16 @@ It trusts nothing of the scheduler but who owns which table. For each plan:
     nobody writes a page that a step still in flight uses for another request
     slices name whole tables that cover what they read, and go on where the last one ended
     a draft's page is computed alone, is one page, and no sequence holds anything meanwhile
+    penalties count every known token, and as generated those after the prompt
     nobody is robbed for pages that are free or cached once the steps in flight have committed
 """
 
 from array import array
+from collections import Counter
 
 from chatserve.cache.page_pool import PageState
 from chatserve.engine.drafts import NO_SEQUENCE
-from chatserve.engine.plan import Slice, StepPlan
+from chatserve.engine.plan import SampleOrder, Slice, StepPlan
 from chatserve.engine.scheduler import Scheduler
 from chatserve.engine.sequence import Sequence
 
@@ -126,7 +128,18 @@ class Auditor:
         self._planned[life] = item.end
         for order in item.orders:
             assert order.position == item.end, "a token is sampled where it is not"
+            self._audit_counts(order)
             self._planned[order.sequence, order.incarnation] = item.end
+
+    def _audit_counts(self, order: SampleOrder) -> None:
+        sequence = self._scheduler.roster.alive(order.sequence, order.incarnation)
+        assert sequence is not None, "a token for nobody"
+        line = sequence.tokens if order.sampling.counts_tokens else array("i")
+        generated = Counter(line[sequence.request.prompt_length :])
+        counts = order.counts
+        assert counts.ids.tolist() == sorted(set(line)), "penalties of other tokens"
+        wanted = [generated[token] for token in counts.ids.tolist()]
+        assert counts.generated.tolist() == wanted, "tokens are counted wrongly"
 
     def _audit_flight(self, plan: StepPlan, written: dict[int, int], targets: list[int]) -> None:
         self._groups[NO_SEQUENCE] = NO_SEQUENCE

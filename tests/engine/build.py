@@ -257,7 +257,8 @@ def ask(
     min_tokens: int = 0,
     priority: int = 0,
 ) -> Request:
-    """A request, greedy unless said otherwise."""
+    """A request, greedy unless said otherwise. The simulated model passes penalties over, but they
+    are counted, and the auditor looks at that."""
     return Request(
         request_id=name,
         tokens=tokens,
@@ -265,7 +266,7 @@ def ask(
         tenant=tenant,
         cache_salt=salt,
         samples=samples,
-        sampling=Sampling(temperature=temperature, seed=seed),
+        sampling=Sampling(temperature=temperature, seed=seed, frequency_penalty=0.5),
         stop_ids=stop_ids,
         min_tokens=min_tokens,
         priority=priority,

@@ -221,7 +221,7 @@ class Drive:
                 sequence = self.scheduler.roster.alive(order.sequence, order.incarnation)
                 assert sequence is not None
                 sampled = self.results[sequence.group, order.sample]
-                index = order.position - order.prompt_tokens
+                index = order.position - sequence.request.prompt_length
                 sampled.logits.setdefault(index, []).append(self.recorder.logits[row])
                 row += 1
         return started

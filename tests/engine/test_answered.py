@@ -11,7 +11,11 @@ from tests.engine.build import Setup, ask, build, quiet, random_tokens, running
 from tests.engine.oracle import listen
 
 LENGTH = 24
-Choice = tuple[int, tuple[int, ...], int, tuple[int, ...]]
+Choice = tuple[int, dict[int, int], tuple[int, ...]]
+
+
+def _counts(order: SampleOrder) -> dict[int, int]:
+    return dict(zip(order.counts.ids.tolist(), order.counts.generated.tolist(), strict=True))
 
 
 async def run(request: Request) -> tuple[tuple[int, ...], dict[int, Choice]]:
@@ -28,7 +32,7 @@ async def run(request: Request) -> tuple[tuple[int, ...], dict[int, Choice]]:
             (heard,) = await listen(stream)
         await quiet(house)
     choices = {
-        position: (order.sampling.seed, order.history, order.prompt_tokens, order.banned)
+        position: (order.sampling.seed, _counts(order), order.banned)
         for position, order in orders.items()
     }
     return tuple(heard.tokens), choices

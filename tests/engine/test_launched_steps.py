@@ -3,6 +3,7 @@ are fetched, nothing on its way waits for them, and what went wrong is told of t
 
 import asyncio
 import threading
+from array import array
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from chatserve.engine.runner import (
     StepUnderWay,
     run,
 )
+from chatserve.engine.token_counts import TokenCounts
 from chatserve.engine.values import Sampling
 from chatserve.model import LoadedModel, load_model
 from chatserve.model.step import LateTokens
@@ -296,11 +298,10 @@ def continued(*samplings: Sampling) -> StepPlan:
 
 
 def order(
-    sequence: int, position: int, sampling: Sampling, history: tuple[int, ...] = ()
+    sequence: int, position: int, sampling: Sampling, prompt: tuple[int, ...] = ()
 ) -> SampleOrder:
-    return SampleOrder(
-        sequence, 0, sampling, 0, position, history=history, prompt_tokens=len(history)
-    )
+    counts = TokenCounts.of(array("i", prompt), len(prompt))
+    return SampleOrder(sequence, 0, sampling, 0, position, counts=counts)
 
 
 def together(runner: ModelRunner, *plans: StepPlan) -> list[StepResult]:
@@ -383,18 +384,27 @@ def test_a_cpu_does_a_step_at_once(model: LoadedModel) -> None:
     runner.close()
 
 
-def test_a_penalty_waits_for_the_token_that_it_counts(model: LoadedModel, waits: list[str]) -> None:
-    plans = prompts(PENALTY), continued(PENALTY)
+def test_a_penalty_counts_a_token_that_nobody_has_fetched(
+    model: LoadedModel, waits: list[str]
+) -> None:
+    """Each row its own, beside a row without a penalty."""
+    samplings = PENALTY, HOT, replace(PRESSING, frequency_penalty=100.0, logit_bias=((11, 50.0),))
+    plans = prompts(*samplings), continued(*samplings)
     runner = ModelRunner(model, pages=4, fill=torch.nan, ahead=True)
     started = [runner.start(each) for each in plans]
-    assert waits, "the second step's penalty is of what the first has chosen"
-    first, second = (each() for each in started if not isinstance(each, StepResult))
+    assert waits == [], "a launch has waited for the device"
+    results = [each() for each in started if not isinstance(each, StepResult)]
     runner.close()
     expected = together(ModelRunner(model, pages=4, fill=torch.nan, ahead=False), *plans)
-    assert [first.tokens, second.tokens] == [each.tokens for each in expected]
-    pressing = prompts(PRESSING), continued(PRESSING)
-    uncounted = together(ModelRunner(model, pages=4, fill=torch.nan), *pressing)
-    assert uncounted[1].tokens == (9,) != second.tokens, "the penalty was to change the token"
+    assert [each.tokens for each in results] == [each.tokens for each in expected]
+    first, second = results
+    assert (first.tokens[0], first.tokens[2]) == (9, 11)
+    plain = [replace(each, repetition_penalty=1.0, frequency_penalty=0.0) for each in samplings]
+    uncounted = together(
+        ModelRunner(model, pages=4, fill=torch.nan), prompts(*plain), continued(*plain)
+    )
+    differ = [mine != its for mine, its in zip(second.tokens, uncounted[1].tokens, strict=True)]
+    assert differ == [True, True, False], "the penalties were to change two tokens"
 
 
 def test_a_step_takes_no_longer_for_the_one_that_it_was_launched_behind(

@@ -94,10 +94,10 @@ def in_forward(drive: Drive, patch: pytest.MonkeyPatch) -> None:
 
 
 def in_sampling(drive: Drive, patch: pytest.MonkeyPatch) -> None:
-    def failing(logits: Tensor, rows: tuple[SampleRow, ...]) -> Samples:
+    def failing(logits: Tensor, rows: tuple[SampleRow, ...], *late: Any) -> Samples:
         if any(row.seed == GUILTY_SEED for row in rows):
             out_of_memory()
-        return sample(logits, rows)
+        return sample(logits, rows, *late)
 
     patch.setattr(model_runner, "sample", failing)
 

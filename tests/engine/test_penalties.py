@@ -18,9 +18,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from chatserve.engine import model_runner
+from chatserve.engine.plan import StepPlan, StepResult
+from chatserve.engine.runner import StepUnderWay
 from chatserve.engine.values import FinishReason, Request, Sampling
-from chatserve.model import LoadedModel, load_model
+from chatserve.model import LoadedModel, SampleRow, load_model, sample
 from chatserve.model.sampling import uniform
+from chatserve.model.step import LateTokens
+from chatserve_kernels.packing import Fetched
 from tests.engine.build import VOCABULARY as VOCABULARY_SIMULATED
 from tests.engine.build import Setup, ask, running
 from tests.engine.build import build as build_house
@@ -193,8 +198,8 @@ def test_penalties_count_every_token_so_far(
         assert drive.scheduler.statistics().preemptions_total > 0, "the run was to preempt"
     counters = {"rightly": rightly} | WRONGLY
     agrees: Counter[str] = Counter()
-    for (_, sample), sampled in drive.results.items():
-        one = compare(oracle, sampled, sample, counters)
+    for (_, number), sampled in drive.results.items():
+        one = compare(oracle, sampled, number, counters)
         assert one["rightly"] == one["compared"], (sampled.request.sampling, one)
         agrees += one
     assert len(drive.results) == 3 * len(PENALTIES)
@@ -202,6 +207,67 @@ def test_penalties_count_every_token_so_far(
     for name in WRONGLY:
         differ = agrees["compared"] - agrees[name]
         assert differ >= 12, f"nothing was proved of '{name}': {agrees}"
+
+
+@dataclass
+class Waits:
+    """launches: how many steps counted a token that nobody had fetched. waited: in a launch."""
+
+    drive: Drive
+    launches: int = 0
+    waited: int = 0
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        start, wait = self.drive.runner.start, Fetched.wait
+        launching: list[StepPlan] = []
+
+        def started(plan: StepPlan) -> StepResult | StepUnderWay:
+            launching.append(plan)
+            result = start(plan)
+            launching.clear()
+            return result
+
+        def waiting(it: Fetched) -> tuple[Tensor, ...]:
+            self.waited += bool(launching)
+            return wait(it)
+
+        def sampling(logits: Tensor, rows: tuple[SampleRow, ...], late: LateTokens | None) -> Any:
+            self.launches += late is not None
+            return sample(logits, rows, late)
+
+        patch.setattr(self.drive.runner, "start", started)
+        patch.setattr(Fetched, "wait", waiting)
+        patch.setattr(model_runner, "sample", sampling)
+
+
+@pytest.mark.parametrize("pages", [200, 14])
+def test_steps_launched_ahead_give_the_same_tokens_and_wait_for_none(
+    model: LoadedModel, pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = drawn_seed()
+    said: list[dict[tuple[int, int], list[int]]] = []
+    for ahead in (False, True):
+        dice = random.Random(seed)
+        drive = Drive(model, pages=pages, seed=seed, depth=2, ahead=ahead)
+        for number, sampling in enumerate(PENALTIES.values()):
+            drive.submit(
+                Request(
+                    request_id=str(number),
+                    tokens=prompt_for(dice),
+                    max_tokens=TOKENS,
+                    samples=2,
+                    sampling=sampling,
+                )
+            )
+        waits = Waits(drive)
+        if ahead:
+            waits.watch(monkeypatch)
+        drive.run()
+        said.append({of: each.tokens for of, each in drive.results.items()})
+        assert waits.waited == 0, "a launch has waited for the device"
+        assert (waits.launches > TOKENS // 2) == ahead
+    assert said[0] == said[1]
+    assert len(said[0]) == 2 * len(PENALTIES)
 
 
 def test_tokens_that_were_answered_before_count_as_generated(

@@ -184,9 +184,9 @@ def test_a_device_of_its_own_computes_once_it_has_its_orders(
         done.append("forward")
         return result
 
-    def sampled(logits: torch.Tensor, rows: tuple[SampleRow, ...]) -> Samples:
+    def sampled(logits: torch.Tensor, rows: tuple[SampleRow, ...], *late: Any) -> Samples:
         done.append("sample")
-        return sample(logits, rows)
+        return sample(logits, rows, *late)
 
     monkeypatch.setattr(model, "forward", noted)
     monkeypatch.setattr(model_runner, "sample", sampled)

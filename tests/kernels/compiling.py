@@ -24,7 +24,7 @@ from triton.runtime import driver
 from chatserve_kernels import gpu
 from chatserve_kernels.batch import AttentionBatch
 from chatserve_kernels.gpu import attention, pages, rows, sampling
-from chatserve_kernels.sampling import Adjustments, Choices
+from chatserve_kernels.sampling import Adjustments, Choices, LateCounts
 
 THREADS_OF_A_WARP = 32
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -153,7 +153,15 @@ def move_all() -> None:
 def choose_all() -> None:
     """Tokens of a large vocabulary, with and without filters and adjustments."""
     ones = np.ones(4)
-    adjustments = Adjustments(np.arange(2), np.arange(2), *np.ones((3, 2), np.float32))
+    numbers = np.ones((3, 2), np.float32)
+    each = ("rows", "sources", "counts", "repetition", "presence", "frequency")
+    late = LateCounts(
+        chosen=torch.zeros(2, dtype=torch.int64),
+        **dict(
+            zip(each, (np.arange(2), np.arange(2), np.ones(2, np.int32), *numbers), strict=True)
+        ),
+    )
+    adjustments = Adjustments(np.arange(2), np.arange(2), *numbers, late)
     for kept, given in ((0, None), (50, adjustments)):
         choices = Choices(
             temperature=ones,

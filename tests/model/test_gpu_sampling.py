@@ -12,14 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatserve.model import SampleRow, Samples, sample, sampling
+from chatserve.model import SampleRow, Samples, sample
+from chatserve.model.sampling import adjustments_of
+from chatserve.model.step import LateTokens
 from chatserve_kernels import gpu, reference
 from chatserve_kernels import sampling as door
 from chatserve_kernels.gpu import sampling as module
 from chatserve_kernels.gpu import weighing
 from chatserve_kernels.sampling import Adjustments, Choices, Chosen, choose_tokens
 from tests.kernels.choosing import choices
+from tests.model.late import FEWEST, VOCABULARY, counted, rows_with_late_tokens
 from tests.model.test_sampling import random_row
+from tests.seeds import drawn_seed
 
 DEVICE = torch.device("cpu" if gpu.interpreted() else "cuda")
 NAN, INFINITY = float("nan"), float("inf")
@@ -115,7 +119,7 @@ def test_rows_of_all_kinds_together(vocabulary: int) -> None:
     numbers = random.Random(SEED + vocabulary)
     logits = 2 * torch.randn(9, vocabulary)
     rows = [random_row(numbers, max(5, vocabulary)) for _ in range(9)]
-    rows[3] = replace(rows[3], history=(0, 0, vocabulary, -1, 0), prompt_length=1)
+    rows[3] = replace(rows[3], **counted((0, 0, vocabulary, -1, 0), 1))
     rows[4] = SampleRow(seed=vocabulary)
     assert_same(logits, rows)
 
@@ -179,12 +183,63 @@ def test_penalties_are_to_the_bit_those_of_a_cpu() -> None:
         for _ in range(20)
     ]
     logits[:, 3] = torch.linspace(-6, 6, 20)
-    given = sampling._adjustments(rows, 97)
+    given = adjustments_of(rows, 97)
     assert given is not None
     expected = reference.adjusted_logits(logits, given)
     assert torch.equal(module._adjusted(on_device(logits), given).cpu(), expected)
     assert torch.equal(door._adjusted(logits, given), expected)
-    assert sampling._adjustments([SampleRow()], 97) is None
+    assert adjustments_of([SampleRow()], 97) is None
+
+
+def test_a_late_token_counts_to_the_bit_as_a_known_one() -> None:
+    """On the device, without the host."""
+    known = rows_with_late_tokens(drawn_seed())
+    logits, late = on_device(known.logits), known.late(DEVICE)
+    given = adjustments_of(known.without, VOCABULARY, late)
+    plain = adjustments_of(known.rows, VOCABULARY)
+    assert given is not None
+    assert plain is not None
+    expected = reference.adjusted_logits(known.logits, plain)
+    assert torch.equal(module._adjusted(logits, given).cpu(), expected)
+    result = sample(logits, known.without, late).tokens
+    assert torch.equal(result, sample(logits, known.rows).tokens)
+    assert (sample(logits, known.without).tokens != result).sum() >= FEWEST
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY, 1 << 40])
+def test_a_late_token_outside_the_vocabulary_is_passed_over(token: int) -> None:
+    known = rows_with_late_tokens(drawn_seed())
+    late = replace(known, chosen=torch.full_like(known.chosen, token)).late(DEVICE)
+    logits = on_device(known.logits)
+    given = adjustments_of(known.without, VOCABULARY, late)
+    assert given is not None
+    expected = module._adjusted(logits, replace(given, late=None))
+    assert torch.equal(module._adjusted(logits, given), expected)
+
+
+def test_a_late_token_is_all_that_there_is_to_count() -> None:
+    """Nothing was generated before it, and no id is named."""
+    row = SampleRow(temperature=0.0, presence_penalty=5.0, **counted((1, 2), 2))
+    late = LateTokens(np.asarray([1]), np.asarray([1]), torch.tensor([0, 3], device=DEVICE))
+    logits = on_device(torch.tensor([[0.0, 1.0, 2.0, 4.0]]).repeat(2, 1))
+    assert sample(logits, [row, row], late).tokens.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("token", [5, 7])
+def test_a_late_token_is_looked_for_in_its_own_row_alone(token: int) -> None:
+    """Those around it have said it often, or are biased."""
+    row = SampleRow(frequency_penalty=0.5, **counted((2,)))
+    beside = replace(row, logit_bias=((7, 3.0),), **counted((5, 5, 5)))
+    late = LateTokens(np.asarray([1]), np.asarray([0]), torch.tensor([token], device=DEVICE))
+    given = adjustments_of([beside, row, beside], 10, late)
+    plain = adjustments_of([beside, replace(row, **counted((2, token))), beside], 10)
+    assert given is not None
+    assert plain is not None
+    logits = torch.ones(3, 10)
+    expected = reference.adjusted_logits(logits, plain)
+    assert expected[1, token] == 0.5
+    assert torch.equal(module._adjusted(on_device(logits), given).cpu(), expected)
+    assert torch.equal(reference.adjusted_logits(logits, given), expected)
 
 
 def chosen(logits: Tensor, given: Choices) -> list[int]:

@@ -17,6 +17,7 @@ from chatserve.model.sampling import uniform
 from chatserve_kernels.cpu import native
 from chatserve_kernels.sampling import choose_tokens
 from tests.kernels.choosing import choices
+from tests.model.late import counted
 
 VOCABULARY = 12
 
@@ -179,7 +180,7 @@ PINNED = 0.6004406024481043
 
 
 def random_row(generator: random.Random, vocabulary: int) -> SampleRow:
-    history = tuple(generator.randrange(vocabulary) for _ in range(generator.randrange(1, 30)))
+    line = [generator.randrange(vocabulary) for _ in range(generator.randrange(1, 30))]
     return SampleRow(
         temperature=generator.choice((0.0, 0.3, 1.0, 1.7)),
         top_k=generator.choice((0, 0, 1, 5, 40)),
@@ -193,9 +194,8 @@ def random_row(generator: random.Random, vocabulary: int) -> SampleRow:
         seed=generator.randrange(1 << 63),
         sample=generator.randrange(4),
         position=generator.randrange(1000),
-        history=history,
-        prompt_length=generator.randrange(len(history)),
         top_logprobs=generator.choice((None, 0, 3)),
+        **counted(line, generator.randrange(len(line))),
     )
 
 
@@ -217,16 +217,16 @@ def test_a_token_does_not_depend_on_its_batch_mates() -> None:
 
 def naive_penalties(logits: list[float], row: SampleRow) -> list[float]:
     result = list(logits)
+    generated = dict(zip(row.ids.tolist(), row.generated.tolist(), strict=True))
     for token, bias in row.logit_bias:
         result[token] += bias
     for token in range(len(result)):
-        if token in row.history:
+        if token in generated:
             if result[token] > 0:
                 result[token] /= row.repetition_penalty
             else:
                 result[token] *= row.repetition_penalty
-        count = row.history[row.prompt_length :].count(token)
-        if count:
+        if count := generated.get(token, 0):
             result[token] -= row.presence_penalty + row.frequency_penalty * count
         if token in row.banned:
             result[token] = -math.inf
@@ -301,7 +301,7 @@ def test_a_ban_is_stronger_than_any_wish() -> None:
     """A stop id inside min_tokens does not come, however much the request wants it."""
     logits = fixed_logits(8)
     row = SampleRow(
-        temperature=0.0, logit_bias=((5, 100.0),), presence_penalty=-2.0, history=(5,) * 9
+        temperature=0.0, logit_bias=((5, 100.0),), presence_penalty=-2.0, **counted((5,) * 9)
     )
     assert set(draws(logits, row, 3)) == {5}
     assert 5 not in draws(logits, replace(row, banned=(5,)), 3)
@@ -310,7 +310,11 @@ def test_a_ban_is_stronger_than_any_wish() -> None:
 
 def test_ids_outside_the_vocabulary_are_passed_over() -> None:
     row = SampleRow(
-        history=(3, 999), presence_penalty=1.0, repetition_penalty=1.1, logit_bias=((999, 5.0),)
+        presence_penalty=1.0,
+        repetition_penalty=1.1,
+        logit_bias=((999, 5.0),),
+        banned=(-1, 1 << 40),
+        **counted((3, 999)),
     )
     assert sample(fixed_logits(), [row]).finite == [True]
 

@@ -6,7 +6,8 @@ Theory: nobody waits for the device before the last kernel's results are wanted,
 programs there are depends on what the host knows. A row is cut in *parts*, that a few long rows
 keep all multiprocessors busy.
 
-    adjust    some logits, in a copy of them, where any row has penalties, biases or bans
+    adjust    some logits, in a copy of them, where any row has penalties, biases or bans;
+              count_late does those of late tokens anew
     survey    of each part the best token, and whether all is finite
     weigh     what each part's tokens weigh together; with filters also by powers of two (*bins*)
     gather    with filters: the tokens of the heaviest bins that together hold all that can stay,
@@ -37,7 +38,8 @@ from torch import Tensor
 from chatserve_kernels import gpu, reference
 from chatserve_kernels.gpu import choosing, weighing
 from chatserve_kernels.gpu.tiles import power_of_two
-from chatserve_kernels.sampling import Adjustments, Choices, Chosen
+from chatserve_kernels.packing import sent
+from chatserve_kernels.sampling import Adjustments, Choices, Chosen, LateCounts
 
 PART = 4096  # tokens of a program
 CHUNK = 512  # tokens that it holds at a time, by bins or digits
@@ -63,7 +65,7 @@ def choose_tokens(logits: Tensor, choices: Choices) -> Chosen:
     filtered &= choices.temperature > 0
     slots = int(filtered.sum())
     adjusted = _adjusted(logits, choices.adjustments)
-    records = _on(_records(choices, filtered), logits.device)
+    (records,) = sent([_records(choices, filtered)], logits.device)
 
     def new(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
@@ -96,15 +98,29 @@ def choose_tokens(logits: Tensor, choices: Choices) -> Chosen:
 
 def _adjusted(logits: Tensor, given: Adjustments | None) -> Tensor:
     """A copy with the adjustments; the logits themselves where there are none."""
-    if given is None or len(given.rows) == 0:
+    if given is None or (len(given.rows) == 0 and given.late is None):
         return logits
     adjusted = logits.clone(memory_format=torch.contiguous_format)
-    ids = np.stack((given.rows, given.ids)).astype(np.int32)
-    numbers = np.stack((given.bias, given.repetition, given.subtracted)).astype(np.float32)
-    gpu.launched(weighing.adjust, (-(-ids.shape[1] // ADJUSTMENTS_EACH),))(
-        adjusted, adjusted.stride(0), _on(ids, logits.device), _on(numbers, logits.device),
-        ids.shape[1], TOGETHER=ADJUSTMENTS_EACH, **OPTIONS,
-    )  # fmt: skip
+    entries, late = len(given.rows), given.late
+    arrays: list[NDArray[Any]] = [
+        np.stack((given.rows, given.ids), dtype=np.int32, casting="unsafe"),
+        np.stack((given.bias, given.repetition, given.subtracted)),
+    ]
+    if late is not None:
+        ends = (given.rows.searchsorted(late.rows, side) for side in ("left", "right"))
+        arrays += [late.counts, np.stack((late.rows, late.sources, *ends)).astype(np.int32)]
+        arrays += [np.stack((late.repetition, late.presence, late.frequency))]
+    ids, numbers, *others = sent(arrays, logits.device)
+    if entries:
+        gpu.launched(weighing.adjust, (-(-entries // ADJUSTMENTS_EACH),))(
+            adjusted, adjusted.stride(0), ids, numbers, entries,
+            TOGETHER=ADJUSTMENTS_EACH, **OPTIONS,
+        )  # fmt: skip
+    if late is not None:
+        gpu.launched(weighing.count_late, (len(late.rows),))(
+            logits, adjusted, logits.stride(0), ids, numbers, *others, late.chosen, entries,
+            logits.shape[1], TOGETHER=ADJUSTMENTS_EACH, **OPTIONS,
+        )  # fmt: skip
     return adjusted
 
 
@@ -114,19 +130,13 @@ def _records(choices: Choices, filtered: NDArray[np.bool_]) -> NDArray[np.float6
     is_adjusted = np.zeros(len(slots))
     if choices.adjustments is not None:
         is_adjusted[choices.adjustments.rows] = 1
+        if choices.adjustments.late is not None:
+            is_adjusted[choices.adjustments.late.rows] = 1
     columns = (
         *(choices.temperature, choices.min_p, choices.top_p, choices.noise),
         *(choices.top_k, slots, is_adjusted, choices.logarithms),
     )
     return np.stack(columns, axis=1).astype(np.float64)
-
-
-def _on(values: NDArray[Any], device: torch.device) -> Tensor:
-    """A copy that the host need not wait for."""
-    given = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":
-        given = given.pin_memory()
-    return given.to(device, non_blocking=True)
 
 
 @cache
@@ -136,7 +146,7 @@ def _trusted(vocabulary: int, device: torch.device) -> bool:
 
 def _agrees(vocabulary: int, device: torch.device) -> bool:
     """Whether some rows get the tokens that plain arithmetic gives: the best, all of them, each
-    filter, and equal ones with what is adjusted."""
+    filter, and equal ones with what is adjusted, of which one counts once more."""
     numbers = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn((5, vocabulary), generator=numbers)
     logits[4] = logits[4].round()
@@ -147,6 +157,15 @@ def _agrees(vocabulary: int, device: torch.device) -> bool:
         bias=np.linspace(-3, 3, len(some), dtype=np.float32),
         repetition=np.full(len(some), 1.3, dtype=np.float32),
         subtracted=np.where(some % 2, np.inf, 0.3).astype(np.float32),
+        late=LateCounts(
+            rows=np.asarray([1, 4]),
+            sources=np.asarray([4, 1]),
+            chosen=logits.argmax(dim=-1).to(device),
+            counts=np.arange(len(some), dtype=np.int32),
+            repetition=np.full(2, 1.3, dtype=np.float32),
+            presence=np.full(2, 0.3, dtype=np.float32),
+            frequency=np.full(2, 0.1, dtype=np.float32),
+        ),
     )
     choices = Choices(
         temperature=np.asarray([0.0, 0.8, 0.9, 1.1, 1.0]),
@@ -157,10 +176,12 @@ def _agrees(vocabulary: int, device: torch.device) -> bool:
         logarithms=np.ones(5),
         adjustments=adjustments,
     )
-    chosen = choose_tokens(logits.to(device), choices)
+    given = logits.to(device)
+    chosen = choose_tokens(given, choices)
     tokens = chosen.tokens.tolist()
     adjusted = reference.adjusted_logits(logits, adjustments)
     right = [reference.choose_token(adjusted[row], choices, row) for row in range(len(logits))]
     logprobs = logits.log_softmax(dim=-1)[torch.arange(len(right)), torch.tensor(right)]
     difference = float((chosen.logprobs.cpu() - logprobs).abs().max())
-    return tokens == right and bool(chosen.finite.all()) and difference < TOLERANCE
+    exact = torch.equal(_adjusted(given, adjustments).cpu(), adjusted)
+    return tokens == right and exact and bool(chosen.finite.all()) and difference < TOLERANCE

@@ -27,12 +27,21 @@ NO_TOKEN = tl.constexpr((1 << 31) - 1)
 ROUNDING = tl.constexpr(1e-9)
 
 
+@triton.jit
+def adjusted_value(x, bias, penalty, subtracted):
+    """Each operation rounded to float32; of what is subtracted, infinity is a ban."""
+    x += bias
+    x = tl.where(x > 0.0, tl.div_rn(x, penalty), x * penalty)
+    banned = subtracted == float("inf")
+    return tl.where(banned, float("-inf"), x - tl.where(banned, 0.0, subtracted))
+
+
 @triton.jit(do_not_specialize=["entries"])
 def adjust(logits, row_stride, ids, numbers, entries, TOGETHER: tl.constexpr):
-    """Program (some entries): a bias, a repetition penalty and what is subtracted, each rounded.
+    """Program (some entries): a bias, a repetition penalty and what is subtracted.
 
     logits: float32 [rows, vocabulary], in place. ids: int32 [2, entries], row and token, no pair
-    twice. numbers: float32 [3, entries]; of what is subtracted, infinity is a ban.
+    twice. numbers: float32 [3, entries].
     """
     entry = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
     is_entry = entry < entries
@@ -40,13 +49,59 @@ def adjust(logits, row_stride, ids, numbers, entries, TOGETHER: tl.constexpr):
     token = tl.load(ids + entries + entry, mask=is_entry, other=0)
     place = logits + row * row_stride + token
     value = tl.load(place, mask=is_entry, other=0.0)
-    value += tl.load(numbers + entry, mask=is_entry, other=0.0)
+    bias = tl.load(numbers + entry, mask=is_entry, other=0.0)
     penalty = tl.load(numbers + entries + entry, mask=is_entry, other=1.0)
-    value = tl.where(value > 0.0, tl.div_rn(value, penalty), value * penalty)
     subtracted = tl.load(numbers + 2 * entries + entry, mask=is_entry, other=0.0)
-    banned = subtracted == float("inf")
-    value = tl.where(banned, float("-inf"), value - tl.where(banned, 0.0, subtracted))
-    tl.store(place, value, mask=is_entry)
+    tl.store(place, adjusted_value(value, bias, penalty, subtracted), mask=is_entry)
+
+
+@triton.jit(do_not_specialize=["entries"])
+def count_late(
+    logits,
+    adjusted,
+    row_stride,
+    ids,
+    numbers,
+    counts,
+    late,
+    penalties,
+    chosen,
+    entries,
+    vocabulary,
+    TOGETHER: tl.constexpr,
+):
+    """Program (late token): its logit anew, from the model's own, with one count more. Behind
+    `adjust`.
+
+    logits: float32 [rows, vocabulary], rows apart by row_stride. adjusted: a copy, side by side,
+    in place. ids, numbers: as `adjust` had them; counts: int32 [entries]. late: int32
+    [4, programs], no row twice: a row, which of chosen, int64 [any], its token is, and from where
+    to where the row's entries are. penalties: float32 [3, programs]: repetition, presence,
+    frequency.
+    """
+    each = tl.program_id(0)
+    lates = tl.num_programs(0)
+    row = tl.load(late + each).to(tl.int64)
+    token = tl.load(chosen + tl.load(late + lates + each))
+    begin = tl.load(late + 2 * lates + each)
+    end = tl.load(late + 3 * lates + each)
+    found = tl.full([], -1, tl.int32)
+    for first in range(begin, end, TOGETHER):
+        entry = first + tl.arange(0, TOGETHER)
+        is_its = entry < end
+        is_its &= tl.load(ids + entries + entry, mask=is_its, other=-1) == token
+        found = tl.maximum(found, tl.max(tl.where(is_its, entry, -1), 0))
+    bias = tl.load(numbers + found, mask=found >= 0, other=0.0)
+    before = tl.load(numbers + 2 * entries + found, mask=found >= 0, other=0.0)
+    count = tl.load(counts + found, mask=found >= 0, other=0) + 1
+    presence = tl.load(penalties + lates + each)
+    frequency = tl.load(penalties + 2 * lates + each)
+    subtracted = presence + frequency * count.to(tl.float32)
+    subtracted = tl.where(before == float("inf"), before, subtracted)
+    is_token = (token >= 0) & (token < vocabulary)
+    value = tl.load(logits + row * row_stride + token, mask=is_token, other=0.0)
+    value = adjusted_value(value, bias, tl.load(penalties + each), subtracted)
+    tl.store(adjusted + row * vocabulary + token, value, mask=is_token)
 
 
 @triton.jit
