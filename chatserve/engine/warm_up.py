@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 from chatserve.cache.block_manager import PageCopy
-from chatserve.engine.plan import Moves, PageMove, SampleOrder, Slice, StepPlan
+from chatserve.engine.plan import Moves, PageMove, SampleOrder, Slice, StepPlan, StepResult
 from chatserve.engine.runner import Runner, run
 from chatserve.engine.token_counts import TokenCounts
 from chatserve.engine.values import Sampling
@@ -74,6 +74,9 @@ def run_first_steps(
         slots=slots,
     ):
         run(runner, plan)
+    for end in [runner.start(plan) for plan in _one_behind_the_other()]:
+        if not isinstance(end, StepResult):
+            end()
     return time.monotonic() - started
 
 
@@ -102,6 +105,16 @@ def first_steps(
     if slots:
         for moves in (Moves(saves=(PageMove(0, 0),)), Moves(promotions=(PageMove(0, 1),))):
             yield StepPlan(0, 0, (), (), moves)
+
+
+def _one_behind_the_other() -> Iterator[StepPlan]:
+    """Two steps of one sequence: the second is to be started before the first one's token is known,
+    which its penalties count."""
+    first = _begun(0, 0, 1, (0,), _SAMPLING)
+    (order,) = first.orders
+    then = first._replace(start=1, tokens=(), pending=0, orders=(order._replace(position=2),))
+    for item in (first, then):
+        yield StepPlan(0, 0, (), (item,))
 
 
 def _begun(

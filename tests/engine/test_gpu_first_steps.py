@@ -10,6 +10,7 @@ import pytest
 
 from chatserve.engine.model_runner import ModelRunner
 from chatserve.engine.plan import SampleOrder, Slice, StepPlan
+from chatserve.engine.token_counts import TokenCounts
 from chatserve.engine.values import Sampling
 from chatserve.engine.warm_up import first_steps, run_first_steps
 from chatserve.model import load_model
@@ -43,13 +44,14 @@ def test_what_later_steps_launch_the_first_ones_have_launched(
     monkeypatch.setattr(gpu, "launched", seen)
     folder = build("llama", tmp_path, layers=1)
     model = load_model(folder, device=DEVICE, dtype="bfloat16", page_size=PAGE)
-    runner = ModelRunner(model, pages=PAGES, slots=2, fill=0.0)
+    runner = ModelRunner(model, pages=PAGES, slots=2, fill=0.0, ahead=True)
     run_first_steps(runner, tokens=512, context_length=512, pages=PAGES, page_size=PAGE, slots=2)
     before = set(launches)
     heights = {dict(constants).get("HEIGHT") for name, constants in before if name == "attend"}
     assert len(heights) >= 3, heights
     kernels = {name for name, _ in before}
-    assert {"attend", "join", "append", "copy", "weighted_sum", "adjust", "choose"} <= kernels
+    assert {"attend", "join", "append", "copy", "weighted_sum", "choose"} <= kernels
+    assert {"adjust", "count_late"} <= kernels
     for plan in later_steps():
         runner.run(plan)
     runner.close()
@@ -75,9 +77,8 @@ def step(rows: Sequence[tuple[int, int, Sequence[int]]]) -> StepPlan:
     for number, (start, count, pages) in enumerate(rows):
         end = start + count
         way = WAYS[(number + count) % len(WAYS)]
-        order = SampleOrder(
-            number, 0, way, sample=0, position=end, history=(3,) * end, prompt_tokens=1
-        )
+        counts = TokenCounts.of(array.array("i", [3] * end), 1)
+        order = SampleOrder(number, 0, way, sample=0, position=end, counts=counts)
         table = array.array("i", pages).tobytes()
         tokens = tuple(1 + each % 50 for each in range(count))
         slices.append(Slice(number, 0, start, tokens, None, table, write=True, orders=(order,)))

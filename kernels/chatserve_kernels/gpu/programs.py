@@ -75,9 +75,10 @@ def attend(
 
     query: [rows, heads, head_dim] of these strides. kv: [pages, 2, page_size, kv_heads, head_dim],
     pages apart by page_elements; with SCALED of fp8, with CODES of its codes as uint8, and scales
-    float32 [pages, 2, kv_heads, page_size], pages apart by page_scales. tables: [sequences, tables_row]. tiles, members: as
-    `tiles.Tiles` has them. result: [rows, heads, head_dim]. parts: float32 [slots, heads,
-    head_dim], logarithms: float32 [slots, heads], to base 2. sinks: [heads], read with SINKS.
+    float32 [pages, 2, kv_heads, page_size], pages apart by page_scales. tables: [sequences,
+    tables_row]. tiles, members: as `tiles.Tiles` has them. result: [rows, heads, head_dim]. parts:
+    float32 [slots, heads, head_dim], logarithms: float32 [slots, heads], to base 2. sinks: [heads],
+    read with SINKS.
     factor: what scores are multiplied by to have base 2; with CAPPED what they are before tanh, and
     cap what it is multiplied by. ELEMENTS: a power of two, HEAD_DIM or more; HEIGHT: as many rows,
     WIDTH: positions at a time. OPERAND, VALUE_OPERAND: the types that products of matrices take.
