@@ -1,6 +1,5 @@
 """Models built and loaded once for the whole run."""
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,10 +11,6 @@ from chatserve.model import LoadedModel, load_model
 from tests.model.families import build
 
 PAGE_SIZE = 16
-
-# They run in a process of their own (`tests/kernels/test_interpreted.py`).
-if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
-    collect_ignore_glob = ["test_gpu_*.py"]
 
 
 @pytest.fixture(scope="session", autouse=True)

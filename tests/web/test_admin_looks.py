@@ -77,6 +77,7 @@ async def test_nothing_of_a_small_windows_head_or_tiles_is_cut(
         tab = await opened(maker)
         await expect(tab.page.locator('[data-tile="At work"] .value')).to_contain_text("running")
         await expect(tab.button("Sign out")).to_be_visible()
+        await expect(tab.page.locator("header .model")).not_to_be_empty()
         rows, room, cut = await tab.evaluate(
             """() => {
               const boxes = (names) => names.map((each) =>
