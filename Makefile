@@ -18,12 +18,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 serve: $(VENV)/.serve
 	@$(BIN)/chatserve serve $(ARGS)
 
-# Two processes, each with whole files of tests, one thread for each one's sums; in the files' own order,
-# since those of few tests, which would come last, are long. The checks run beside the first tests, and
-# what they say comes last.
+# Two processes, each with whole files of tests, one thread for each one's sums; the checks run beside
+# the first tests, and what they say comes last.
 test: $(VENV)/.test
 	@mkdir -p build; $(MAKE) --no-print-directory check > build/check.log 2>&1 & checks=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS); tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile $(ARGS); tests=$$?; \
 	wait $$checks; checks=$$?; cat build/check.log; \
 	[ $$tests = 0 ] && [ $$checks = 0 ]
 

@@ -33,7 +33,12 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gen
         return
     # What a row did not write itself is no weight and no number.
     scratch = on_cpu._scratch
-    monkeypatch.setattr(on_cpu, "_scratch", lambda size: scratch(size).fill_(NAN))
+
+    def spoiled(size: int) -> torch.Tensor:
+        with torch.inference_mode():  # it may be one that another test's engine began to use
+            return scratch(size).fill_(NAN)
+
+    monkeypatch.setattr(on_cpu, "_scratch", spoiled)
     monkeypatch.setattr(sampling, "_by_torch", None)
     yield
 

@@ -15,10 +15,8 @@ PROCESSORS = {80: 163 << 10, 120: 99 << 10, 90: 227 << 10}
 SECONDS_MAX = 600
 
 
-@pytest.mark.parametrize(
-    "capability",
-    [90, *(pytest.param(each, marks=pytest.mark.soak) for each in PROCESSORS if each != 90)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("capability", PROCESSORS)
 def test_kernels_compile_and_find_room(capability: int, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     kept = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
