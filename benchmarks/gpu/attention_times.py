@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.bench import Bench, NotMeasured, Row, Step, Timing, joined
-from benchmarks.gpu.checks import TORCH, by_attention, converts_fp8
+from benchmarks.gpu.bench import Bench, Row, Step, Timing, joined
+from benchmarks.gpu.checks import TORCH, by_attention
 from benchmarks.gpu.paging import Common, Heads, batch_of, page_tables
 from chatserve.model.layout import KVLayout, LayerShape
 from chatserve_kernels import AttentionBatch, fp8, ops
@@ -80,8 +80,6 @@ def _decode(bench: Bench) -> Iterable[Row]:
 
 def _decode_rounded(bench: Bench) -> Iterable[Row]:
     """Pages of half the bytes, beside plain ones."""
-    if not converts_fp8(bench.device):
-        raise NotMeasured("this device does not convert fp8")
     rows, context = _decode_sizes(bench)
     slices = [(1, context)] * rows
     name = f"decode attention {rows} x {context}, page {PAGE_SIZE}"

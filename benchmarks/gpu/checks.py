@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import Row
-from chatserve_kernels import fp8, gpu
+from chatserve_kernels import gpu
 
 # Of the norm of what is right: what rounding results, and in the short types weights, comes to.
 BOUNDS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
@@ -54,11 +54,6 @@ def checked(name: str, error: float, bound: float, *, seed: int, by: str) -> Row
         note=note,
         failed=not right or by == TORCH,
     )
-
-
-def converts_fp8(device: torch.device) -> bool:
-    """Whether pages of fp8 are served there."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= fp8.CAPABILITY_MIN
 
 
 # Who serves a door's tensors. Where Triton could and does not, they are left to torch.

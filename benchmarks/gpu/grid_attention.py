@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu import exact
 from benchmarks.gpu.bench import Bench, Row, Step
-from benchmarks.gpu.checks import BOUNDS, by_attention, case_seed, checked, converts_fp8, poisoned
+from benchmarks.gpu.checks import BOUNDS, by_attention, case_seed, checked, poisoned
 from benchmarks.gpu.paging import NAN, Common, Heads, batch_of, page_tables, written
 from chatserve_kernels import AttentionBatch, fp8, ops
 
@@ -112,9 +112,6 @@ def _run(case: Case) -> Callable[[Bench], Iterable[Row]]:
         }
         scales, read = None, kv
         if case.fp8:
-            if not converts_fp8(bench.device):
-                yield Row(name=case.name, note="no fp8 on this device")
-                return
             kv, scale = fp8.rounded(kv)
             read = fp8.widened(kv, scale, torch.float32)
             scales = scale.transpose(2, 3).contiguous()

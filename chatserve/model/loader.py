@@ -41,7 +41,7 @@ from chatserve.model.quantized import (
 )
 from chatserve.model.rotary import check_rotary, fix_rotary, positions_max, rotary_digest
 from chatserve.model.suitability import check_config, expected_windows
-from chatserve_kernels.fp8 import CAPABILITY_MIN, FP8
+from chatserve_kernels.fp8 import FP8
 
 _DTYPES = {
     "float32": torch.float32,
@@ -91,7 +91,7 @@ def load_model(
         target = _open_device(device)
         chosen = choose_dtype(dtype, stored=stored_dtype(checkpoint), device=target)
         _check_quantize(quantize, device=target, dtype=chosen)
-        _check_kv_dtype(kv_dtype, device=target)
+        _check_kv_dtype(kv_dtype)
         fields = config_text(config.to_dict())
         weights = _in_thread(checkpoint, digest_cache)
         model = _read_weights(checkpoint, config, chosen)
@@ -303,17 +303,9 @@ def _check_quantize(quantize: str, *, device: torch.device, dtype: torch.dtype) 
         raise SettingsError("--quantize int8 is for --dtype bfloat16 or float32, not float16.")
 
 
-def _check_kv_dtype(kv_dtype: str, *, device: torch.device) -> None:
+def _check_kv_dtype(kv_dtype: str) -> None:
     if kv_dtype not in KV_DTYPES:
         raise SettingsError(f"--kv-dtype is {' or '.join(KV_DTYPES)}, not '{kv_dtype}'.")
-    if kv_dtype == "fp8" and device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if capability < CAPABILITY_MIN:
-            least, has = (".".join(map(str, each)) for each in (CAPABILITY_MIN, capability))
-            raise SettingsError(
-                f"--kv-dtype fp8 is for GPUs of compute capability {least} or later; "
-                f"'{device}' has {has}."
-            )
 
 
 def _open_device(device: str) -> torch.device:

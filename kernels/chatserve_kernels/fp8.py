@@ -20,7 +20,7 @@ from torch import Tensor
 FP8 = torch.float8_e4m3fn
 # Of K and V before they are rounded, and of queries.
 WIDE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CAPABILITY_MIN = (8, 9)  # compute capability of GPUs that convert fp8 themselves
+NATIVE_CAPABILITY = (8, 9)  # compute capability of GPUs that convert fp8 themselves
 LARGEST_INVERSE = 1 / 448
 MOST_MIN = 2.0**-100  # so that no scale is so small that it has lost bits of its own
 

@@ -60,7 +60,7 @@ def test_what_later_steps_launch_the_first_ones_have_launched(
 
 def later_steps() -> list[StepPlan]:
     """Prompts of many lengths alone and together, decoding, and rows that share."""
-    prompts = [step([(0, length, range(38))]) for length in (1, 2, 5, 17, 60, 130, 300)]
+    prompts = [step([(0, length, range(38))]) for length in (1, 2, 5, 9, 17, 33, 130, 300)]
     mixed = [step([(0, 90, range(12)), (0, 3, range(12, 14)), (40, 1, range(14, 20))])]
     apart = [step([(20 + row, 1, range(4 * row, 4 * row + 4)) for row in range(count)])
              for count in (1, 2, 7)]  # fmt: skip

@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from chatserve_kernels import gpu
+from chatserve_kernels import fp8, gpu
 from chatserve_kernels.batch import AttentionBatch
 from chatserve_kernels.gpu import attention, pages, rows, sampling
 from chatserve_kernels.sampling import Adjustments, Choices, LateCounts
@@ -190,7 +190,7 @@ def main() -> None:
     driver.set_active(NoDevice(capability))
     gpu.launched = Compiler()
     attention.multiprocessors = lambda device: 132
-    attention.knows_fp8 = lambda device: divmod(capability, 10) >= attention.FP8_CAPABILITY
+    attention.knows_fp8 = lambda device: divmod(capability, 10) >= fp8.NATIVE_CAPABILITY
     attend_all()
     move_all()
     choose_all()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chatserve.errors import ModelRefused, SettingsError
-from chatserve.model import KVLayout, LayerShape, LoadedModel, load_model, loader
+from chatserve.model import KVLayout, LayerShape, LoadedModel, load_model
 from chatserve_kernels import attention_in_chain, fp8
 from tests.model.paging import Paging, Sequence
 from tests.model.test_parity import random_tokens
@@ -134,18 +134,3 @@ def test_a_model_that_they_change_too_much_is_refused(
 def test_another_type_is_refused(folder_of: Callable[[str], Path]) -> None:
     with pytest.raises(SettingsError, match="auto or fp8, not 'fp4'"):
         load(folder_of("llama"), kv_dtype="fp4")
-
-
-@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)])
-def test_a_gpu_that_does_not_convert_them_is_refused_at_once(
-    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    device = torch.device("cuda:1")
-    loader._check_kv_dtype("auto", device=device)
-    if capability >= (8, 9):
-        loader._check_kv_dtype("fp8", device=device)
-        return
-    said = rf"capability 8\.9 or later; 'cuda:1' has {capability[0]}\.{capability[1]}"
-    with pytest.raises(SettingsError, match=said):
-        loader._check_kv_dtype("fp8", device=device)

@@ -35,7 +35,6 @@ FLOAT32_HEIGHT_MAX = 16
 FLOAT32_WIDTH_MAX = 32
 # From so many elements of results on, eight warps: four would have no registers for them.
 WARPS_ELEMENTS = 128 * 64
-FP8_CAPABILITY = (8, 9)
 # Programs that a multiprocessor runs at a time.
 PROGRAMS_EACH = 2
 # More than a program holds, and no multiple of it: in the trial the largest are compiled as well.
@@ -182,7 +181,9 @@ def _trusted(
 @cache
 def knows_fp8(device: torch.device) -> bool:
     """Whether its processors have the type; the interpreter has."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    return (
+        device.type != "cuda" or torch.cuda.get_device_capability(device) >= fp8.NATIVE_CAPABILITY
+    )
 
 
 @cache
