@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import Row
-from chatserve_kernels import gpu
+from chatserve_kernels import Rotary, gpu
 
 # Of the norm of what is right: what rounding results, and in the short types weights, comes to.
 BOUNDS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
@@ -87,13 +87,22 @@ def by_rounding(device: torch.device) -> str:
     return TRITON if pages.rounds(device) else TORCH
 
 
-def by_norm(rows: Tensor, *, added: bool) -> str:
+def by_rotation(query: Tensor, key: Tensor, value: Tensor, kv: Tensor, rotary: Rotary) -> str:
+    """For `rotate_append`."""
+    if not gpu.serves(query.device.type):
+        return OTHER
+    from chatserve_kernels.gpu import rotation
+
+    return TRITON if rotation.serves(query, key, value, kv, rotary) else TORCH
+
+
+def by_norm(rows: Tensor) -> str:
     """For `ops.rms_norm`."""
     if not gpu.serves(rows.device.type):
         return OTHER
     from chatserve_kernels.gpu import rows as kernels
 
-    return TRITON if kernels.serves_norm(rows, added=added) else TORCH
+    return TRITON if kernels.serves_norm(rows) else TORCH
 
 
 def by_gate(gates: Tensor, *, gelu: bool) -> str:

@@ -53,6 +53,18 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return wide / (wide.square().mean(dim=1, keepdim=True) + epsilon).sqrt() * weight.double()
 
 
+def rotated(
+    heads: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, epsilon: float
+) -> Tensor:
+    """As `reference.rotated`, in float64."""
+    wide = heads.double()
+    if weight is not None:
+        wide = wide / (wide.square().mean(dim=2, keepdim=True) + epsilon).sqrt() * weight.double()
+    low, high = wide.chunk(2, dim=2)
+    across = torch.cat((-high, low), dim=2)
+    return wide * cos.double()[:, None] + across * sin.double()[:, None]
+
+
 def gated(gates: Tensor, ups: Tensor, *, gelu: bool) -> Tensor:
     """As `reference.gated`, in float64."""
     wide = gates.double()

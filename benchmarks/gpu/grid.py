@@ -1,6 +1,7 @@
 """Every operation against float64, or to the bit where nothing is rounded. Fresh random inputs for
 each case, unwritten results full of NaN."""
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from benchmarks.gpu.checks import (
     by_gate,
     by_norm,
     by_pages,
+    by_rotation,
     by_rounding,
     case_seed,
     checked,
@@ -25,11 +27,18 @@ from benchmarks.gpu.checks import (
 )
 from benchmarks.gpu.paging import NAN, batch_of, page_tables
 from chatserve.model.layout import KVLayout, LayerShape
-from chatserve_kernels import AttentionBatch, fp8, ops
+from chatserve_kernels import AttentionBatch, HeadNorms, Rotary, fp8, ops, rotate_append
 from chatserve_kernels.gpu.pages import COPIES_MAX
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 APPENDS = ((8, 128, 16), (2, 80, 8), (1, 256, 256), (4, 64, 64))  # kv heads, head_dim, page_size
+# kv heads, query heads of each, head_dim, page_size, norms of heads
+ROTATIONS = (
+    (8, 4, 128, 16, False),
+    (2, 7, 64, 8, False),
+    (8, 4, 128, 64, True),
+    (1, 3, 80, 8, True),
+)
 COPIES = (1, 5, 32, 33)
 PAGE_WORDS = (16, 1000, 8192, 262_144, 262_147)
 NORM_COLUMNS = (64, 80, 128, 1000, 2048, 4096, 5120, 8192, 16_384)
@@ -54,6 +63,10 @@ def steps(quick: bool) -> Sequence[Step]:
             partial(_append_rounded, kv_heads, head_dim, size),
         )
         for kv_heads, head_dim, size in (APPENDS[1:2] if quick else APPENDS)
+    ]
+    made += [
+        Step(f"rotation of {each[0]} x {each[1]} x {each[2]}", partial(_rotate, *each))
+        for each in (ROTATIONS[-1:] if quick else ROTATIONS)
     ]
     made += [Step(f"copies, {count}", partial(_copies, count)) for count in COPIES]
     made += [
@@ -107,6 +120,53 @@ def _append_rounded(kv_heads: int, head_dim: int, size: int, bench: Bench) -> It
             places = batch.write_pages.cpu(), batch.write_offsets.cpu()
             fp8.write(given[batch.write_rows].cpu(), expected[:, part], scale[:, part], *places)
         yield _same(name, pool.cpu(), right, seed, by_rounding(bench.device))
+
+
+def _rotate(
+    kv_heads: int, group: int, head_dim: int, size: int, normed: bool, bench: Bench
+) -> Iterable[Row]:
+    """Query, key and value lie side by side, as one product gives them; every row is kept, or every
+    other one."""
+    for dtype in DTYPES:
+        for some in (False, True):
+            name = f"rotation of {kv_heads} x {group} x {head_dim}, page {size}, {_word(dtype)}"
+            name += (", norms" if normed else "") + (", some rows" if some else "")
+            seed = case_seed(name)
+            numbers = _numbers(bench, seed)
+            batch, pages = _writing(bench, seed, size, some=some)
+            counts = kv_heads * group, kv_heads, kv_heads
+            shape = (batch.rows, sum(counts), head_dim)
+            drawn = torch.randn(shape, generator=numbers, device=bench.device)
+            angles = torch.rand((batch.rows, head_dim), generator=numbers, device=bench.device)
+            angles *= 6.3
+            weights = torch.randn((2, head_dim), generator=numbers, device=bench.device)
+            norms = HeadNorms(weights[0], weights[1], EPSILON) if normed else None
+            rotary = Rotary(angles.cos().to(dtype), angles.sin().to(dtype), norms)
+            query, key, value = drawn.to(dtype).split(counts, dim=1)
+            inner = 2 * size * kv_heads * head_dim
+            pool = torch.full((pages, inner + 8), NAN, dtype=dtype, device=bench.device)
+            layer = _layer(pool, size, kv_heads, head_dim)
+            by = by_rotation(query, key, value, layer, rotary)
+            right = [
+                exact.rotated(each, rotary.cos, rotary.sin, weight, EPSILON)
+                for each, weight in zip(
+                    (query, key), weights if normed else (None,) * 2, strict=True
+                )
+            ]
+            kept = value.clone()
+            rotate_append(query, key, value, layer, batch, rotary)
+            given = slice(None) if batch.write_rows is None else batch.write_rows
+            places = batch.write_pages, batch.write_offsets
+            error = max(
+                exact.error(query, right[0]),
+                exact.error(layer[:, 0][places], right[1][given]),
+                exact.error(layer[:, 1][places], kept[given]),
+                key=lambda each: (math.isnan(each), each),
+            )
+            layer[:, 0][places], layer[:, 1][places] = NAN, NAN
+            if not bool(pool.isnan().all()):
+                error = NAN  # somebody else's place was written to
+            yield checked(name, error, BOUNDS[dtype], seed=seed, by=by)
 
 
 def _writing(bench: Bench, seed: int, size: int, *, some: bool) -> tuple[AttentionBatch, int]:
@@ -163,25 +223,17 @@ def _checksums(words: int, bench: Bench) -> Iterable[Row]:
 
 def _norm(columns: int, bench: Bench) -> Iterable[Row]:
     for dtype in DTYPES:
-        for added in (False, True):
-            name = f"norm of {columns}, {_word(dtype)}{', residual' if added else ''}"
-            seed = case_seed(name)
-            numbers = _numbers(bench, seed)
-            shape = (2, 37, columns + 16)
-            drawn = torch.randn(shape, generator=numbers, device=bench.device)
-            drawn[:, 1] *= 100
-            rows, residual = drawn.to(dtype)[..., :columns]
-            weight = torch.randn(columns, generator=numbers, device=bench.device)
-            summed = rows.double() + residual.double()
-            with poisoned():
-                kept = residual if added else None
-                result = ops.rms_norm(rows, weight, EPSILON, residual=kept)
-            normed = residual if added else rows  # the norm is of what the residual then holds
-            error = exact.error(result, exact.rms_norm(normed, weight, EPSILON))
-            if added:
-                error = float(np.maximum(error, exact.error(residual, summed)))  # NaN stays
-            by = by_norm(rows, added=added)
-            yield checked(name, error, BOUNDS[dtype], seed=seed, by=by)
+        name = f"norm of {columns}, {_word(dtype)}"
+        seed = case_seed(name)
+        numbers = _numbers(bench, seed)
+        drawn = torch.randn((37, columns + 16), generator=numbers, device=bench.device)
+        drawn[1] *= 100
+        rows = drawn.to(dtype)[:, :columns]
+        weight = torch.randn(columns, generator=numbers, device=bench.device)
+        with poisoned():
+            result = ops.rms_norm(rows, weight, EPSILON)
+        error = exact.error(result, exact.rms_norm(rows, weight, EPSILON))
+        yield checked(name, error, BOUNDS[dtype], seed=seed, by=by_norm(rows))
 
 
 def _gate(columns: int, bench: Bench) -> Iterable[Row]:

@@ -12,10 +12,18 @@ from torch import Tensor
 
 from benchmarks.gpu import attention_times
 from benchmarks.gpu.bench import Bench, NotMeasured, Row, Step
-from benchmarks.gpu.checks import OTHER, TRITON, by_choice, by_gate, by_norm, by_pages
+from benchmarks.gpu.checks import (
+    OTHER,
+    TRITON,
+    by_choice,
+    by_gate,
+    by_norm,
+    by_pages,
+    by_rotation,
+)
 from benchmarks.gpu.limits import random_bytes
 from benchmarks.gpu.paging import Heads, batch_of, layer_views, page_tables
-from chatserve_kernels import gpu, ops, sampling
+from chatserve_kernels import AttentionBatch, Rotary, gpu, ops, rotate_append, sampling
 from chatserve_kernels.sampling import Choices
 
 PAGE_SIZE = 16
@@ -29,6 +37,7 @@ def steps(quick: bool) -> Sequence[Step]:
     return [
         *attention_times.steps(quick),
         Step("append", _append),
+        Step("rotation", _rotation),
         Step("copies", _copies),
         Step("checksums", _checksums),
         Step("norm", _norm),
@@ -53,6 +62,36 @@ def _append(bench: Bench) -> Iterable[Row]:
         moved = 2 * (key.nbytes + value.nbytes)
         note = _by(by_pages(bench.device))
         yield bench.bytes_row(f"append of {rows} rows", timing, moved, note)
+
+
+def _rotation(bench: Bench) -> Iterable[Row]:
+    """The same rows of a joined product, rotated and kept."""
+    heads = Heads(4, 2, 32) if bench.quick else Heads()
+    counts = heads.heads, heads.kv_heads, heads.kv_heads
+    for rows in (4, 33) if bench.quick else (64, 8192):
+        slices = [(1, 100 + row) for row in range(rows)] if rows <= 64 else [(rows, rows)]
+        tables, pages = page_tables([context for _, context in slices], PAGE_SIZE)
+        batch = batch_of(tables, slices, PAGE_SIZE, bench.device)
+        elements = PAGE_SIZE * heads.position_elements * 4
+        pool = torch.empty(pages, elements, dtype=torch.bfloat16, device=bench.device)
+        views = cycle(layer_views(pool, heads, PAGE_SIZE, 4))
+        angles = _normal(bench, 2, rows, heads.head_dim)
+        rotary = Rotary(angles[0].clamp(-1, 1), angles[1].clamp(-1, 1))
+        query, key, value = _normal(bench, rows, sum(counts), heads.head_dim).split(counts, dim=1)
+
+        given = query, key, value
+
+        def work(
+            given: tuple[Tensor, Tensor, Tensor] = given,
+            views: Iterator[Tensor] = views,
+            batch: AttentionBatch = batch,
+            rotary: Rotary = rotary,
+        ) -> None:
+            rotate_append(*given, next(views), batch, rotary)
+
+        moved = 2 * (query.nbytes + key.nbytes + value.nbytes) + 2 * angles[0].nbytes
+        note = _by(by_rotation(query, key, value, next(views), rotary))
+        yield bench.bytes_row(f"rotation of {rows} rows", bench.time(work), moved, note)
 
 
 def _copies(bench: Bench) -> Iterable[Row]:
@@ -81,18 +120,14 @@ def _norm(bench: Bench) -> Iterable[Row]:
     columns = 128 if bench.quick else HIDDEN
     weight = torch.randn(columns, device=bench.device)
     for count in (4, 16) if bench.quick else (64, 8192):
-        for added in (False, True):
-            given = _inputs(bench, (1 + added, count, columns))
+        given = _inputs(bench, (count, columns))
 
-            def work(given: Iterator[Tensor] = given, added: bool = added) -> object:
-                each = next(given)
-                residual = each[1] if added else None
-                return ops.rms_norm(each[0], weight, EPSILON, residual=residual)
+        def work(given: Iterator[Tensor] = given) -> object:
+            return ops.rms_norm(next(given), weight, EPSILON)
 
-            moved = (4 if added else 2) * count * columns * 2
-            name = f"norm of {count} x {columns}{', residual' if added else ''}"
-            note = _by(by_norm(next(given)[0], added=added))
-            yield bench.bytes_row(name, bench.time(work), moved, note)
+        moved = 2 * count * columns * 2
+        note = _by(by_norm(next(given)))
+        yield bench.bytes_row(f"norm of {count} x {columns}", bench.time(work), moved, note)
 
 
 def _gate(bench: Bench) -> Iterable[Row]:

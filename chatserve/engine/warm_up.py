@@ -85,7 +85,8 @@ def first_steps(
 ) -> Iterator[StepPlan]:
     """Small steps over the first of so many pages, to be run in this order: prompts of all sizes
     that kernels tell apart, each way to choose a token, rows that share a page, copies of some
-    pages, and a page's way to one of the host's slots and back. What finds no room is left out."""
+    pages, a row that writes nothing beside one that writes, and a page's way to one of the host's
+    slots and back. What finds no room is left out."""
     ways = cycle(_WAYS)
     most = min(ROWS_TOGETHER, tokens, context_length, pages * page_size)
     for size in (1 << power for power in range(most.bit_length())):
@@ -102,6 +103,8 @@ def first_steps(
         if free + count <= pages:
             copies = tuple(PageCopy(0, free + each) for each in range(count))
             yield StepPlan(0, 0, copies, tuple(sharing))
+    # The second one's page holds the position that it computes: it is a hit of all of its prompt.
+    yield StepPlan(0, 0, (), (sharing[0], sharing[1]._replace(write=False)))
     if slots:
         for moves in (Moves(saves=(PageMove(0, 0),)), Moves(promotions=(PageMove(0, 1),))):
             yield StepPlan(0, 0, (), (), moves)

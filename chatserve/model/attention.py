@@ -11,7 +11,7 @@ by: anything unknown that is not None is refused, and the probe compares the out
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,14 @@ from transformers import AttentionInterface
 
 from chatserve.errors import ModelRefused
 from chatserve.model.layout import KVLayout
-from chatserve_kernels import AttentionBatch, append_kv, attention_in_chain, paged_attention
+from chatserve_kernels import (
+    AttentionBatch,
+    Rotary,
+    append_kv,
+    attention_in_chain,
+    paged_attention,
+    rotate_append,
+)
 from chatserve_kernels.cpu.attention import AttentionInChain
 from chatserve_kernels.cpu.native import Chain, new_chain
 
@@ -43,7 +50,8 @@ _ONLY_AT = {
 class LayerCall:
     """One layer's attention, as the model asks for it.
 
-    query [rows, heads, head_dim], key and value [rows, kv_heads, head_dim], any strides.
+    query [rows, heads, head_dim], key and value [rows, kv_heads, head_dim], any strides. rotary:
+    what query and key still lack; the query may be changed then.
     """
 
     layer: int
@@ -54,6 +62,7 @@ class LayerCall:
     window: int | None
     soft_cap: float | None
     sinks: Tensor | None
+    rotary: Rotary | None = None
 
 
 class Paged(Protocol):
@@ -104,9 +113,14 @@ class PagedStep:
         kv = self._layout.layer_view(self._pool, call.layer)
         scales = self._layout.layer_scales(self._pool, call.layer)
         rows = self._batch.rows
-        append_kv(call.key[:rows], call.value[:rows], kv, self._batch, scales)
+        query, key, value = call.query[:rows], call.key[:rows], call.value[:rows]
+        if (rotary := call.rotary) is None:
+            append_kv(key, value, kv, self._batch, scales)
+        else:
+            rotary = replace(rotary, cos=rotary.cos[:rows], sin=rotary.sin[:rows])
+            rotate_append(query, key, value, kv, self._batch, rotary, scales)
         mixed = paged_attention(
-            call.query[:rows],
+            query,
             kv,
             self._batch,
             scale=call.scale,

@@ -1,18 +1,14 @@
-"""Norms and whole layers of a decoder in fewer, larger operations on a CPU; norms and gates on a
-GPU.
+"""Norms and whole layers of a decoder in fewer, larger operations on a CPU.
 
 May not know: requests, page ownership. Nothing here is needed: a model is right without it.
+`fusion.py` says what is taken; `on_device.py` is for a GPU.
 
 Theory: transformers writes a layer as some sixty operations of torch, and with one row, or a small
-model, reaching them costs more than computing. A layer of a known class (`_LAYERS`) becomes a dozen
-programs in a chain (`cpu/chain.py`), all layers of a model in one: what they give is there when the
-last of them has run it. Norms of other models become one operation each. Either is taken only where
-it gives what it gave before, for a few rows. Rows do not show what depends on a position in another
-way than through the rotary embedding, so layers are taken of classes that are known; what their
-attention asks for besides (scale, window, soft cap) is what it asked for in the trial.
+model, reaching them costs more than computing. A layer of a known class becomes a dozen programs in
+a chain (`cpu/chain.py`), all layers of a model in one: what they give is there when the last of
+them has run it. Norms of other models become one operation each.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,26 +17,28 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from chatserve.errors import ModelRefused
 from chatserve.model.attention import ChainedPaged, LayerCall, Paged, check_asked
 from chatserve.model.blocks import BlockLinear, JoinedBlocks
-from chatserve.model.on_device import FeedForwardOnDevice, NormOnDevice, feed_forward_on_device
+from chatserve.model.fusion import (
+    GELU,
+    LAYERS,
+    AttendsAtRandom,
+    Fusion,
+    ReplacedLayer,
+    agree,
+    head_norms,
+    norm_weights,
+    random_positions,
+    random_rows,
+    tried,
+)
+from chatserve.model.on_device import fuse_on_device
 from chatserve_kernels import gpu
 from chatserve_kernels.cpu.native import Chain, Recording, new_chain
 from chatserve_kernels.rows import Gate, Norm, Rotation, gate_for, norm_for, rotation_for
 
-_LAYERS = frozenset(
-    {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-)
-# transformers' names of activations.
-_GELU = {"silu": False, "gelu_pytorch_tanh": True}
-# Of a trial's rows: what a part does to large numbers only must show as well.
-_SIZES = (1.0, 1.0, 30.0)
-_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
 # Writing a layer's programs down takes a tenth of a millisecond; with many rows that is nothing.
 _KEPT_ROWS_MAX, _KEPT_FRAMES_MAX = 64, 6
-
-_log = logging.getLogger(__name__)
 
 
 class FusedNorm(nn.Module):
@@ -131,8 +129,8 @@ class Frames:
         self._frame = None
 
 
-class FusedLayer(nn.Module):
-    """A decoder layer in a chain; a call without pages goes to the original.
+class FusedLayer(ReplacedLayer):
+    """A decoder layer in a chain.
 
     asked: what its attention asks for. frames: of all layers. last: whether it runs the chain.
     """
@@ -147,12 +145,11 @@ class FusedLayer(nn.Module):
         first: bool,
         last: bool,
     ) -> None:
-        super().__init__()
-        self._name, self._parts = type(original).__name__, parts
+        super().__init__(original)
+        self._parts = parts
         self._frames, self._first, self._last = frames, first, last
         self._layer, self._scale = asked.layer, asked.scale
         self._window, self._soft_cap = asked.window, asked.soft_cap
-        self.original: nn.Module | None = original
 
     def forward(
         self,
@@ -167,15 +164,14 @@ class FusedLayer(nn.Module):
         last layer has run the chain. Raises ModelRefused as `paged_attention_forward` does."""
         chain = getattr(paged, "chain", None)
         if not isinstance(chain, Chain):
-            assert self.original is not None, "a model that serves is called with pages alone"
-            return self.original(
+            return self.without_pages(
                 hidden_states,
                 attention_mask=attention_mask,
                 position_embeddings=position_embeddings,
                 paged=paged,
                 **others,
             )
-        check_asked(self._name, attention_mask, others)
+        check_asked(self.name, attention_mask, others)
         if self._first:
             cos, sin = position_embeddings
             self.begin(hidden_states[0], (cos[0], sin[0]))
@@ -240,48 +236,13 @@ class FusedLayer(nn.Module):
         return before, call, chain.recorded()
 
 
-@dataclass(frozen=True, slots=True)
-class Fusion:
-    """What was fused: where, and in place of what."""
-
-    places: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
-
-    def undo(self) -> None:
-        """Every part as it was."""
-        for parent, name, part in self.places:
-            setattr(parent, name, part)
-        self.places.clear()
-
-    def settle(self) -> None:
-        """Let the originals go: nobody calls the model without pages any more."""
-        for parent, name, _ in self.places:
-            fused = getattr(parent, name)
-            if isinstance(fused, FusedLayer):
-                fused.original = None
-        self.places.clear()
-
-
 def fuse(model: nn.Module) -> Fusion:
     """Replace the parts of a model that gain by it. The model's attention is ours
     (`attention.py`), and on a CPU its linear layers are packed before."""
     fusion = Fusion()
     device = next(model.parameters()).device
-    (_fuse_on_device if gpu.serves(device.type) else _fuse_children)(model, fusion)
+    (fuse_on_device if gpu.serves(device.type) else _fuse_children)(model, fusion)
     return fusion
-
-
-def _fuse_on_device(parent: nn.Module, fusion: Fusion) -> None:
-    for name, child in list(parent.named_children()):
-        kind, better = type(child).__name__, None
-        if kind.endswith("RMSNorm"):
-            better = _tried(child, _as_norm_on_device)
-        elif kind.endswith("MLP"):
-            better = _tried(child, _as_feed_forward_on_device)
-        if better is None:
-            _fuse_on_device(child, fusion)
-            continue
-        setattr(parent, name, better)
-        fusion.places.append((parent, name, child))
 
 
 def _fuse_children(parent: nn.Module, fusion: Fusion) -> None:
@@ -292,23 +253,12 @@ def _fuse_children(parent: nn.Module, fusion: Fusion) -> None:
     for (name, child), layer in zip(children, fused, strict=True):
         better = layer
         if better is None and type(child).__name__.endswith("RMSNorm"):
-            norm = _tried(child, _as_norm)
+            norm = tried(child, _as_norm)
             better = None if norm is None else FusedNorm(norm)
         if better is None:
             _fuse_children(child, fusion)
-            continue
-        setattr(parent, name, better)
-        fusion.places.append((parent, name, child))
-
-
-def _tried(part: nn.Module, make: Any) -> Any:
-    """What `make` makes of a part; None where it cannot, with a line in the log."""
-    try:
-        with torch.inference_mode():
-            return make(part)
-    except (RuntimeError, ValueError, TypeError, AttributeError, ModelRefused) as error:
-        _log.info("%s is left as it is: %s", type(part).__name__, error)
-        return None
+        else:
+            fusion.put(parent, name, better)
 
 
 def _fused_layers(layers: Sequence[nn.Module]) -> list[FusedLayer] | None:
@@ -316,10 +266,10 @@ def _fused_layers(layers: Sequence[nn.Module]) -> list[FusedLayer] | None:
     fused: list[FusedLayer] = []
     frames, shapes = Frames(), set[tuple[int, ...]]()
     for layer in layers:
-        if type(layer).__name__ not in _LAYERS:
+        if type(layer).__name__ not in LAYERS:
             return None
         ends = {"first": not fused, "last": len(fused) == len(layers) - 1}
-        made: FusedLayer | None = _tried(layer, partial(_as_layer, frames=frames, ends=ends))
+        made: FusedLayer | None = tried(layer, partial(_as_layer, frames=frames, ends=ends))
         if made is None:
             return None
         fused.append(made)
@@ -329,43 +279,14 @@ def _fused_layers(layers: Sequence[nn.Module]) -> list[FusedLayer] | None:
 
 def _as_norm(original: nn.Module) -> Norm | None:
     """With the weight as it is, or 1 above it, as some families have it."""
-    for weight, epsilon, dtype in _weights(original):
+    for weight, epsilon, dtype in norm_weights(original):
         norm = norm_for(weight, epsilon, dtype)
         if norm is None:
             return None
-        rows = _random_rows(weight.shape[0], dtype)
-        if _agree([norm.run(rows)], [original(rows)]):
+        rows = random_rows(weight.shape[0], dtype)
+        if agree([norm.run(rows)], [original(rows)]):
             return norm
     return None
-
-
-def _as_norm_on_device(original: nn.Module) -> NormOnDevice | None:
-    for weight, epsilon, dtype in _weights(original):
-        norm = NormOnDevice(weight, epsilon)
-        rows = _random_rows(weight.shape[0], dtype).to(weight.device)
-        if _agree([norm(rows)], [original(rows)]):
-            return norm
-    return None
-
-
-def _as_feed_forward_on_device(original: nn.Module) -> FeedForwardOnDevice | None:
-    parts: Any = original
-    weight: Tensor = parts.gate_proj.weight
-    feed_forward = feed_forward_on_device(original)
-    rows = _random_rows(weight.shape[1], weight.dtype).to(weight.device)
-    if feed_forward is None or not _agree([feed_forward(rows)], [original(rows)]):
-        return None
-    return feed_forward
-
-
-def _weights(norm: nn.Module) -> list[tuple[Tensor, float, torch.dtype]]:
-    """What an RMSNorm multiplies with, perhaps: float32 [columns], its epsilon, its type."""
-    parts: Any = norm
-    given: Tensor = parts.weight
-    epsilon = getattr(norm, "variance_epsilon", None)
-    epsilon = float(parts.eps if epsilon is None else epsilon)
-    weight = given.detach().float()
-    return [(weight + more, epsilon, given.dtype) for more in (0.0, 1.0)]
 
 
 def _as_layer(original: nn.Module, *, frames: Frames, ends: dict[str, bool]) -> FusedLayer | None:
@@ -385,8 +306,8 @@ def _as_layer(original: nn.Module, *, frames: Frames, ends: dict[str, bool]) -> 
     # They write into rows that are as wide as what they are added to.
     if {output.width, down.width} != {projections.in_features}:
         return None
-    rotation = rotation_for(head_dim, _head_norms(attention), dtype)
-    gelu = _GELU.get(attention.config.hidden_act)
+    rotation = rotation_for(head_dim, head_norms(attention), dtype)
+    gelu = GELU.get(attention.config.hidden_act)
     gate = None if gelu is None else gate_for(down.in_features, dtype, gelu=gelu)
     norms = _as_norm(whole.input_layernorm), _as_norm(whole.post_attention_layernorm)
     if rotation is None or gate is None or norms[0] is None or norms[1] is None:
@@ -394,72 +315,33 @@ def _as_layer(original: nn.Module, *, frames: Frames, ends: dict[str, bool]) -> 
     parts = _Parts(
         head_dim, norms[0], projections, rotation, output, norms[1], gate_and_up, gate, down
     )
-    rows = _random_rows(projections.in_features, dtype)
-    angles = _random_rows(head_dim // 2, torch.float32).repeat(1, 2)
-    positions = angles.cos().to(dtype)[None], angles.sin().to(dtype)[None]
-    expected_calls = _Recorder(None)
+    rows = random_rows(projections.in_features, dtype)
+    positions = random_positions(head_dim, dtype)
+    expected_calls = AttendsAtRandom()
     expected = original(rows[None], position_embeddings=positions, paged=expected_calls)
     (asked,) = expected_calls.calls
     chain = new_chain()
     if asked.sinks is not None or chain is None:
         return None
     alone = FusedLayer(original, parts, asked, Frames(), first=True, last=True)
-    calls = _Recorder(chain)
+    calls = _AttendsLater(chain)
     result = alone(rows[None], position_embeddings=positions, paged=calls)
     (call,) = calls.calls
-    right = _agree(
+    right = agree(
         [result, call.query, call.key, call.value],
         [expected, asked.query, asked.key, asked.value],
     )
     return FusedLayer(original, parts, asked, frames, **ends) if right else None
 
 
-def _head_norms(attention: nn.Module) -> tuple[Tensor, Tensor, float] | None:
-    """The weights of the norms of query and key, where there are any, and their epsilon."""
-    parts: Any = attention
-    if getattr(attention, "q_norm", None) is None:
-        return None
-    (query, epsilon, _), (key, other, _) = (
-        _weights(each)[0] for each in (parts.q_norm, parts.k_norm)
-    )
-    if epsilon != other:
-        raise ValueError("norms of query and key have different epsilons")
-    return query, key, epsilon
+class _AttendsLater(AttendsAtRandom):
+    """Of layers in a chain."""
 
-
-class _Recorder:
-    """Stands in for pages: attention is one set of random numbers. chain: None for a layer that is
-    to be computed at once."""
-
-    def __init__(self, chain: Chain | None) -> None:
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
         self.chain = chain
-        self.calls: list[LayerCall] = []
-
-    def attend(self, call: LayerCall) -> Tensor:
-        """[rows, heads, head_dim]"""
-        self.calls.append(call)
-        _, heads, head_dim = call.query.shape
-        return _random_rows(heads * head_dim, call.query.dtype).unflatten(1, (-1, head_dim))
 
     def attend_later(self, call: LayerCall, result: Tensor) -> None:
         """Into the result, at once."""
-        assert self.chain is not None
         self.chain.run()
         result.copy_(self.attend(call))
-
-
-def _random_rows(columns: int, dtype: torch.dtype) -> Tensor:
-    """The same ones each time: [trial rows, columns]."""
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(len(_SIZES), columns, generator=generator)
-    return (rows * torch.tensor(_SIZES)[:, None]).to(dtype)
-
-
-def _agree(results: list[Tensor], expected: list[Tensor]) -> bool:
-    """Whether each row of each tensor is as it should be."""
-    for result, wanted in zip(results, expected, strict=True):
-        mine, theirs = (each.float().reshape(len(_SIZES), -1) for each in (result, wanted))
-        differences = (mine - theirs).norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-6)
-        if not bool((differences <= _TOLERANCE[result.dtype]).all()):  # not: NaN must fail too
-            return False
-    return True

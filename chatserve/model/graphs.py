@@ -1,4 +1,4 @@
-"""Decode steps as recorded graphs: one launch in place of a thousand.
+"""Decode steps as recorded graphs: one launch in place of hundreds.
 
 May not know: requests, page ownership. Nothing here is needed: `LoadedModel.forward` serves every
 step.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from chatserve.model.blocks import BlockLinear
+from chatserve_kernels import gpu
 from chatserve_kernels.linear import in_blocks, product_for
 
 _TRIAL_ROWS = 3
@@ -70,6 +71,8 @@ def pack_linears(model: nn.Module) -> Packing:
         for name, layer in list(parent.named_children()):
             if type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
                 continue
+            if gpu.serves("cpu"):
+                continue  # in Triton's interpreter a CPU is treated as a GPU is
             if layer.weight.dtype not in _TOLERANCE:
                 continue
             packed = _packed(layer)

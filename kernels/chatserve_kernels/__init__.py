@@ -10,7 +10,8 @@ slowly what each operation means; `ops.py` holds the checked doors that a model 
 way behind them; `cpu/` has machine code for a CPU and `gpu/` Triton kernels, which `runs.py` tells
 what pages rows have in common. Every backend behind a door is tested against the reference.
 `linear.py`, `int8.py` and `rows.py` are doors of machine code that has nothing to do with pages:
-linear layers, norms, rotary embedding and gates. `sampling.py` is the door of the choice of tokens,
+linear layers, norms, rotary embedding and gates. `rotation.py` is the door of rotary embedding
+where rows go into pages in the same launch. `sampling.py` is the door of the choice of tokens,
 which has kernels for a GPU alone.
 """
 
@@ -24,9 +25,12 @@ from chatserve_kernels.ops import (
     paged_attention,
     rms_norm,
 )
+from chatserve_kernels.rotation import HeadNorms, Rotary, rotate_append
 
 __all__ = [
     "AttentionBatch",
+    "HeadNorms",
+    "Rotary",
     "append_kv",
     "attention_in_chain",
     "copy_pages",
@@ -34,4 +38,5 @@ __all__ = [
     "page_checksums",
     "paged_attention",
     "rms_norm",
+    "rotate_append",
 ]

@@ -104,7 +104,7 @@ def attention_in_chain(
     """`append_kv`, then `paged_attention`, in chains: for any layer of this batch whose tensors
     have the same shapes, strides and types. None where machine code does not serve them. Raises
     ValueError."""
-    _check_append(key, value, kv, batch, scales)
+    check_append(key, value, kv, batch, scales)
     _check_attention(query, kv, batch, window=window, soft_cap=soft_cap, sinks=None, scales=scales)
     _check_readable(batch)
     if scales is not None:
@@ -126,7 +126,7 @@ def append_kv(
     key, value: [rows, kv_heads, head_dim], any strides. kv, scales: as in `paged_attention`.
     Two rows never name the same page and offset. Raises ValueError.
     """
-    _check_append(key, value, kv, batch, scales)
+    check_append(key, value, kv, batch, scales)
     if gpu.serves(kv.device.type):
         from chatserve_kernels.gpu import pages as on_gpu
 
@@ -192,29 +192,19 @@ def page_checksums(pool: Tensor, pages: Tensor, weights: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=pool.device)
 
 
-def rms_norm(
-    rows: Tensor, weight: Tensor, epsilon: float, *, residual: Tensor | None = None
-) -> Tensor:
+def rms_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean(x²) + epsilon) * weight of each row, in float32, rounded once.
 
     rows: [any, columns]. weight: float32 [columns]; 1 above the model's own where a family has it
-    like that. residual: like rows, elements side by side; the rows are added to it, in place, and
-    the norm is of what it then holds. Returns [any, columns], contiguous, in the rows' dtype.
-    Raises ValueError.
+    like that. Returns [any, columns], contiguous, in the rows' dtype. Raises ValueError.
     """
     if rows.ndim != 2 or weight.shape != rows.shape[1:] or weight.dtype != torch.float32:
         raise ValueError(f"weight is {weight.dtype} {tuple(weight.shape)}, rows {rows.shape}")
-    if residual is not None:
-        _check_alike("residual", residual, rows)
-        if residual.stride(1) != 1:
-            raise ValueError("elements of a residual's row must lie side by side")
     if gpu.serves(rows.device.type):
         from chatserve_kernels.gpu import rows as on_gpu
 
-        if on_gpu.serves_norm(rows, added=residual is not None):
-            return on_gpu.rms_norm(rows, weight, epsilon, residual)
-    if residual is not None:
-        rows = residual.add_(rows)
+        if on_gpu.serves_norm(rows):
+            return on_gpu.rms_norm(rows, weight, epsilon)
     wide = rows.float()
     scale = (wide.square().mean(dim=1, keepdim=True) + epsilon).rsqrt_()
     return (wide * scale * weight).to(rows.dtype).contiguous()
@@ -227,7 +217,10 @@ def gated(gates: Tensor, ups: Tensor, *, gelu: bool) -> Tensor:
     """
     if gates.ndim != 2:
         raise ValueError(f"gates are {tuple(gates.shape)}, not [rows, columns]")
-    _check_alike("ups", ups, gates)
+    if ups.shape != gates.shape or ups.dtype != gates.dtype:
+        raise ValueError(
+            f"ups are {ups.dtype} {tuple(ups.shape)}, not {gates.dtype} {tuple(gates.shape)}"
+        )
     if gpu.serves(gates.device.type):
         from chatserve_kernels.gpu import rows as on_gpu
 
@@ -236,14 +229,6 @@ def gated(gates: Tensor, ups: Tensor, *, gelu: bool) -> Tensor:
     wide = gates.float()
     active = F.gelu(wide, approximate="tanh") if gelu else F.silu(wide)
     return (active * ups).to(gates.dtype).contiguous()
-
-
-def _check_alike(name: str, tensor: Tensor, other: Tensor) -> None:
-    if tensor.shape != other.shape or tensor.dtype != other.dtype:
-        raise ValueError(
-            f"{name} are {tensor.dtype} {tuple(tensor.shape)}, "
-            f"not {other.dtype} {tuple(other.shape)}"
-        )
 
 
 def _check_attention(
@@ -271,9 +256,10 @@ def _check_attention(
         raise ValueError("sinks must be [heads]")
 
 
-def _check_append(
+def check_append(
     key: Tensor, value: Tensor, kv: Tensor, batch: AttentionBatch, scales: Tensor | None
 ) -> None:
+    """What `append_kv` takes, else ValueError."""
     _check_kv(kv, batch, scales)
     expected = (batch.rows, kv.shape[3], kv.shape[4])
     if key.shape != expected or value.shape != expected:

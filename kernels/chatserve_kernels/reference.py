@@ -140,6 +140,27 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return result
 
 
+def rotated(
+    heads: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, epsilon: float = 0.0
+) -> Tensor:
+    """Rotary embedding of [rows, heads, head_dim], after RMSNorms of the heads by weight
+    [head_dim], where there is one; cos, sin: [rows, head_dim]. Element i turns with element
+    i + head_dim / 2, each by its own angle's cos and sin."""
+    result, half = torch.zeros_like(heads), heads.shape[2] // 2
+    for row in range(heads.shape[0]):
+        c, s = cos[row].double().tolist(), sin[row].double().tolist()
+        for head, vector in enumerate(heads[row]):
+            x = vector.double().tolist()
+            if weight is not None:
+                root = math.sqrt(sum(each * each for each in x) / len(x) + epsilon)
+                x = [each / root * float(by) for each, by in zip(x, weight, strict=True)]
+            for i in range(half):
+                j = i + half
+                result[row, head, i] = x[i] * c[i] - x[j] * s[i]
+                result[row, head, j] = x[j] * c[j] + x[i] * s[j]
+    return result
+
+
 def gated(gates: Tensor, ups: Tensor, *, gelu: bool) -> Tensor:
     """[rows, columns]: x / (1 + exp(-x)) * up, or with gelu
     x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x³))) * up."""

@@ -50,7 +50,7 @@ def test_what_later_steps_launch_the_first_ones_have_launched(
     heights = {dict(constants).get("HEIGHT") for name, constants in before if name == "attend"}
     assert len(heights) >= 3, heights
     kernels = {name for name, _ in before}
-    assert {"attend", "join", "append", "copy", "weighted_sum", "choose"} <= kernels
+    assert {"attend", "join", "rotate", "append", "copy", "weighted_sum", "choose"} <= kernels
     assert {"adjust", "count_late"} <= kernels
     for plan in later_steps():
         runner.run(plan)
@@ -68,7 +68,12 @@ def later_steps() -> list[StepPlan]:
         step([(100 + row, 1, (*range(12), 12 + 2 * row, 13 + 2 * row)) for row in range(count)])
         for count in (2, 3, 9)
     ]
-    return [*prompts, *mixed, *apart, *shared]
+    rows = shared[-1].slices
+    written_before = [
+        StepPlan(0, 0, (), tuple(each._replace(write=index > 0) for index, each in enumerate(some)))
+        for some in (rows[:1], rows[:2], rows[:9])
+    ]
+    return [*prompts, *mixed, *apart, *shared, *written_before]
 
 
 def step(rows: Sequence[tuple[int, int, Sequence[int]]]) -> StepPlan:

@@ -23,7 +23,8 @@ from triton.runtime import driver
 
 from chatserve_kernels import fp8, gpu
 from chatserve_kernels.batch import AttentionBatch
-from chatserve_kernels.gpu import attention, pages, rows, sampling
+from chatserve_kernels.gpu import attention, pages, rotation, rows, sampling
+from chatserve_kernels.rotation import HeadNorms, Rotary
 from chatserve_kernels.sampling import Adjustments, Choices, LateCounts
 
 THREADS_OF_A_WARP = 32
@@ -150,6 +151,33 @@ def move_all() -> None:
     pages.page_checksums(pool, torch.arange(3), pool[0])
 
 
+def rotate_all() -> None:
+    """Rows of joined products, with and without norms of heads, to plain pages and fp8 ones."""
+    places = torch.zeros(5, dtype=torch.int64)
+    batch = AttentionBatch(
+        query_starts=(0, 5),
+        context_lengths=(5,),
+        page_tables=torch.zeros(1, 1, dtype=torch.int32),
+        write_pages=places,
+        write_offsets=places,
+        write_rows=None,
+        page_size=PAGE_SIZE,
+    )
+    for heads, kv_heads, head_dim in ((32, 8, 128), (14, 2, 64), (8, 4, 256)):
+        counts = heads, kv_heads, kv_heads
+        given = torch.zeros(5, sum(counts), head_dim, dtype=BRAIN).split(counts, dim=1)
+        query, key, value = given
+        angles = torch.zeros(5, head_dim, dtype=BRAIN)
+        kv = torch.zeros(4, 2, PAGE_SIZE, kv_heads, head_dim, dtype=BRAIN)
+        scales = torch.zeros(4, 2, kv_heads, PAGE_SIZE)
+        for norms in (None, HeadNorms(torch.ones(head_dim), torch.ones(head_dim), 1e-6)):
+            rotary = Rotary(angles, angles, norms)
+            rotation.rotate_append(query, key, value, kv, batch, rotary, None)
+            codes = kv.to(torch.float8_e4m3fn)
+            rotation.rotate_append(query, key, value, codes, batch, rotary, scales)
+            rotation.rotate(query, key, rotary)
+
+
 def choose_all() -> None:
     """Tokens of a large vocabulary, with and without filters and adjustments."""
     ones = np.ones(4)
@@ -178,8 +206,7 @@ def choose_all() -> None:
 def norm_and_gate() -> None:
     """Rows of a large model."""
     given = torch.zeros(5, 4096, dtype=BRAIN)
-    for residual in (None, given.clone()):
-        rows.rms_norm(given, torch.ones(4096), 1e-6, residual)
+    rows.rms_norm(given, torch.ones(4096), 1e-6)
     for gelu in (False, True):
         rows.gated(given, given, gelu=gelu)
 
@@ -193,6 +220,7 @@ def main() -> None:
     attention.knows_fp8 = lambda device: divmod(capability, 10) >= fp8.NATIVE_CAPABILITY
     attend_all()
     move_all()
+    rotate_all()
     choose_all()
     norm_and_gate()
 

@@ -33,7 +33,7 @@ def test_kernels_compile_and_find_room(capability: int, tmp_path: Path) -> None:
     found = [line.split() for line in done.stdout.splitlines()]
     names = {name for name, *_ in found}
     assert {"attend", "join", "append", "append_rounded", "copy", "weighted_sum"} <= names
-    assert {"norm", "gate", "adjust", "survey", "weigh", "gather", "choose"} <= names
+    assert {"rotate", "norm", "gate", "adjust", "survey", "weigh", "gather", "choose"} <= names
     for name, shared, spilled, *what in found:
         assert int(shared) <= PROCESSORS[capability], (name, shared, what)
         # What does not fit into registers goes to slow memory: some words, and no array of results.

@@ -227,7 +227,9 @@ def test_what_we_do_not_know_is_refused(wide: Callable[[str], Path]) -> None:
     model = load(wide("qwen3"))
     layer = next(each for each in model._model.modules() if isinstance(each, FusedLayer))
     rows = torch.zeros(1, 2, 64)
-    recorder = fused._Recorder(native.new_chain())
+    chain = native.new_chain()
+    assert chain is not None
+    recorder = fused._AttendsLater(chain)
     with pytest.raises(ModelRefused, match="'output_attentions'"):
         layer(rows, position_embeddings=(rows, rows), paged=recorder, output_attentions=True)
     with pytest.raises(ModelRefused, match="mask of its own"):

@@ -75,6 +75,19 @@ def _rounded(x, LARGEST_INVERSE: tl.constexpr, MOST_MIN: tl.constexpr):
 
 
 @triton.jit
+def rounded_halves(low, high, LARGEST_INVERSE: tl.constexpr, MOST_MIN: tl.constexpr):
+    """The same of a head in two halves, [1, half] each."""
+    low_size, high_size = tl.abs(low), tl.abs(high)
+    is_finite = (low_size < float("inf")) & (high_size < float("inf"))
+    finite = tl.min(tl.where(is_finite, 1, 0))
+    most = tl.max(tl.where(is_finite, tl.maximum(low_size, high_size), 0.0))
+    most = tl.maximum(most, MOST_MIN)
+    scale = tl.where(finite == 1, most * LARGEST_INVERSE, float("nan"))
+    every = tl.zeros_like(low) + scale
+    return _nearest(tl.div_rn(low, every)), _nearest(tl.div_rn(high, every)), scale
+
+
+@triton.jit
 def append_rounded(
     key,
     value,

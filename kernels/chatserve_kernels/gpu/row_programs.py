@@ -15,24 +15,19 @@ GELU_CUBE = tl.constexpr(0.044715)
 @triton.jit(do_not_specialize=["count"])
 def norm(
     rows,
-    residual,
     weight,
     result,
     count,
     rows_row,
-    residual_row,
     epsilon,
     COLUMNS: tl.constexpr,
     ELEMENTS: tl.constexpr,
     TOGETHER: tl.constexpr,
-    ADDED: tl.constexpr,
 ):
     """Program (some rows): RMSNorm (arXiv 1910.07467) of each, in float32.
 
-    rows, residual: [count, COLUMNS], rows apart by rows_row and residual_row; with ADDED the rows
-    are added to the residual, in place, and the norm is of what it then holds. weight: float32
-    [COLUMNS]. result: [count, COLUMNS], contiguous. ELEMENTS: a power of two, COLUMNS or more;
-    TOGETHER: rows of a program.
+    rows: [count, COLUMNS], apart by rows_row. weight: float32 [COLUMNS]. result: [count, COLUMNS],
+    contiguous. ELEMENTS: a power of two, COLUMNS or more; TOGETHER: rows of a program.
     """
     row = tl.program_id(0).to(tl.int64) * TOGETHER + tl.arange(0, TOGETHER)
     column = tl.arange(0, ELEMENTS)
@@ -40,12 +35,6 @@ def norm(
     is_place = (row < count)[:, None] & is_column[None, :]
     given = rows + (row * rows_row)[:, None] + column[None, :]
     values = tl.load(given, mask=is_place, other=0.0).to(tl.float32)
-    if ADDED:
-        place = residual + (row * residual_row)[:, None] + column[None, :]
-        kept = values + tl.load(place, mask=is_place, other=0.0).to(tl.float32)
-        kept = kept.to(residual.dtype.element_ty)
-        tl.store(place, kept, mask=is_place)
-        values = kept.to(tl.float32)
     mean = tl.sum(values * values, 1) / COLUMNS
     factor = tl.rsqrt(mean + epsilon)
     scale = tl.load(weight + column, mask=is_column, other=0.0)

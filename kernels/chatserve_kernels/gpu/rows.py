@@ -21,15 +21,14 @@ GATE_ELEMENTS = 1 << 10
 EPSILON = 1e-5  # in trials
 
 
-def serves_norm(rows: Tensor, *, added: bool) -> bool:
-    """Whether the kernel takes rows like these, [any, columns], and has passed its trial. added:
-    whether there is a residual."""
+def serves_norm(rows: Tensor) -> bool:
+    """Whether the kernel takes rows like these, [any, columns], and has passed its trial."""
     if not gpu.serves(rows.device.type) or rows.dtype not in TOLERANCE:
         return False
     columns = rows.shape[1]
     if not 0 < columns <= NORM_ELEMENTS_MAX:
         return False
-    return gpu.interpreted() or _norm_trusted(columns, added, rows.dtype, rows.device)
+    return gpu.interpreted() or _norm_trusted(columns, rows.dtype, rows.device)
 
 
 def serves_gate(gates: Tensor, *, gelu: bool) -> bool:
@@ -39,7 +38,7 @@ def serves_gate(gates: Tensor, *, gelu: bool) -> bool:
     return gpu.interpreted() or _gate_trusted(gelu, gates.dtype, gates.device)
 
 
-def rms_norm(rows: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None) -> Tensor:
+def rms_norm(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As `ops.rms_norm` has them."""
     count, columns = rows.shape
     result = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
@@ -48,20 +47,16 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float, residual: Tensor | No
     rows = _side_by_side(rows)
     elements = power_of_two(columns)
     together = max(1, NORM_ELEMENTS // elements)
-    given = rows if residual is None else residual
     gpu.launched(row_programs.norm, (-(-count // together),))(
         rows,
-        given,
         weight.contiguous(),
         result,
         count,
         rows.stride(0),
-        given.stride(0),
         epsilon,
         COLUMNS=columns,
         ELEMENTS=elements,
         TOGETHER=together,
-        ADDED=residual is not None,
         num_warps=16 if elements > NORM_ELEMENTS else 4,
     )
     return result
@@ -94,8 +89,8 @@ def _side_by_side(rows: Tensor) -> Tensor:
 
 
 @cache
-def _norm_trusted(columns: int, added: bool, dtype: torch.dtype, device: torch.device) -> bool:
-    return gpu.passes("norms", device, lambda: _norm_agrees(columns, added, dtype, device))
+def _norm_trusted(columns: int, dtype: torch.dtype, device: torch.device) -> bool:
+    return gpu.passes("norms", device, lambda: _norm_agrees(columns, dtype, device))
 
 
 @cache
@@ -103,19 +98,14 @@ def _gate_trusted(gelu: bool, dtype: torch.dtype, device: torch.device) -> bool:
     return gpu.passes("gates", device, lambda: _gate_agrees(gelu, dtype, device))
 
 
-def _norm_agrees(columns: int, added: bool, dtype: torch.dtype, device: torch.device) -> bool:
+def _norm_agrees(columns: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether small and large rows, more than a program's, come out as float64 has them."""
     count = 3 + max(1, NORM_ELEMENTS // power_of_two(columns))
     numbers = torch.Generator().manual_seed(1)
-    rows, residual = torch.randn((2, count, columns), generator=numbers).to(dtype)
+    rows = torch.randn((count, columns), generator=numbers).to(dtype)
     rows[1] *= 100
     weight = torch.randn(columns, generator=numbers)
-    kept = residual.to(device, copy=True) if added else None
-    result = rms_norm(rows.to(device), weight.to(device), EPSILON, kept)
-    if kept is not None:
-        if not _close(kept, rows.double() + residual.double()):
-            return False
-        rows = kept.cpu()
+    result = rms_norm(rows.to(device), weight.to(device), EPSILON)
     wide = rows.double()
     scale = (wide.square().mean(dim=1, keepdim=True) + EPSILON).rsqrt()
     return _close(result, wide * scale * weight)
