@@ -5,7 +5,8 @@
     limits    copy bandwidth, matrix rate, copies to and from page-locked memory
     grid      every operation of chatserve_kernels against float64
     kernels   each as a share of its limit
-    engine    decode steps and prompts of a random model of 8 B parameters, shaped as Llama 3
+    engine    decode steps and prompts of a random model of 8 B parameters, shaped as Llama 3;
+              decode steps of a prompt's beginning that all share, and of fp8 pages
     tiers     pages out to the host's memory and in again; a turn after a restart
 
 It needs torch, triton and transformers, and of the server only floors 0 to 3. `parts.py` says what

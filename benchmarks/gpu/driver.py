@@ -96,7 +96,8 @@ class Drive:
             given.write(json.dumps(work))
         watch = _Watch(child, self._until)
         watch.allow(START_SECONDS)
-        begun = self._read(child.stdout, queue, watch)
+        with child.stdout as told:
+            begun = self._read(told, queue, watch)
         watch.end()
         status = child.wait()
         if not queue or time.monotonic() >= self._until:

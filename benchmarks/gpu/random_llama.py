@@ -1,8 +1,8 @@
 """A Llama of random weights, made on the device without any file, loaded as a checkpoint's is."""
 
+import gc
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,23 @@ class Made:
     size: Size
 
 
-@cache
-def made(device: torch.device, quick: bool) -> Made:
-    """The one of this process."""
+_made: dict[tuple[torch.device, bool, str], Made] = {}
+
+
+def made(device: torch.device, quick: bool, kv_dtype: str = "auto") -> Made:
+    """The one of this process; one whose pages are of another type goes first, since there may be
+    no room for two."""
+    wanted = device, quick, kv_dtype
+    if wanted not in _made:
+        _made.clear()
+        gc.collect()
+        _made[wanted] = _new(device, TINY if quick else LARGE, kv_dtype)
+    return _made[wanted]
+
+
+def _new(device: torch.device, size: Size, kv_dtype: str) -> Made:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    size = TINY if quick else LARGE
     config = LlamaConfig(
         vocab_size=size.vocabulary,
         hidden_size=size.hidden,
@@ -99,5 +110,6 @@ def made(device: torch.device, quick: bool) -> Made:
         weights=weights,
         page_size=PAGE_SIZE,
         context_length=size.context,
+        kv_dtype=kv_dtype,
     )
     return Made(ready, size)

@@ -90,8 +90,7 @@ def load_model(
             served = min(served, context_length)
         target = _open_device(device)
         chosen = choose_dtype(dtype, stored=stored_dtype(checkpoint), device=target)
-        _check_quantize(quantize, device=target, dtype=chosen)
-        _check_kv_dtype(kv_dtype)
+        _check_ways(quantize, kv_dtype, device=target, dtype=chosen)
         fields = config_text(config.to_dict())
         weights = _in_thread(checkpoint, digest_cache)
         model = _read_weights(checkpoint, config, chosen)
@@ -131,8 +130,10 @@ def ready_model(
     """Try a model that is on its device, in the type it computes in, and make it ready.
 
     folder: where a tokenizer is, if there is one. fields: `config_text` of its config as it was
-    read. weights: a digest of its weights. Raises ModelRefused with one sentence.
+    read. weights: a digest of its weights. quantize, kv_dtype: as in `load_model`. Raises
+    ModelRefused with one sentence, SettingsError where the device cannot do what they say.
     """
+    _check_ways(quantize, kv_dtype, device=model.device, dtype=dtype)
     with _quiet(), as_current(model.device):
         generation = _generation_defaults(model)
         fix_rotary(model, context_length)
@@ -292,7 +293,10 @@ def choose_dtype(dtype: str, *, stored: str, device: torch.device) -> torch.dtyp
     return torch.float32
 
 
-def _check_quantize(quantize: str, *, device: torch.device, dtype: torch.dtype) -> None:
+def _check_ways(quantize: str, kv_dtype: str, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Before any weight is read, too, since that takes long."""
+    if kv_dtype not in KV_DTYPES:
+        raise SettingsError(f"--kv-dtype is {' or '.join(KV_DTYPES)}, not '{kv_dtype}'.")
     if quantize not in QUANTIZATIONS:
         raise SettingsError(f"--quantize is {' or '.join(QUANTIZATIONS)}, not '{quantize}'.")
     if quantize == "none":
@@ -301,11 +305,6 @@ def _check_quantize(quantize: str, *, device: torch.device, dtype: torch.dtype) 
         raise SettingsError(f"--quantize int8 is for a CPU; the device is '{device}'.")
     if dtype not in QUANTIZED_DTYPES:
         raise SettingsError("--quantize int8 is for --dtype bfloat16 or float32, not float16.")
-
-
-def _check_kv_dtype(kv_dtype: str) -> None:
-    if kv_dtype not in KV_DTYPES:
-        raise SettingsError(f"--kv-dtype is {' or '.join(KV_DTYPES)}, not '{kv_dtype}'.")
 
 
 def _open_device(device: str) -> torch.device:

@@ -54,8 +54,8 @@ def write(rows: Tensor, kv: Tensor, scales: Tensor, pages: Tensor, offsets: Tens
 
 
 def check_scales(kv: Tensor, scales: Tensor | None) -> None:
-    """scales: float32 [pages, 2, kv_heads, page_size] beside fp8 pages, one page's contiguous, and
-    None beside others; else ValueError."""
+    """scales: float32 [pages, 2, kv_heads, page_size] beside fp8 pages, on their device, one page's
+    contiguous, no two pages' in the same place, and None beside others; else ValueError."""
     if scales is None:
         if kv.dtype == FP8:
             raise ValueError("pages of fp8 are nothing without scales")
@@ -68,5 +68,9 @@ def check_scales(kv: Tensor, scales: Tensor | None) -> None:
             f"scales are {scales.dtype} {tuple(scales.shape)}, not torch.float32 "
             f"{(pages, 2, kv_heads, page_size)}"
         )
+    if scales.device != kv.device:
+        raise ValueError(f"scales are on '{scales.device}', their pages on '{kv.device}'")
     if not scales[:1].is_contiguous():
         raise ValueError("the scales of one page must be contiguous")
+    if pages > 1 and scales.stride(0) < scales[0].numel():
+        raise ValueError("each page has scales of its own")

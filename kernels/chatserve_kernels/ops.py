@@ -13,7 +13,7 @@ before it meets an arithmetic operation (0 * NaN is NaN). Positions inside a con
 written, also those before a window. Query heads that share a kv head are never given copies of it:
 for a slice they are an expanded (stride 0) dimension, for a decode row they take the place of the
 query positions. Pages of fp8 (`fp8.py`), which no machine code reads, become the query's type when
-they are gathered.
+they are gathered, float32 beside float16.
 """
 
 import torch
@@ -49,8 +49,8 @@ def paged_attention(
     query: [rows, heads, head_dim], any strides; rows = batch.query_starts[-1].
     kv: [pages, 2, page_size, kv_heads, head_dim], the query's dtype; one page's K and V must be
         contiguous, pages may be apart by any stride. kv_heads divides heads.
-    scales: float32 [pages, 2, kv_heads, page_size] where kv is fp8 (`fp8.py`), the query float32,
-        float16 or bfloat16; one page's contiguous, pages apart by any stride.
+    scales: float32 [pages, 2, kv_heads, page_size] where kv is fp8 (`fp8.py`), on its device, the
+        query float32, float16 or bfloat16; one page's contiguous, pages apart by any stride.
     window: a query at position p sees only positions t > p - window (None: all t ≤ p).
     soft_cap: scores s become soft_cap * tanh(s / soft_cap).
     sinks: [heads], logits that join each softmax without a value.
@@ -279,8 +279,8 @@ def _check_readable(batch: AttentionBatch) -> None:
 
 
 def _check_kv(kv: Tensor, batch: AttentionBatch, scales: Tensor | None) -> None:
-    """kv: [pages, 2, page_size, kv_heads, head_dim], one page's K and V contiguous, and scales as
-    `fp8.check_scales` has them, else ValueError."""
+    """kv: [pages, 2, page_size, kv_heads, head_dim], one page's K and V contiguous, pages apart,
+    and scales as `fp8.check_scales` has them, else ValueError."""
     if kv.ndim != 5 or kv.shape[1] != 2 or kv.shape[2] != batch.page_size:
         raise ValueError(
             f"kv is {tuple(kv.shape)}, not [pages, 2, {batch.page_size}, kv_heads, head_dim]"
@@ -289,6 +289,8 @@ def _check_kv(kv: Tensor, batch: AttentionBatch, scales: Tensor | None) -> None:
     inner = (page_size * kv_heads * head_dim, kv_heads * head_dim, head_dim, 1)
     if kv.stride()[1:] != inner:
         raise ValueError("K and V of one page must be contiguous")
+    if len(kv) > 1 and kv.stride(0) < 2 * inner[0]:
+        raise ValueError("each page has K and V of its own")
     fp8.check_scales(kv, scales)
 
 
@@ -366,12 +368,14 @@ def _attend_decode(
 def _gathered(
     kv: Tensor, scales: Tensor | None, part: int, table: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """K (part 0) or V of these pages: [pages * page_size, kv_heads, head_dim], of this type."""
+    """K (part 0) or V of these pages: [pages * page_size, kv_heads, head_dim], of this type; of
+    float32 in place of float16 where they are fp8, whose scales go beyond what that holds."""
     if scales is None:
         return kv[:, part].index_select(0, table).flatten(0, 1)
     elements = kv.view(torch.uint8)[:, part].index_select(0, table).flatten(0, 1)
     scale = scales[:, part].index_select(0, table).transpose(1, 2).flatten(0, 1)
-    return fp8.widened(elements.view(fp8.FP8), scale, dtype)
+    wide = torch.float32 if dtype == torch.float16 else dtype
+    return fp8.widened(elements.view(fp8.FP8), scale, wide)
 
 
 def _visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
@@ -394,8 +398,11 @@ def _softmax_mix(
     sinks: Tensor | None,
 ) -> Tensor:
     """query [b, h, q, d]; key, value [b, h or 1, t, d], finite; mask bool, broadcast to
-    [b, h, q, t], at least one True per query; sinks broadcast to [b, h, q, 1].
+    [b, h, q, t], at least one True per query; sinks broadcast to [b, h, q, 1]. The result is of the
+    query's type. Explicit weights stay float32: beside a large sink all of them may be below what
+    float16 holds.
     """
+    dtype, query = query.dtype, query.to(key.dtype)
     fused = soft_cap is None and sinks is None
     # Elements per query: the mask alone, or every head's scores.
     heads = 1 if fused else query.shape[0] * query.shape[1]
@@ -421,5 +428,5 @@ def _softmax_mix(
             sink_scores = part_sinks.float().expand(*scores.shape[:-1], 1)
             scores = torch.cat((scores, sink_scores), dim=-1)
         weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]]
-        mixed.append(torch.matmul(weights.to(value.dtype), value))
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+        mixed.append(torch.matmul(weights, value.float()))
+    return (mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)).to(dtype)

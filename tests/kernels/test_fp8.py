@@ -59,6 +59,51 @@ def test_attention_equals_the_reference(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(result.double(), expected, atol=bound, rtol=bound)
 
 
+@pytest.mark.parametrize("rounded", [False, True], ids=["plain", "fp8"])
+def test_weights_count_beside_a_large_sink(rounded: bool) -> None:
+    """They are small then, all of them, and what they weigh is not: as float16 they were 0."""
+    print("seed 606")
+    torch.manual_seed(606)
+    shape = Shape(8, 4, 2, MIXED, options=(("sinks", True),))
+    batch, pages = random_batch(shape, random.Random(606))
+    kv = filled_pages(shape, batch, pages, torch.float32)
+    kv[:, 1] *= 1000
+    options = options_of(shape, torch.float16)
+    options["sinks"] += 16
+    if rounded:
+        kv, options["scales"] = in_fp8(kv)
+    else:
+        kv = kv.half()
+    query = torch.randn(batch.rows, 4, 8).half()
+    expected = reference.paged_attention(query.double(), kv, batch, **options)
+    error = paged_attention(query, kv, batch, **options).double() - expected
+    assert float(error.norm() / expected.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["K", "V"])
+@pytest.mark.parametrize(
+    "options", [{}, {"soft_cap": 1.5, "sinks": torch.full((4,), 8.0)}], ids=["plain", "all of it"]
+)
+def test_pages_may_hold_what_float16_does_not(options: dict[str, Any], part: int) -> None:
+    """Results that it holds are right whatever goes into them."""
+    print("seed 607")
+    torch.manual_seed(607)
+    shape = Shape(8, 4, 2, MIXED)
+    batch, pages = random_batch(shape, random.Random(607))
+    kv = filled_pages(shape, batch, pages, torch.float32)
+    kv[:, part, ..., 3] *= 1e6
+    query = torch.randn(batch.rows, 4, 8).half()
+    query[..., 3] = 0.0
+    kv, scales = in_fp8(kv)
+    options = {"scale": 0.3, "scales": scales} | options
+    expected = reference.paged_attention(query.double(), kv, batch, **options)
+    result = paged_attention(query, kv, batch, **options)
+    held = expected.abs() < torch.finfo(torch.float16).max
+    error = (result.double() - expected)[held]
+    assert float(error.norm() / expected[held].norm()) < 1e-3
+    assert bool(result[~held].isinf().all())
+
+
 def test_the_reference_reads_elements_times_their_own_scales() -> None:
     """In float64, one formula for a whole context."""
     torch.manual_seed(610)
@@ -185,6 +230,13 @@ def plain_doors(**changes: Any) -> dict[str, Any]:
     return given | changes
 
 
+def overlapping(scales: Tensor) -> Tensor:
+    """Of three pages: the second half of one is the first half of the next."""
+    inner = scales[0].numel()
+    strides = (inner // 2, *scales[0].contiguous().stride())
+    return torch.zeros(2 * inner).as_strided((3, *scales.shape[1:]), strides)
+
+
 KV, SCALES = plain_doors()["kv"], plain_doors()["scales"]
 
 
@@ -198,6 +250,11 @@ KV, SCALES = plain_doors()["kv"], plain_doors()["scales"]
         ({"scales": SCALES.transpose(2, 3)}, "scales are"),
         ({"scales": torch.zeros(2, 2, 2, 8)}, "scales are"),
         ({"scales": torch.zeros(1, 2, 8, 2).transpose(2, 3)}, "contiguous"),
+        ({"scales": SCALES.to("meta")}, "scales are on 'meta', their pages on 'cpu'"),
+        ({"scales": torch.zeros(1).expand(1, 2, 2, 8)}, "contiguous"),
+        ({"kv": torch.cat([KV] * 3), "scales": SCALES.expand(3, -1, -1, -1)}, "of its own"),
+        ({"kv": torch.cat([KV] * 3), "scales": overlapping(SCALES)}, "of its own"),
+        ({"kv": KV.expand(3, -1, -1, -1, -1), "scales": torch.cat([SCALES] * 3)}, "of its own"),
         ({"kv": KV.transpose(2, 3)}, "kv is"),
         ({"rows": torch.zeros(2, 2, 4).double()}, "key is|query is"),
         ({"rows": torch.zeros(2, 2, 4).to(fp8.FP8)}, "key is|query is"),
@@ -220,11 +277,10 @@ def test_key_and_value_are_of_one_type() -> None:
         append_kv(given["rows"], given["rows"].bfloat16(), KV, small_batch(), SCALES)
 
 
-def test_scales_of_one_head_lie_as_they_should_whatever_their_strides_are() -> None:
+def test_scales_of_one_page_or_head_lie_as_they_should_whatever_their_strides_are() -> None:
     """A stride of what there is one of means nothing, and torch leaves any there."""
     rows, kv = torch.randn(2, 1, 8), torch.zeros(1, 2, 8, 1, 8).to(fp8.FP8)
-    scales = torch.zeros(1, 2, 8, 1).transpose(2, 3).contiguous()
-    assert scales.stride(2) == 1
+    scales = torch.zeros(16).as_strided((1, 2, 1, 8), (0, 8, 1, 1))
     append_kv(rows, rows, kv, small_batch(), scales)
     result = paged_attention(rows, kv, small_batch(), scale=1.0, scales=scales)
     assert float((result[0] - rows[0]).norm() / rows[0].norm()) < 0.1

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from chatserve.errors import ModelRefused, SettingsError
 from chatserve.model import KVLayout, LayerShape, LoadedModel, load_model
+from chatserve.model.loader import ready_model
 from chatserve_kernels import attention_in_chain, fp8
 from tests.model.paging import Paging, Sequence
 from tests.model.test_parity import random_tokens
@@ -134,3 +137,25 @@ def test_a_model_that_they_change_too_much_is_refused(
 def test_another_type_is_refused(folder_of: Callable[[str], Path]) -> None:
     with pytest.raises(SettingsError, match="auto or fp8, not 'fp4'"):
         load(folder_of("llama"), kv_dtype="fp4")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kv_dtype": "fp4"}, "auto or fp8, not 'fp4'"),
+        ({"quantize": "int4"}, "none or int8, not 'int4'"),
+        ({"quantize": "int8", "dtype": torch.float16}, "not float16"),
+    ],
+    ids=["pages", "weights", "float16"],
+)
+def test_a_model_without_files_is_refused_them_too(
+    options: dict[str, Any], words: str, folder_of: Callable[[str], Path]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder_of("llama"))
+    digest: Future[bytes] = Future()
+    digest.set_result(bytes(32))
+    given: dict[str, Any] = {"name": "random", "folder": Path(), "dtype": torch.float32}
+    given |= {"fields": "", "weights": digest, "page_size": 16, "context_length": 64}
+    with pytest.raises(SettingsError, match=words):
+        ready_model(model, **(given | options))
+    assert ready_model(model, **(given | {"kv_dtype": "fp8"})).layout.dtype == fp8.FP8
