@@ -50,7 +50,9 @@ def stepped(
     """Steps of so many rows each; how many of them a graph computed."""
     options = {"device": DEVICE, "dtype": "float32", "kv_dtype": kv_dtype}
     model = load_model(folder, page_size=16, **options)
-    drive = Decoding(model, lengths=lengths, shared=shared, seed=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "serves", lambda device_type: False)  # prompts are not what is looked at
+        drive = Decoding(model, lengths=lengths, shared=shared, seed=5)
     recorder: Recorder = Reruns(works=1) if gpu.interpreted() else CudaRecorder(model.device)
     graphs = DecodeGraphs(model, drive.pool, recorder, rows=8)
     return graphs, sum(drive.step(graphs, drive.decode(count)) for count in rows)
