@@ -15,6 +15,7 @@ them, so nothing is there twice. Of other classes norms become one launch each, 
 transformers' own give the same.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, silu
 
 from chatserve.model.attention import LayerCall, Paged, check_asked
+from chatserve.model.device_memory import device_memory
 from chatserve.model.fusion import (
     GELU,
     LAYERS,
@@ -41,6 +43,8 @@ from chatserve_kernels import HeadNorms, Rotary, gated, rms_norm
 from chatserve_kernels.rotation import rotated
 
 _GATES_MAX = 8.0  # beyond it activations are nothing, or what they are given
+
+_log = logging.getLogger(__name__)
 
 
 class NormOnDevice(nn.Module):
@@ -146,8 +150,17 @@ class LayerOnDevice(ReplacedLayer):
         return hidden_states
 
 
-def fuse_on_device(parent: nn.Module, fusion: Fusion) -> None:
-    """Replace what gains by it among the parts of a model, or of one of them."""
+def fuse_on_device(model: nn.Module, fusion: Fusion) -> None:
+    """Replace what gains by it among the parts of a model. The log warns of layers that are of a
+    known class and stay."""
+    known = sum(type(each).__name__ in LAYERS for each in model.modules())
+    _fuse_children(model, fusion)
+    made = sum(isinstance(each, LayerOnDevice) for each in model.modules())
+    if made < known:
+        _log.warning("%d of %d layers stay as transformers has them", known - made, known)
+
+
+def _fuse_children(parent: nn.Module, fusion: Fusion) -> None:
     for name, child in list(parent.named_children()):
         kind, better = type(child).__name__, None
         if kind in LAYERS:
@@ -157,7 +170,7 @@ def fuse_on_device(parent: nn.Module, fusion: Fusion) -> None:
         elif kind.endswith("MLP"):
             better = tried(child, _as_feed_forward)
         if better is None:
-            fuse_on_device(child, fusion)
+            _fuse_children(child, fusion)
         else:
             fusion.put(parent, name, better)
 
@@ -206,6 +219,8 @@ def _as_layer(original: nn.Module) -> LayerOnDevice | None:
     of_heads = head_norms(attention)
     head_dim: int = attention.head_dim
     projections, gate_and_up = _joined(same_rows[0]), _joined(same_rows[1])
+    if (memory := device_memory(projections[0].device)) is not None:
+        memory.let_go()  # what the weights lay in before: no place for the next layer's
     parts = _Parts(
         head_dim=head_dim,
         kv_heads=attention.k_proj.out_features // head_dim,

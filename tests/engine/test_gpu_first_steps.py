@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chatserve.cache.block_manager import PageCopy
 from chatserve.engine.model_runner import ModelRunner
 from chatserve.engine.plan import SampleOrder, Slice, StepPlan
 from chatserve.engine.token_counts import TokenCounts
@@ -73,7 +74,11 @@ def later_steps() -> list[StepPlan]:
         StepPlan(0, 0, (), tuple(each._replace(write=index > 0) for index, each in enumerate(some)))
         for some in (rows[:1], rows[:2], rows[:9])
     ]
-    return [*prompts, *mixed, *apart, *shared, *written_before]
+    copied = [
+        StepPlan(0, 0, tuple(PageCopy(0, 30 + each) for each in range(count)), rows[:2])
+        for count in (1, 2, 3, 7)
+    ]
+    return [*prompts, *mixed, *apart, *shared, *written_before, *copied]
 
 
 def step(rows: Sequence[tuple[int, int, Sequence[int]]]) -> StepPlan:

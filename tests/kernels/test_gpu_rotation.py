@@ -45,10 +45,13 @@ class Case:
         self.heads = joined.unflatten(1, (-1, head_dim))
         self.before = self.heads.cpu().double()
         # Angles whose second half is another one than the first: not what models have.
-        angles = 3 * torch.randn(ROWS, head_dim + 8, device=DEVICE)[:, :head_dim]
+        angles = 3 * torch.randn(ROWS, head_dim, device=DEVICE)
+        turns = torch.full((2, ROWS, head_dim + 8), NAN, dtype=dtype, device=DEVICE)
+        turns[..., :head_dim] = torch.stack((angles.cos(), angles.sin())).to(dtype)
+        cos, sin = turns[..., :head_dim]
         weights = torch.randn(2, head_dim, device=DEVICE) + 1
         norms = HeadNorms(weights[0], weights[1], EPSILON) if normed else None
-        self.rotary = Rotary(angles.cos().to(dtype), angles.sin().to(dtype), norms)
+        self.rotary = Rotary(cos, sin.contiguous() if normed else sin, norms)
         self.kv = torch.full((PAGES, 2, PAGE_SIZE, kv_heads, head_dim), NAN, device=DEVICE)
         self.kv = self.kv.to(dtype)
         count = ROWS if kept is None else len(kept)
@@ -135,7 +138,7 @@ def test_pages_of_fp8_get_what_append_would_write(group: int, head_dim: int) -> 
     """To the bit: in float32 the key of both is the same."""
     case = Case(2, group, head_dim, torch.float32, normed=True)
     query, key, value = case.split()
-    value[1, 0, 3], value[2, 1] = float("inf"), 0.0
+    value[1, 0, 3], value[1, 1, -1], value[2, 1] = float("inf"), NAN, 0.0
     plain = torch.zeros_like(case.kv)
     rotate_append(query.clone(), key, value, plain, case.batch, case.rotary)
     rows = plain[case.batch.write_pages, :, case.batch.write_offsets]
@@ -177,6 +180,11 @@ def test_torch_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.serves(query, key, value, theirs.kv, theirs.rotary)
     apart = torch.stack((query, query), dim=-1)[..., 0]
     assert not module.serves(apart, key, value, theirs.kv, theirs.rotary)
+    for name in ("cos", "sin"):
+        right = getattr(theirs.rotary, name)
+        every_other = torch.stack((right, right), dim=-1)[..., 0]
+        turned = replace(theirs.rotary, **{name: every_other})
+        assert not module.serves(query, key, value, theirs.kv, turned)
     with monkeypatch.context() as patch:
         patch.setattr(module, "HALVES_MAX", 63)
         assert not module.serves(query, key, value, theirs.kv, theirs.rotary)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
-from chatserve.model import LoadedModel, load_model, loader, on_device
+from chatserve.model import LoadedModel, load_model, loader
 from chatserve.model.fusion import Fusion
 from chatserve.model.on_device import LayerOnDevice, fuse_on_device
 from chatserve_kernels import gpu
@@ -189,8 +189,16 @@ class Shifted(Qwen3Attention):
         return mixed + 0.5, weights
 
 
+def test_a_bias_of_one_product_of_three_is_kept() -> None:
+    layer: Any = qwen3_layer()
+    layer.self_attn.q_proj.bias = nn.Parameter(torch.randn(4 * 32))
+    assert isinstance(as_layers(layer), LayerOnDevice)
+    assert layer.self_attn.k_proj.bias is not None
+    assert not layer.self_attn.k_proj.bias.any()
+
+
 @pytest.mark.parametrize("other", ["activation", "bias of the output", "linear", "attention"])
-def test_layers_of_another_kind_stay(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_another_kind_stay(other: str, caplog: pytest.LogCaptureFixture) -> None:
     class Linear(nn.Linear):
         pass
 
@@ -202,8 +210,8 @@ def test_layers_of_another_kind_stay(other: str, monkeypatch: pytest.MonkeyPatch
     elif other == "attention":
         layer.self_attn.__class__ = Shifted
     assert as_layers(layer) is layer
-    assert on_device.LAYERS  # the class is known all the same
-    assert type(layer).__name__ in on_device.LAYERS
+    (warning,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert warning.getMessage() == "1 of 1 layers stay as transformers has them"
 
 
 def test_a_layer_without_pages_is_the_originals() -> None:
