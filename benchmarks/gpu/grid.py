@@ -65,7 +65,10 @@ def steps(quick: bool) -> Sequence[Step]:
         for kv_heads, head_dim, size in (APPENDS[1:2] if quick else APPENDS)
     ]
     made += [
-        Step(f"rotation of {each[0]} x {each[1]} x {each[2]}", partial(_rotate, *each))
+        Step(
+            f"rotation of {each[0]} x {each[1]} x {each[2]}{', norms' if each[4] else ''}",
+            partial(_rotate, *each),
+        )
         for each in (ROTATIONS[-1:] if quick else ROTATIONS)
     ]
     made += [Step(f"copies, {count}", partial(_copies, count)) for count in COPIES]
