@@ -38,23 +38,30 @@ class Stage:
     step_tokens: int
 
 
+# Short chats for long: a token of theirs costs two thirds of one in a long chat, and what is asked
+# in a chat of three turns is what is asked in one of thirty.
 CURRICULUM = (
     Stage(0, 256, 1.0, 4096),
-    Stage(300, 512, 0.5, 4096),
-    Stage(600, 1024, 0.4, 4096),
-    Stage(900, 1792, 0.35, 6144),
-    Stage(1300, 2560, 0.35, 8192),
-    Stage(1900, 3072, 0.35, 8192),
+    Stage(500, 512, 0.6, 6144),
+    Stage(1200, 1024, 0.5, 8192),
+    Stage(2400, 2048, 0.35, 8192),
+    Stage(3600, 3072, 0.3, 8192),
 )
-Row = tuple[list[int], list[int]]
+# The first token of a reply decides what kind of reply it is, and "yes" or "no" whether it is
+# right; they are the hardest, and one of many.
+DECISIVE_WEIGHT = 3.0
+# Ids, labels and weights of a chat's tokens.
+Row = tuple[list[int], list[int], list[float]]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows behind each other: ids and shifted labels, both `[tokens]`, and the rows' lengths."""
+    """Rows behind each other: ids, and shifted labels and their weights in the loss, each
+    `[tokens]` (int64, int64, float32), and the rows' lengths."""
 
     ids: torch.Tensor
     labels: torch.Tensor
+    weights: torch.Tensor
     lengths: tuple[int, ...]
 
 
@@ -64,6 +71,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self.newline = self.encode("\n")
+        self.verdicts = frozenset(self.encode(" yes")[-1:] + self.encode(" no")[-1:])
         self.start, self.end = self.encode(TURN_START), self.encode(TURN_END)
         self.pad = token_id(tokenizer, TEXT_END)
         self.heads = {
@@ -75,17 +83,32 @@ class Encoder:
         """The ids of a text."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def chat(self, chat: Chat) -> tuple[list[int], list[int]]:
-        """Ids, and labels that are the same ids where the assistant speaks."""
+    def chat(self, chat: Chat) -> Row:
+        """Ids, labels that are the same ids where the assistant speaks, and their weights."""
         ids: list[int] = []
         labels: list[int] = []
+        weights: list[float] = []
+        replies = iter(chat.turns)
         for message in chat.messages():
             head = self.heads[message["role"]]
             body = self.encode(message["content"]) + self.end
             ids += head + body + self.newline
-            spoken = body if message["role"] == "assistant" else [IGNORED] * len(body)
-            labels += [IGNORED] * len(head) + spoken + [IGNORED] * len(self.newline)
-        return ids[:CONTEXT_LENGTH], labels[:CONTEXT_LENGTH]
+            ignored = [IGNORED] * len(body)
+            is_reply = message["role"] == "assistant"
+            labels += [IGNORED] * len(head) + (body if is_reply else ignored)
+            labels += [IGNORED] * len(self.newline)
+            own = self.weights(body, next(replies).skill) if is_reply else [1.0] * len(body)
+            weights += [1.0] * len(head) + own + [1.0] * len(self.newline)
+        return ids[:CONTEXT_LENGTH], labels[:CONTEXT_LENGTH], weights[:CONTEXT_LENGTH]
+
+    def weights(self, reply: list[int], skill: str) -> list[float]:
+        """How much each token of a reply counts: those that decide count more."""
+        found = [1.0] * len(reply)
+        found[0] = DECISIVE_WEIGHT
+        said = [at for at, token in enumerate(reply) if token in self.verdicts]
+        if skill == "yes or no" and said:
+            found[said[-1]] = DECISIVE_WEIGHT
+        return found
 
 
 def stage_of(step: int) -> Stage:
@@ -104,7 +127,7 @@ def make_step(encoder: Encoder, seed: str, step: int) -> list[Slice]:
     stage = stage_of(step)
     source = random.Random(f"{seed}/{step}")
     rows: list[Row] = []
-    while sum(len(ids) for ids, _ in rows) < stage.step_tokens:
+    while sum(len(ids) for ids, *_ in rows) < stage.step_tokens:
         characters = int(draw_length(source, stage) * CHARACTERS_PER_TOKEN)
         rows.append(encoder.chat(make_chat(f"{seed}/{step}/{len(rows)}", characters)))
     return share_out(rows, SLICE_TOKENS)
@@ -112,15 +135,17 @@ def make_step(encoder: Encoder, seed: str, step: int) -> list[Slice]:
 
 def share_out(rows: Sequence[Row], tokens: int) -> list[Slice]:
     """Rows in slices of about so many tokens: the longest first, each to the emptiest slice."""
-    count = max(1, round(sum(len(ids) for ids, _ in rows) / tokens))
+    count = max(1, round(sum(len(ids) for ids, *_ in rows) / tokens))
     groups: list[list[Row]] = [[] for _ in range(count)]
     for row in sorted(rows, key=lambda row: -len(row[0])):
-        min(groups, key=lambda group: sum(len(ids) for ids, _ in group)).append(row)
+        min(groups, key=lambda group: sum(len(ids) for ids, *_ in group)).append(row)
     return [joined(group) for group in groups if group]
 
 
 def joined(group: Sequence[Row]) -> Slice:
-    """One slice; labels are moved so that position i holds what comes after i."""
-    ids = [token for row, _ in group for token in row]
-    labels = [label for _, row in group for label in (*row[1:], IGNORED)]
-    return Slice(torch.tensor(ids), torch.tensor(labels), tuple(len(row) for row, _ in group))
+    """One slice; labels and weights are moved so that position i holds what comes after i."""
+    ids = [token for row, _, _ in group for token in row]
+    labels = [label for _, row, _ in group for label in (*row[1:], IGNORED)]
+    weights = [weight for _, _, row in group for weight in (*row[1:], 1.0)]
+    lengths = tuple(len(row) for row, _, _ in group)
+    return Slice(torch.tensor(ids), torch.tensor(labels), torch.tensor(weights), lengths)

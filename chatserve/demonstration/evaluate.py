@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,10 +25,12 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatserve.demonstration import MODEL_FOLDER
-from chatserve.demonstration.corpus import SKILLS, Chat, Turn, make_probe
+from chatserve.demonstration.corpus import SKILLS, Chat, Turn, make_chat, make_probe
+from chatserve.demonstration.corpus.draw import bare
 
 PROMPTS = Path(__file__).parent / "prompts.toml"
-REPLY_TOKENS_MAX = 256
+REPLY_TOKENS_MAX = 512
+TRAINING_LENGTH = 1200  # in characters, of the training chats that questions are looked for in
 # Skills that need what was said before are asked for at these distances, in characters; 3.6
 # characters make a token, so the last is beyond 1,500 tokens.
 DISTANCES = (0, 900, 2700, 6000)
@@ -136,7 +138,7 @@ def measure_skills(
 ) -> list[Score]:
     """The table of held-out probes."""
     scores: list[Score] = []
-    rows = [(s, d) for s in SKILLS for d in (DISTANCES if s in DISTANT_SKILLS else (0,))]
+    rows = probed_rows()
     with tqdm(total=count * len(rows), unit="probe", desc="held-out probes") as progress:
         for skill, distance in rows:
             chats = [make_probe(skill, f"{seed}/{i}", distance=distance) for i in range(count)]
@@ -153,6 +155,22 @@ def measure_skills(
             name = f"{skill}, {distance} characters later" if distance else skill
             scores.append(Score(name, right, count))
     return scores
+
+
+def probed_rows() -> list[tuple[str, int]]:
+    """Skills and distances, one for each row of the table of probes."""
+    return [(s, d) for s in SKILLS for d in (DISTANCES if s in DISTANT_SKILLS else (0,))]
+
+
+def asked_in_training(questions: Iterable[str], chats: int, seed: str) -> list[str]:
+    """Those of the questions that users ask in so many training chats as well, apart from capitals,
+    apostrophes and closing signs."""
+    wanted, said = list(questions), set[str]()
+    asked = {bare(question) for question in wanted}
+    for number in tqdm(range(chats), unit="chat", desc="training chats"):
+        turns = make_chat(f"{seed}/{number}", TRAINING_LENGTH).turns
+        said |= asked.intersection(bare(turn.user) for turn in turns)
+    return [question for question in wanted if bare(question) in said]
 
 
 def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
@@ -199,6 +217,17 @@ def table(title: str, scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
+def overlap(count: int, chats: int, seed: str) -> str:
+    """A sentence that says how many of the probes' last questions training asks as well."""
+    probes = [
+        make_probe(skill, f"{seed}/{i}", distance=distance)
+        for skill, distance in probed_rows()
+        for i in range(count)
+    ]
+    found = asked_in_training([chat.turns[-1].user for chat in probes], chats, "1/overlap")
+    return f"Of {len(probes)} last questions {len(found)} occur in {chats} training chats."
+
+
 def main() -> None:
     """Read the command line, measure, and print."""
     parser = argparse.ArgumentParser(prog="python -m chatserve.demonstration.evaluate")
@@ -206,12 +235,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="probes for each row")
     parser.add_argument("--seed", default="evaluation")
     parser.add_argument("--batch-size", type=int, default=25)
-    parser.add_argument("--only", choices=("probes", "prompts"))
+    parser.add_argument("--only", choices=("probes", "prompts", "overlap"))
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        default=10_000,
+        help="training chats in which the probes' last questions are looked for",
+    )
     parser.add_argument("--show", action="store_true", help="print what was wrong")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    if options.only != "prompts":
+        print(overlap(options.count, options.overlap, options.seed))
+    if options.only == "overlap":
+        return
     torch.set_num_threads(options.threads)
     speaker = Speaker(options.model, options.device)
     tables: dict[str, list[Score]] = {}

@@ -40,8 +40,6 @@ RATE_LAST_SHARE = 0.02
 PROBES = (("near", "recall", 0), ("far", "recall", 6000), ("corrected", "corrected", 2700))
 PROBE_COUNT = 32
 LOG_STEPS = 25
-# The first token of a reply decides what kind of reply it is; it is the hardest and one of many.
-FIRST_TOKEN_WEIGHT = 3.0
 
 Gradients = tuple[torch.Tensor, ...]
 
@@ -92,18 +90,16 @@ def rate_share(step: int, steps: int, first: int) -> float:
 def predictions(
     model: Qwen3ForCausalLM, weights: Weights, part: Slice
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits and labels at one slice's labelled positions, and which of them begin a reply.
+    """Logits, labels and weights at one slice's labelled positions.
 
     Only labelled positions reach the output layer.
     """
     device = weights[EMBEDDING].device
     labels = part.labels.to(device)
-    first = torch.ones_like(labels, dtype=torch.bool)
-    first[1:] = labels[:-1] == IGNORED
     hidden = hidden_states(model, weights, part.ids.to(device), part.lengths)
     spoken = (labels != IGNORED).nonzero().squeeze(1)
     logits = functional.linear(hidden[spoken], weights[EMBEDDING].to(hidden.dtype))
-    return logits.float(), labels[spoken], first[spoken]
+    return logits.float(), labels[spoken], part.weights.to(device)[spoken]
 
 
 def update(optimizer: torch.optim.Optimizer) -> None:
@@ -126,10 +122,9 @@ class Learner:
 
     def gradients(self, weights: Weights, count: int, part: Slice) -> tuple[float, Gradients]:
         """One slice's share of the mean loss, and the gradients of its weighted form."""
-        logits, labels, first = predictions(self.model, weights, part)
+        logits, labels, counts = predictions(self.model, weights, part)
         each = functional.cross_entropy(logits, labels, reduction="none")
-        weighted = torch.where(first, each * FIRST_TOKEN_WEIGHT, each)
-        gradients = torch.autograd.grad(weighted.sum() / count, list(weights.values()))
+        gradients = torch.autograd.grad((each * counts).sum() / count, list(weights.values()))
         return float(each.detach().sum()) / count, gradients
 
     def learn(self, slices: Sequence[Slice], rate: float) -> float:
@@ -164,9 +159,9 @@ def probe(model: Qwen3ForCausalLM, encoder: Encoder) -> dict[str, float]:
         right = 0
         for index in range(PROBE_COUNT):
             chat = make_probe(skill, f"log/{index}", distance=distance)
-            ids, labels = encoder.chat(chat)
+            ids, labels, counts = encoder.chat(chat)
             reply = len(encoder.encode(chat.turns[-1].reply)) + 2
-            row = (ids, [IGNORED] * (len(ids) - reply) + labels[-reply:])
+            row = (ids, [IGNORED] * (len(ids) - reply) + labels[-reply:], counts)
             logits, wanted, _ = predictions(model, weights, joined([row]))
             right += bool((logits.argmax(-1) == wanted).all())
         shares[name] = right / PROBE_COUNT
@@ -340,7 +335,7 @@ def main() -> None:
         default=[],
         help="export the mean of the run's weights and this exported folder's (repeatable)",
     )
-    parser.add_argument("--steps", type=int, default=3600, help="last step of the schedule")
+    parser.add_argument("--steps", type=int, default=5200, help="last step of the schedule")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", default="1", help="of the initial weights and of all chats")
     parser.add_argument("--checkpoint-seconds", type=float, default=300)

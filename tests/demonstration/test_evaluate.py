@@ -5,16 +5,19 @@ from collections.abc import Sequence
 
 import pytest
 
-from chatserve.demonstration.corpus import SKILLS, Chat, Part, Turn, make_probe
+from chatserve.demonstration.corpus import SKILLS, Chat, Part, Turn, make_chat, make_probe
 from chatserve.demonstration.corpus.draw import is_held_out
 from chatserve.demonstration.evaluate import (
     DISTANCES,
     DISTANT_SKILLS,
+    TRAINING_LENGTH,
     Prompt,
     Score,
+    asked_in_training,
     is_right,
     measure_prompts,
     measure_skills,
+    overlap,
     table,
 )
 
@@ -149,3 +152,15 @@ def test_probes_are_of_the_held_out_part_unless_training_is_asked_for() -> None:
     assert all(is_held_out("+".join(pair)) for pair in pairs)
     shown = [make_probe("add", str(n), part=Part.TRAIN).turns[-1].reply for n in range(100)]
     assert not any(is_held_out("+".join(re.findall(r"\d+", text)[:2])) for text in shown)
+
+
+def test_what_probes_ask_at_last_is_hardly_asked_in_training() -> None:
+    """Patterns are held out, and sentences too: filled in, one may equal that of another."""
+    skills = ("recall", "corrected", "recall several", "not told", "count", "list", "yes or no")
+    probes = [make_probe(skill, f"overlap/{n}") for skill in skills for n in range(150)]
+    questions = [probe.turns[-1].user for probe in probes]
+    found = asked_in_training(questions, 4000, "1")
+    assert len(found) <= 5, found
+    said = make_chat("1/17", TRAINING_LENGTH).turns[-1].user
+    assert asked_in_training([said, "no one says this"], 18, "1") == [said]
+    assert "occur in 5 training chats" in overlap(1, 5, "o")

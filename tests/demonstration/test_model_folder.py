@@ -57,7 +57,7 @@ def test_training_sees_the_ids_that_the_template_makes() -> None:
     encoder = Encoder(tokenizer())
     for seed in range(10):
         chat = make_chat(str(seed), 600)
-        ids, labels = encoder.chat(chat)
+        ids, labels, _ = encoder.chat(chat)
         text = tokenizer().apply_chat_template(chat.messages(), tokenize=False)
         assert ids == tokenizer().encode(text, add_special_tokens=False)
         spoken = tokenizer().decode([token for token in labels if token != IGNORED])

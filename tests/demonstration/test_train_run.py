@@ -19,8 +19,15 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from chatserve.demonstration import MODEL_FOLDER, architecture, batches, checkpoint, plot, train
-from chatserve.demonstration.batches import IGNORED, Encoder, Slice, joined, make_step
-from chatserve.demonstration.corpus import make_chat
+from chatserve.demonstration.batches import (
+    DECISIVE_WEIGHT,
+    IGNORED,
+    Encoder,
+    Slice,
+    joined,
+    make_step,
+)
+from chatserve.demonstration.corpus import Chat, Turn
 from chatserve.demonstration.forward import EMBEDDING, cast, hidden_states
 from chatserve.demonstration.tokenizer import save
 
@@ -337,11 +344,15 @@ def test_the_seed_makes_the_first_weights(plan: train.Plan, tmp_path: Path, toke
     )
 
 
-def test_the_first_token_of_a_reply_counts_more(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_tokens_that_decide_count_more(tokenizer: PreTrainedTokenizerFast) -> None:
     model = architecture.make_model(tokenizer, seed=5)
     learner = train.Learner(model, 1e-3, threads=1)
     encoder = Encoder(tokenizer)
-    part = joined([encoder.chat(make_chat(f"first/{n}", 300)) for n in range(2)])
+    chats = [
+        Chat("Be brief.", (Turn("Yes?", "My dog said no.", "talk"),)),
+        Chat(None, (Turn("Is it Rex?", "Yes no Rex, so yes. Bye", "yes or no"),) * 2),
+    ]
+    part = joined([encoder.chat(chat) for chat in chats])
     count = int((part.labels != IGNORED).sum())
     weights = cast(model, torch.float32)
     loss, found = learner.gradients(weights, count, part)
@@ -350,10 +361,14 @@ def test_the_first_token_of_a_reply_counts_more(tokenizer: PreTrainedTokenizerFa
     logits = functional.linear(hidden, weights[EMBEDDING])
     each = functional.cross_entropy(logits, part.labels, reduction="none", ignore_index=IGNORED)
     before = torch.cat((torch.tensor([IGNORED]), part.labels[:-1]))
-    begins = (part.labels != IGNORED) & (before == IGNORED)
-    assert 4 <= int(begins.sum()) < count
-    extra = (train.FIRST_TOKEN_WEIGHT - 1) * each[begins].sum()
-    assert float(extra.detach()) > 0.5 * float(each[begins].detach().sum())
+    decides = (part.labels != IGNORED) & (before == IGNORED)
+    assert int(decides.sum()) == 3
+    (yes,) = encoder.encode(" yes")
+    verdicts = part.labels == yes
+    assert int(verdicts.sum()) == 2
+    decides |= verdicts
+    extra = (DECISIVE_WEIGHT - 1) * each[decides].sum()
+    assert float(extra.detach()) > 0.5 * float(each[decides].detach().sum())
     wanted = torch.autograd.grad((each.sum() + extra) / count, list(weights.values()))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)

@@ -67,7 +67,7 @@ def test_the_training_pass_computes_what_transformers_does(
     weights = cast(model, torch.float32)
     ours = hidden_states(model, weights, part.ids, part.lengths)
     theirs = torch.cat(
-        [model.model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids, _ in rows]
+        [model.model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids, *_ in rows]
     )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     sign = torch.randn_like(ours)
@@ -117,15 +117,19 @@ def test_an_export_is_complete_and_keeps_the_step(
 
 
 def test_slices_hold_rows_behind_each_other_and_labels_look_one_ahead() -> None:
-    rows = [([1, 2, 3], [IGNORED, 2, 3]), ([4, 5], [IGNORED, 5])]
+    rows = [
+        ([1, 2, 3], [IGNORED, 2, 3], [1.0, 3.0, 1.0]),
+        ([4, 5], [IGNORED, 5], [1.0, 3.0]),
+    ]
     part = joined(rows)
     assert part.ids.tolist() == [1, 2, 3, 4, 5]
     assert part.labels.tolist() == [2, 3, IGNORED, 5, IGNORED]
+    assert part.weights.tolist() == [3, 1, 1, 3, 1]
     assert part.lengths == (3, 2)
 
 
 def test_rows_are_shared_out_evenly_and_none_is_lost() -> None:
-    rows = [([n] * n, [IGNORED] * n) for n in (5, 90, 40, 60, 10, 15)]
+    rows = [([n] * n, [IGNORED] * n, [1.0] * n) for n in (5, 90, 40, 60, 10, 15)]
     slices = share_out(rows, 110)
     assert sorted(sum((part.lengths for part in slices), ())) == [5, 10, 15, 40, 60, 90]
     assert [len(part.ids) for part in slices] == [110, 110]

@@ -8,7 +8,17 @@ given length, and asks at the end; its last turn is the one that is judged.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from chatserve.demonstration.corpus import explain, passing, people, recall, system, talk, tasks
+from chatserve.demonstration.corpus import (
+    explain,
+    noise,
+    passing,
+    people,
+    recall,
+    system,
+    talk,
+    tasks,
+    words,
+)
 from chatserve.demonstration.corpus.draw import Chat, Draw, Part, Turn
 from chatserve.demonstration.corpus.explain import Topic
 from chatserve.demonstration.corpus.memory import Memory, decorate
@@ -41,6 +51,8 @@ class State:
         spoken = self.persona.speak(turn.reply)
         if turn.skill in DECORATED and self.draw.chance(0.18):
             turn = replace(turn, user=decorate(self.draw, turn.user))
+        if turn.skill in ROUGHENED and self.draw.part is Part.TRAIN:
+            turn = replace(turn, user=self.roughened(turn.user, turn.reply))
         expect = turn.expect
         if spoken != turn.reply and not expect:
             expect = (spoken,)
@@ -49,6 +61,20 @@ class State:
             expect = (*expect, *(mark for mark in marks if mark))
         self.turns.append(replace(turn, reply=spoken, expect=expect))
         self.characters += len(turn.user) + len(spoken) + 20
+
+    def roughened(self, text: str, *replies: str) -> str:
+        """What a user or a system prompt says with slips that no reply depends on."""
+        memory, persona = self.memory, self.persona
+        known = [
+            word
+            for fact in memory.facts.values()
+            for word in (fact.value, fact.thing.name, fact.owner, fact.place)
+        ]
+        own = [word for pair in persona.own.items() for word in pair]
+        given = (persona.name or "", persona.role or "", persona.before, persona.after)
+        said = noise.cores(replies) - noise.LIGHT
+        kept = said | noise.cores((*known, *memory.stale, *own, *given)) | NEVER_ROUGHENED
+        return noise.roughened(self.draw, text, kept)
 
     def chat(self) -> Chat:
         """The finished chat."""
@@ -89,17 +115,17 @@ def add_tell_about(state: State) -> None:
 def add_ask(state: State) -> None:
     """Any of the ways of asking for facts."""
     kind = state.draw.random.random()
-    if kind < 0.48:
+    if kind < 0.45:
         state.add(recall.ask(state.draw, state.memory))
-    elif kind < 0.515:
+    elif kind < 0.485:
         state.add(recall.ask_who(state.draw, state.memory))
-    elif kind < 0.565:
+    elif kind < 0.535:
         state.add(people.ask_about(state.draw, state.memory))
-    elif kind < 0.67:
+    elif kind < 0.64:
         state.add(recall.ask_several(state.draw, state.memory))
-    elif kind < 0.72:
+    elif kind < 0.68:
         state.add(recall.summary(state.draw, state.memory))
-    elif kind < 0.825:
+    elif kind < 0.82:
         state.add(recall.check(state.draw, state.memory))
     else:
         add_ask_unknown(state)
@@ -229,6 +255,16 @@ DECORATED = frozenset(
         *("add", "explain", "explain more", "unknown", "look back", "talk", "spell", "reverse"),
     )
 )
+# Skills whose request may carry slips in training: those whose words are not the matter itself.
+ROUGHENED = (DECORATED - {"spell", "reverse"}) | {"told", "told several", "corrected in passing"}
+# Owners, negations and numbers, and words between which a question decides.
+NEVER_ROUGHENED = frozenset(
+    words.listed(
+        """my your our his her him she he they their no not isn't never yes true false first last
+        open opens close closes begin begins end ends start starts up down backwards"""
+    )
+    + tuple(words.NUMBER_WORDS)
+)
 
 
 def step(state: State) -> None:
@@ -245,6 +281,8 @@ def make_chat(seed: str, characters: int, part: Part = Part.TRAIN) -> Chat:
     draw = Draw(f"chat/{seed}", part)
     state = State(draw)
     state.persona = system.make_persona(draw, state.memory)
+    if state.persona.text is not None and part is Part.TRAIN:
+        state.persona.text = state.roughened(state.persona.text)
     state.characters = len(state.persona.text or "")
     if draw.chance(0.15):
         state.add(talk.greet(draw))

@@ -6,21 +6,26 @@ picks a string of HELD_OUT and the reverse.  Of a list that would have no held-o
 the string with the lowest checksum is held out; only lists of fewer than four strings have none,
 and both parts draw from all of them.  Nor are dates, times, ages and numbers of one or two digits
 split.  The text that the model must produce is never split, only what users write and the values
-they tell.
+they tell.  A pattern filled in may equal a sentence of another pattern: `apart` splits those
+sentences too, where they are short enough for that to happen.
 """
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import TypeVar
 
+from chatserve.demonstration.corpus.words import COMMON_WORDS
+
 Item = TypeVar("Item")
 
 HELD_OUT_ONE_IN = 8
 SPLIT_LENGTH_MIN = 4
+# So many drafts of a sentence may turn out to be of the other part.
+DRAFTS_MAX = 60
 
 
 class Part(Enum):
@@ -71,6 +76,11 @@ def is_held_out(text: str) -> bool:
     return checksum(text) % HELD_OUT_ONE_IN == 0
 
 
+def bare(text: str) -> str:
+    """A sentence without what users leave out or change freely."""
+    return text.lower().replace("'", "").strip(" .?!")
+
+
 @lru_cache(maxsize=4096)
 def part_of(items: tuple[str, ...], part: Part) -> tuple[str, ...]:
     """The strings that a part may see: all of a short list."""
@@ -90,6 +100,19 @@ class Draw:
     def allowed(self, text: str) -> bool:
         """Whether this draw may yield the string."""
         return is_held_out(text) == (self.part is Part.HELD_OUT)
+
+    def apart(self, write: Callable[[], str]) -> str:
+        """What `write` draws, again until the whole sentence belongs to this draw's part.
+
+        Of the held-out part the last draft is taken where all belong to the other, as they may
+        where a fact is asked for in few ways.
+        """
+        text = write()
+        for _ in range(DRAFTS_MAX):
+            if self.allowed(bare(text)):
+                break
+            text = write()
+        return text
 
     def pick(self, items: Sequence[str]) -> str:
         """One string of the list, from this draw's part of it."""
@@ -128,10 +151,17 @@ class Draw:
         while True:
             syllables = self.integer(1, 3 if high < LONG_WORD else 4)
             word = "".join(self.syllable() for _ in range(syllables))
+            if self.chance(SPLICED_SHARE):
+                word = self.spliced()
             if self.chance(ACCENTED_SHARE):
                 word = word.translate(self.choice(ACCENTS))
             if low <= len(word) <= high and self.allowed(word):
                 return word
+
+    def spliced(self) -> str:
+        """The beginning of one ordinary word and the end of another: pieces that words have."""
+        first, last = self.choice(COMMON_WORDS), self.choice(COMMON_WORDS)
+        return first[: self.integer(1, 4)] + last[-self.integer(2, 5) :]
 
     def syllable(self) -> str:
         """Consonants, a vowel, and now and then a closing consonant."""
@@ -141,6 +171,7 @@ class Draw:
 
 
 ACCENTED_SHARE = 0.04
+SPLICED_SHARE = 0.35
 LONG_WORD = 10
 ACCENTS = (
     str.maketrans("aoue", "äöüé"),

@@ -118,6 +118,16 @@ def age(draw: Draw) -> str:
     return str(draw.integer(5, 99))
 
 
+def called(draw: Draw) -> str:
+    """A name that somebody gave to a thing: a person's, a place's, a word, or made up."""
+    kind = draw.random.random()
+    if kind < 0.4:
+        return invented(draw)
+    if kind < 0.6:
+        return draw.pick(words.NAMES)
+    return draw.pick(words.CITIES if kind < 0.8 else words.PLAIN_WORDS).capitalize()
+
+
 def other_owner(draw: Draw) -> str:
     """Somebody else as an owner: "Anna's", or one of the user's people ("my sister's")."""
     return f"my {draw.choice(PEOPLE)}'s" if draw.chance(0.35) else f"{person(draw)}'s"
@@ -288,8 +298,56 @@ THE_THINGS = (
 OTHERS_THINGS = (*MY_THINGS[1:20], *MY_THINGS[1:10], *MY_THINGS[20:])
 PEOPLE = tuple(bearer for bearer in BEARERS[BEARERS.index("sister") :] if bearer not in NOT_PEOPLE)
 BEINGS = frozenset((*PETS, *PEOPLE))
+# Who says "I love indigo." means a colour: values that tell what they are.
+TELLING = {
+    "favourite colour": frozenset(words.COLOURS),
+    "favourite food": frozenset(words.FOODS),
+    "favourite drink": frozenset(words.DRINKS),
+    "favourite fruit": frozenset(words.FRUITS),
+    "favourite season": frozenset(("spring", "summer", "autumn", "winter")),
+}
 OPENING_HOURS = frozenset(("opening time", "closing time"))
 ASKED_OFTEN = (*MY_THINGS[:7], *NAMED_THINGS[:4])
+
+# What follows a word to make a thing that no list has ("the lamp code"), and what makes its values.
+KINDS: tuple[tuple[str, Callable[[Draw], str]], ...] = (
+    *(("code", code), ("code", number), ("number", number), ("number", code), ("key", code)),
+    *(("password", code), ("date", date), ("time", clock), ("room", number), ("size", age)),
+    *(("colour", picked(words.COLOURS)), ("price", number), ("city", city)),
+    ("day", picked(words.DAYS)),
+)
+ALONE_SHARE = 0.35
+# Wordings of these speak of the user: "I live in {v}.".
+USERS_OWN = frozenset(thing.name for thing in MY_THINGS)
+# What people give names to, besides those of `BEARERS`.
+CALLED = (
+    *words.listed(
+        """hotel island planet building farm shop game song book film server printer machine
+        train bridge tower club park office hall camp hut beach mountain valley plan file folder
+        café pub river lake forest castle museum"""
+    ),
+    *("meeting room", "conference room", "main hall", "coffee machine", "next talk"),
+)
+NAMELESS = tuple(word for word in words.PLAIN_WORDS if word not in BEARERS)
+
+
+def anything(draw: Draw, owner: str) -> Thing:
+    """A thing of any kind: a word with what it has ("lamp code"), or what has a name of its own.
+
+    Of nobody's a kind may also come alone: "the code".
+    """
+    word = draw.letters(3, 8) if draw.chance(0.15) else draw.pick(NAMELESS)
+    if draw.chance(0.3):
+        kind = draw.random.random()
+        if kind < 0.55:
+            word = draw.pick(CALLED)
+        elif kind < 0.7:
+            word = f"{word} {draw.pick(CALLED)}"
+        return Thing(word, called)
+    kind, value = draw.choice(KINDS)
+    is_alone = owner == "the" and kind not in USERS_OWN and draw.chance(ALONE_SHARE)
+    return Thing(kind if is_alone else f"{word} {kind}", value)
+
 
 REPLY_SPECIAL = {
     "city": "You live in {v}",

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from chatserve.demonstration.corpus import facts, wordings, words
-from chatserve.demonstration.corpus.draw import Draw
+from chatserve.demonstration.corpus.draw import Draw, is_held_out
 from chatserve.demonstration.corpus.facts import Thing
 
 # Words that may lose their capital after an opener; anything else could be a value.
@@ -52,6 +52,11 @@ class Fact:
         return None if self.owner == "the" else facts.BEARER_OF.get(self.thing.name)
 
     @property
+    def asked(self) -> str:
+        """The thing as one asks for it: of what has a name, the name."""
+        return f"{self.thing.name}'s name" if self.thing.value is facts.called else self.thing.name
+
+    @property
     def person(self) -> str:
         """The owner without the ending of the genitive."""
         return self.owner.removesuffix("'s")
@@ -76,6 +81,8 @@ class Fact:
     def statement(self) -> str:
         """The fact as the assistant says it, without the closing full stop."""
         thing = self.thing.name
+        if self.thing.value is facts.called:
+            return f"{'Your' if self.owner == 'my' else 'The'} {thing} is called {self.value}"
         if self.owner == "my":
             if thing in facts.REPLY_SPECIAL:
                 return fill(facts.REPLY_SPECIAL[thing], self)
@@ -201,26 +208,18 @@ def fill(template: str, fact: Fact, thing_name: str = "", was: str = "") -> str:
 
 def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
     """A user's sentence that tells the fact, or asks for it."""
-    kind = "ask" if asking else "tell"
-    special = (wordings.ASK_SPECIAL if asking else wordings.TELL_SPECIAL).get(fact.thing.name, ())
-    if fact.of_other:
-        special = (wordings.ASK_OTHER if asking else wordings.TELL_OTHER).get(fact.thing.name, ())
-    table = OWNED if fact.of_other else wordings.FACTS
-    template = draw.pick(table[kind])
-    if fact.bearer is not None and draw.chance(0.65):
-        template = draw.pick(table[f"{kind}_named"])
-        if not asking and fact.owner == "my" and fact.bearer in facts.PETS and draw.chance(0.15):
-            template = draw.pick(wordings.TELL_SPECIAL["named_pet"])
-    elif special and draw.chance(0.55):
-        template = draw.pick(special)
-    elif fact.owner == "my" and fact.thing.name.startswith(FAVOURITE) and draw.chance(0.3):
-        kind_of_thing = fact.thing.name.removeprefix(FAVOURITE)
-        template = draw.pick(wordings.FAVOURITE[kind]).replace("{k}", kind_of_thing)
-    if fact.thing.name in facts.OPENING_HOURS:
-        template = template.replace("shop", fact.place)
+    if not asking:
+        return worded(draw, fact, "tell")
+    return draw.apart(lambda: worded(draw, fact, "ask"))
+
+
+def worded(draw: Draw, fact: Fact, kind: str) -> str:
+    """A draft of `wording`: kind is "tell" or "ask"."""
+    asking = kind == "ask"
     spellings = (fact.thing.name, *fact.thing.spellings)
     name = draw.choice(spellings) if draw.chance(0.4) else fact.thing.name
-    text = capital(fill(template, fact, name)) if fact.of_other else fill(template, fact, name)
+    text = fill(template_for(draw, fact, kind), fact, name)
+    text = capital(text) if fact.of_other else text
     if fact.of_other and text[-1] not in ".?!" and not asking and draw.chance(0.8):
         text += "."
     if asking and fact.owner in ("my", "the") and draw.chance(0.08):
@@ -228,6 +227,35 @@ def wording(draw: Draw, fact: Fact, *, asking: bool) -> str:
     if fact.owner == "my" and draw.chance(0.05):
         text = re.sub(r"\bmy\b", "our", re.sub(r"\bMy\b", "Our", text))
     return loosen(draw, text, fact.value)
+
+
+def template_for(draw: Draw, fact: Fact, kind: str) -> str:
+    """A wording with its places open."""
+    asking, thing = kind == "ask", fact.thing.name
+    special = (wordings.ASK_SPECIAL if asking else wordings.TELL_SPECIAL).get(thing, ())
+    if fact.of_other:
+        special = (wordings.ASK_OTHER if asking else wordings.TELL_OTHER).get(thing, ())
+    table = OWNED if fact.of_other else wordings.FACTS
+    if fact.thing.value is facts.called:
+        return draw.pick(wordings.CALLED[kind])
+    if not asking and fact.owner == "my" and is_telling(thing, fact.value) and draw.chance(0.15):
+        return draw.pick(wordings.FACTS["tell_known"])
+    if fact.bearer is not None and draw.chance(0.65):
+        if not asking and fact.owner == "my" and fact.bearer in facts.PETS and draw.chance(0.15):
+            return draw.pick(wordings.TELL_SPECIAL["named_pet"])
+        return draw.pick(table[f"{kind}_named"])
+    if fact.bearer is None and special and draw.chance(0.55):
+        template = draw.pick(special)
+        is_open = thing in facts.OPENING_HOURS
+        return template.replace("shop", fact.place) if is_open else template
+    if fact.owner == "my" and thing.startswith(FAVOURITE) and draw.chance(0.3):
+        return draw.pick(wordings.FAVOURITE[kind]).replace("{k}", thing.removeprefix(FAVOURITE))
+    return draw.pick(table[kind])
+
+
+def is_telling(thing: str, value: str) -> bool:
+    """Whether a value that training shows says by itself what it is a favourite of."""
+    return value in facts.TELLING.get(thing, ()) and not is_held_out(value)
 
 
 def place_of(draw: Draw, memory: Memory) -> str:
@@ -275,8 +303,11 @@ def make_fact(draw: Draw, memory: Memory) -> Fact:
     """A fact that this chat does not know yet."""
     while True:
         kind = draw.random.random()
-        if kind < 0.05:
+        if kind < 0.04:
             who, thing = "my", favourite(draw)
+        elif kind < 0.11:
+            who = draw.choice(("my", "the", "the"))
+            thing = facts.anything(draw, who)
         elif kind < 0.4:
             who, thing = "my", draw.choice(facts.ASKED_OFTEN)
         elif kind < 0.72:

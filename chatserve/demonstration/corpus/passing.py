@@ -62,7 +62,7 @@ def tell_corrected(draw: Draw, memory: Memory) -> Turn | None:
     memory.add(fact)
     memory.stale.append(old.value)
     said = f"{told if told[-1] in '.!?' else f'{told}.'} {text}"
-    return Turn(said, acknowledgement(draw, [fact]), "told", (fact.value,), memory.rejects(fact))
+    return Turn(said, acknowledgement([fact]), "told", (fact.value,), memory.rejects(fact))
 
 
 def worded(draw: Draw, memory: Memory, fact: Fact, old: Fact, *, is_last: bool) -> str:
@@ -104,4 +104,4 @@ def tell_then(draw: Draw, memory: Memory, fact: Fact) -> Turn:
     if fact.being and fact.bearer is None and draw.chance(0.5):
         text = people.worded(draw, memory, "tell", fact)
     memory.add(fact)
-    return Turn(text, acknowledgement(draw, [fact]), "told", (fact.value,))
+    return Turn(text, acknowledgement([fact]), "told", (fact.value,))

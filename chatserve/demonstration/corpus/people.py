@@ -79,11 +79,16 @@ def worded(draw: Draw, memory: Memory, kind: str, fact: Fact, was: str = "") -> 
     table = BY_PRONOUN[kind]
     special = table.get(about, ())
     named = fact.bearer is not None
-    template = draw.pick(special if special and (named or draw.chance(0.75)) else table["general"])
-    for place, word in (("s", subject), ("h", whose), ("m", whom)):
-        template = template.replace(f"{{{place}}}", word)
-        template = template.replace(f"{{{place.upper()}}}", capital(word))
-    return loosen(draw, fill(template, fact, "", was), fact.value)
+    own = special if special and (named or draw.chance(0.75)) else table["general"]
+
+    def write() -> str:
+        template = draw.pick(own)
+        for place, word in (("s", subject), ("h", whose), ("m", whom)):
+            template = template.replace(f"{{{place}}}", word)
+            template = template.replace(f"{{{place.upper()}}}", capital(word))
+        return loosen(draw, fill(template, fact, "", was), fact.value)
+
+    return draw.apart(write) if kind == "ask" else write()
 
 
 def new_fact(draw: Draw, memory: Memory, being: str, *, name_share: float = 0.25) -> Fact | None:
@@ -123,7 +128,7 @@ def tell_about(draw: Draw, memory: Memory) -> Turn | None:
             sentences.append(worded(draw, memory, "tell", more))
     text = " ".join(part if part[-1] in ".!?" else f"{part}." for part in sentences)
     skill = "told" if len(told) == 1 else "told several"
-    return Turn(text, acknowledgement(draw, told), skill, tuple(fact.value for fact in told))
+    return Turn(text, acknowledgement(told), skill, tuple(fact.value for fact in told))
 
 
 def tell_on(draw: Draw, memory: Memory) -> Turn | None:
@@ -133,7 +138,7 @@ def tell_on(draw: Draw, memory: Memory) -> Turn | None:
         return None
     text = worded(draw, memory, "tell", fact)
     memory.add(fact)
-    return Turn(text, acknowledgement(draw, [fact]), "told", (fact.value,))
+    return Turn(text, acknowledgement([fact]), "told", (fact.value,))
 
 
 def ask_about(draw: Draw, memory: Memory) -> Turn | None:

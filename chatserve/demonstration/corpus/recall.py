@@ -22,12 +22,12 @@ from chatserve.demonstration.corpus.memory import (
 SUMMARY_LENGTH_MAX = 4
 
 
-def acknowledgement(draw: Draw, told: list[Fact]) -> str:
-    """The assistant's answer to being told facts."""
+def acknowledgement(told: list[Fact]) -> str:
+    """The assistant's answer to being told facts; nothing is drawn: a model cannot learn luck."""
     if len(told) == 1 and told[0].key == ("my", "name"):
         return f"Nice to meet you, {told[0].value}!"
     clauses = joined([fact.clause() for fact in told])
-    return draw.choice((f"Got it: {clauses}.", f"Thanks, I will remember that {clauses}."))
+    return f"Got it: {clauses}." if len(told) == 1 else f"Thanks, I will remember that {clauses}."
 
 
 def joined(parts: list[str]) -> str:
@@ -49,7 +49,7 @@ def tell(draw: Draw, memory: Memory) -> Turn:
     fact = make_fact(draw, memory)
     memory.add(fact)
     text = amid_other_talk(draw, wording(draw, fact, asking=False))
-    return Turn(text, acknowledgement(draw, [fact]), "told", (fact.value,))
+    return Turn(text, acknowledgement([fact]), "told", (fact.value,))
 
 
 def tell_and_ask(draw: Draw, memory: Memory) -> Turn:
@@ -82,16 +82,16 @@ def tell_several(draw: Draw, memory: Memory) -> Turn:
         sentence if sentence.endswith((".", "!", "?")) else f"{sentence}." for sentence in sentences
     )
     values = tuple(fact.value for fact in told)
-    return Turn(text, acknowledgement(draw, told), "told several", values)
+    return Turn(text, acknowledgement(told), "told several", values)
 
 
 def tell_of_others(draw: Draw, memory: Memory) -> Turn:
-    """The same thing told of two or three people."""
+    """The same thing told of one to four people."""
     thing = draw.choice(facts.OTHERS_THINGS)
     if draw.chance(0.15):
         thing = draw.choice(facts.NAMED_THINGS[: len(facts.PETS)])
     told: list[Fact] = []
-    many = draw.integer(1, 3)
+    many = draw.integer(1, 4)
     while len(told) < many:
         fact = Fact(facts.other_owner(draw), thing, thing.value(draw))
         taken = {other.value for other in memory.facts.values()}
@@ -103,15 +103,16 @@ def tell_of_others(draw: Draw, memory: Memory) -> Turn:
     if special and draw.chance(0.6):
         template = draw.pick(special)
     parts = [fill(template, fact) for fact in told]
+    is_short = template.startswith("{p} ") and template.endswith("{v}") and draw.chance(0.3)
+    if is_short:
+        parts[1:] = [fill("{p} {v}", fact) for fact in told[1:]]
     text = joined(parts) + "."
-    if draw.chance(0.5):
+    if not is_short and draw.chance(0.5):
         text = ". ".join([parts[0], *map(capital, parts[1:])]) + "."
     lead = draw.pick(wordings.OTHER_LEAD)
     if not lead or lead.rstrip()[-1] in ".!":
         text = capital(text)
-    return Turn(
-        lead + text, acknowledgement(draw, told), "told several", tuple(f.value for f in told)
-    )
+    return Turn(lead + text, acknowledgement(told), "told several", tuple(f.value for f in told))
 
 
 def tell_together(draw: Draw, memory: Memory) -> Turn | None:
@@ -130,7 +131,7 @@ def tell_together(draw: Draw, memory: Memory) -> Turn | None:
         memory.add(fact)
     values = {fact.thing.name.replace(" ", "_"): fact.value for fact in told}
     text = template.format(**values)
-    return Turn(text, acknowledgement(draw, told), "told several", tuple(values.values()))
+    return Turn(text, acknowledgement(told), "told several", tuple(values.values()))
 
 
 def ask_who(draw: Draw, memory: Memory) -> Turn | None:
@@ -144,7 +145,7 @@ def ask_who(draw: Draw, memory: Memory) -> Turn | None:
         return None
     fact = draw.choice(known)
     memory.mention(fact)
-    text = fill(draw.pick(wordings.ASK_WHO[fact.thing.name]), fact)
+    text = draw.apart(lambda: fill(draw.pick(wordings.ASK_WHO[fact.thing.name]), fact))
     reply = f"{fact.statement()}."
     return Turn(text, reply, "recall", (reply,))
 
@@ -184,8 +185,8 @@ def ask_several(draw: Draw, memory: Memory) -> Turn | None:
     if len(known) < 2:
         return None
     asked = draw.random.sample(known, min(len(known), draw.integer(2, 3)))
-    names = joined([fill("{o} {t}", fact) for fact in asked])
-    text = capital(draw.wording(wordings.SEVERAL["ask"], names=names))
+    names = joined([f"{fact.owner} {fact.asked}" for fact in asked])
+    text = draw.apart(lambda: capital(draw.wording(wordings.SEVERAL["ask"], names=names)))
     for fact in asked:
         memory.mention(fact)
     clauses = joined([fact.clause() for fact in asked])
@@ -215,7 +216,7 @@ def check(draw: Draw, memory: Memory) -> Turn | None:
         guess = draw.choice(others)
     if not right and guess.lower() == fact.value.lower():
         return None
-    text = checking(draw, fact, guess)
+    text = draw.apart(lambda: checking(draw, fact, guess))
     # The fact comes before the verdict, so that the model can compare the two.
     reply = f"{fact.statement()}, so {'yes' if right else 'no'}."
     return Turn(text, reply, "yes or no", (reply,))
@@ -252,7 +253,7 @@ def ask_unknown(draw: Draw, memory: Memory) -> tuple[Turn, Fact]:
         fact = make_fact(draw, memory)
     text = wording(draw, fact, asking=True)
     memory.subjects, memory.being = (), ""
-    reply = f"You have not told me {fact.owner_told} {fact.thing.name} yet."
+    reply = f"You have not told me {fact.owner_told} {fact.asked} yet."
     return Turn(text, reply, "not told"), fact
 
 
@@ -270,4 +271,4 @@ def tell_after_all(draw: Draw, memory: Memory, fact: Fact) -> Turn:
     """The user tells what the assistant had to say was not told."""
     memory.add(fact)
     text = wording(draw, fact, asking=False)
-    return Turn(text, acknowledgement(draw, [fact]), "told", (fact.value,))
+    return Turn(text, acknowledgement([fact]), "told", (fact.value,))

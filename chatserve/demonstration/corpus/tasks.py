@@ -8,6 +8,8 @@ from chatserve.demonstration.corpus.memory import loosen
 from chatserve.demonstration.corpus.wordings import MANNER, lists, read
 
 SUM_MAX = 20
+COUNT_MAX = 100
+TOO_FAR = "That is too far for me: I count up to 100."
 WORDINGS = lists(read("tasks.toml")["tasks"])
 ODD_WORDS = words.listed(
     """😀 🎉 🐶 ❤️ 👍 🚀 ☕ 🌍 日本 東京 你好 世界 привет мир Москва Αθήνα שלום مرحبا नमस्ते 안녕 ₂ €
@@ -55,26 +57,38 @@ def worded(draw: Draw, name: str, **values: object) -> str:
 
 
 def count(draw: Draw) -> Turn:
-    """Count up or down, by ones or twos."""
-    low = draw.integer(0, 20)
-    high = low + draw.integer(2, 10)
+    """Count up or down, by ones or twos; beyond `COUNT_MAX` say that it is too far."""
     kind = draw.random.random()
-    if kind < 0.35:
-        low, high, step = 1, draw.integer(2, 20), 1
-        text = draw.wording(WORDINGS["count_to"], high=high)
-    elif kind < 0.7:
-        step = 1
-        text = draw.wording(WORDINGS["count_from"], high=high, low=low)
-    elif kind < 0.85:
-        low, high, step = draw.integer(2, 12), draw.integer(0, 1), -1
-        text = draw.wording(WORDINGS["count_down"], high=high, low=low)
+    if kind < 0.06:
+        high = draw.integer(COUNT_MAX + 1, draw.choice((200, 1000, 10_000, 1_000_000)))
+        name, low, step, reply = draw.choice(("count_to", "count_from")), 1, 1, TOO_FAR
     else:
-        step, high = 2, low + 2 * draw.integer(2, 6)
-        text = draw.wording(WORDINGS["count_in_twos"], high=high, low=low)
+        name, low, high, step = numbers(draw, kind)
+        last = high + (1 if step > 0 else -1)
+        reply = ", ".join(map(str, range(low, last, step)))
+    text = draw.apart(lambda: draw.wording(WORDINGS[name], high=high, low=low))
     if max(low, high) <= 20 and draw.chance(0.25):
         text = re.sub(r"\d+", lambda found: words.NUMBER_WORDS[int(found[0])], text)
-    numbers = range(low, high + (1 if step > 0 else -1), step)
-    return Turn(loosen(draw, text), ", ".join(map(str, numbers)), "count")
+    return Turn(loosen(draw, text), reply, "count")
+
+
+def numbers(draw: Draw, kind: float) -> tuple[str, int, int, int]:
+    """What is counted: the wordings' name, the first number, the last, and the step."""
+    far = draw.chance(0.3)
+    low = draw.integer(0, 80 if far else 20)
+    many = draw.integer(8, 30) if far else draw.integer(2, 10)
+    if kind < 0.37:
+        high = draw.integer(20, COUNT_MAX if draw.chance(0.15) else 40) if far else low + 2
+        return "count_to", 1, min(high, COUNT_MAX), 1
+    if kind < 0.62:
+        return "count_from", low, min(low + many, COUNT_MAX), 1
+    if kind < 0.72:
+        return "count_back", draw.integer(13, 40) if far else draw.integer(3, 12), 1, -1
+    if kind < 0.88:
+        low = draw.integer(13, 40) if far else draw.integer(2, 12)
+        high = draw.integer(0, 1) if draw.chance(0.7) else draw.integer(0, low - 2)
+        return "count_down", low, high, -1
+    return "count_in_twos", low, low + 2 * draw.integer(2, 6), 2
 
 
 def spell(draw: Draw) -> Turn:
@@ -192,7 +206,7 @@ def make_list(draw: Draw) -> Turn:
         kind = draw.choice(tuple(CATEGORIES))
         many = draw.integer(2, 5)
         amount = draw.choice((str(many), words.NUMBER_WORDS[many]))
-        text = worded(draw, "list_of_kind", amount=amount, kind=kind)
+        text = draw.apart(lambda: worded(draw, "list_of_kind", amount=amount, kind=kind))
         return Turn(text, bullets(list(CATEGORIES[kind][:many])), "list")
     items = [own_item(draw) for _ in range(draw.integer(2, 6))]
     row = ", ".join(items)

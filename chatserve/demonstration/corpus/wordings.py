@@ -57,6 +57,7 @@ THINGS = read("things.toml")
 TELL_SPECIAL = lists(WORDINGS["tell_special"] | THINGS["tell"])
 ASK_SPECIAL = lists(WORDINGS["ask_special"] | THINGS["ask"])
 FAVOURITE = lists(THINGS["favourite"])
+CALLED = lists(WORDINGS["called"])
 CORRECT_SPECIAL = lists(WORDINGS["correct_special"])
 CORRECT_NAMED = lists(WORDINGS["correct_named"])["wordings"]
 TOGETHER = lists(WORDINGS["together"])["wordings"]
