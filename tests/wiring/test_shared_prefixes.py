@@ -12,6 +12,9 @@ from tests.wiring.test_cache_actions import KEYS, PAGE_TOKENS, SETTINGS, done, p
 from tests.wiring.test_cache_views import seen
 
 OPTIONS = ("--kv-memory", "16MiB", "--host-memory", "16MiB", "--context-length", "1024")
+# Each some pages long, whatever the replies are.
+GREETING = "Hello! It rained today, and I read a book. " * 6
+QUESTION = "What is a page? I took a walk, and met a friend. " * 6
 FIELDS = {
     "above", "page", "label", "prompts", "owner", "public", "pages", "tokens", "owners", "hits",
     "hits_least", "saved_tokens", "saved_tokens_under", "branches", "copies",
@@ -37,9 +40,9 @@ async def test_what_is_told_is_what_the_receipts_told(tmp_path: Path) -> None:
             assert (await seen(client, "prefixes"))["prefixes"] == []
             system = SECRET * 12
             receipts = [
-                *await talked(client, system, "Hello!", "And then?"),
-                *await talked(client, system, "What is a page?", "And then?"),
-                *await talked(client, system, "Hello!"),
+                *await talked(client, system, GREETING, "And then?"),
+                *await talked(client, system, QUESTION, "And then?"),
+                *await talked(client, system, GREETING),
                 *await talked(client, "Nobody else says this. " * 12, "Hello!"),
             ]
             await all_kept(client)
