@@ -128,11 +128,10 @@ def attend_all() -> None:
     attend((9, 1), 4, 2, 64, torch.float32)
 
 
-def move_all() -> None:
-    """Rows to their pages, copies of pages, sums of pages."""
-    key = torch.zeros(5, 8, 128, dtype=BRAIN)
+def five_rows() -> AttentionBatch:
+    """A slice, each of whose rows is kept."""
     places = torch.zeros(5, dtype=torch.int64)
-    batch = AttentionBatch(
+    return AttentionBatch(
         query_starts=(0, 5),
         context_lengths=(5,),
         page_tables=torch.zeros(1, 1, dtype=torch.int32),
@@ -141,6 +140,12 @@ def move_all() -> None:
         write_rows=None,
         page_size=PAGE_SIZE,
     )
+
+
+def move_all() -> None:
+    """Rows to their pages, copies of pages, sums of pages."""
+    key = torch.zeros(5, 8, 128, dtype=BRAIN)
+    batch = five_rows()
     kv = torch.zeros(4, 2, PAGE_SIZE, 8, 128, dtype=BRAIN)
     pages.append_kv(key, key, kv, batch)
     codes = kv.to(torch.float8_e4m3fn)
@@ -153,16 +158,7 @@ def move_all() -> None:
 
 def rotate_all() -> None:
     """Rows of joined products, with and without norms of heads, to plain pages and fp8 ones."""
-    places = torch.zeros(5, dtype=torch.int64)
-    batch = AttentionBatch(
-        query_starts=(0, 5),
-        context_lengths=(5,),
-        page_tables=torch.zeros(1, 1, dtype=torch.int32),
-        write_pages=places,
-        write_offsets=places,
-        write_rows=None,
-        page_size=PAGE_SIZE,
-    )
+    batch = five_rows()
     for heads, kv_heads, head_dim in ((32, 8, 128), (14, 2, 64), (8, 4, 256)):
         counts = heads, kv_heads, kv_heads
         given = torch.zeros(5, sum(counts), head_dim, dtype=BRAIN).split(counts, dim=1)
