@@ -1,14 +1,17 @@
 """Measure the demonstration model: `python -m chatserve.demonstration.evaluate --help`.
 
-Two tables are printed.  The first has one row for each skill, on held-out probes.  Training never
+Three tables are printed.  The first has one row for each skill, on held-out probes.  Training never
 shows what is held out: about one in eight of the strings of each word list and list of wordings, of
 the made-up words, of the numbers of three digits and more, and of the pairs of summands.  Not held
 out are dates, times, ages, numbers of one or two digits and the ordinary words that tasks are
 about.  Of these a probe draws what training draws, and only the chat as a whole is new.
 
-The second table judges the hand-written prompts of `prompts.toml`, which no generator knows.
-Generation is greedy, by plain transformers, in batches; the assistant's earlier turns in a probe
-are given, in hand-written chats the model writes its own.
+The second table asks probes of the recalling skills again, with the model's own earlier replies in
+place of the right ones that the first table gives it: a fact misunderstood when it was told, and
+confirmed so, is one that most models lose.  This is what a user meets.
+
+The third table judges the hand-written prompts of `prompts.toml`, which no generator knows, with
+the model's own earlier replies.  Generation is greedy, by plain transformers, in batches.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +34,7 @@ from chatserve.demonstration.corpus.draw import bare
 
 PROMPTS = Path(__file__).parent / "prompts.toml"
 REPLY_TOKENS_MAX = 512
+UNENDED = " [unended]"  # marks a reply that did not end by itself
 TRAINING_LENGTH = 1200  # in characters, of the training chats that questions are looked for in
 # Skills that need what was said before are asked for at these distances, in characters; 3.6
 # characters make a token, so the last is beyond 1,500 tokens.
@@ -38,6 +43,9 @@ DISTANT_SKILLS = (
     *("recall", "recall of others", "recall several", "corrected", "corrected in passing"),
     "system fact",
 )
+# What is asked again with the model's own earlier replies, and from how far.
+OWN_SKILLS = ("recall", "corrected", "recall several")
+OWN_DISTANCES = (0, 900)
 
 
 @dataclass(frozen=True)
@@ -113,13 +121,13 @@ class Speaker:
                 ).any()
             )
             text = self.tokenizer.decode(row, skip_special_tokens=True)
-            replies.append(text if ended else text + " [unended]")
+            replies.append(text if ended else text + UNENDED)
         return replies
 
 
 def is_right(turn: Turn, reply: str) -> bool:
     """Whether a reply satisfies a probe's last turn."""
-    if "[unended]" in reply:
+    if UNENDED in reply:
         return False
     if not turn.expect:
         return reply.strip() == turn.reply.strip()
@@ -133,19 +141,45 @@ def grouped_by_length(chats: list[Chat], size: int) -> list[list[Chat]]:
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
+def given_replies(speaker: Answering, chats: Sequence[Chat]) -> list[str]:
+    """The last reply of each chat, after the earlier replies that the corpus gives."""
+    return speaker.reply([chat.messages()[:-1] for chat in chats])
+
+
+def own_replies(speaker: Answering, chats: Sequence[Chat]) -> list[str]:
+    """The last reply of each chat, after the model's own earlier replies."""
+    said = [[row for row in chat.messages() if row["role"] == "system"] for chat in chats]
+    replies = [""] * len(chats)
+    for number in range(max(len(chat.turns) for chat in chats)):
+        asked = [at for at, chat in enumerate(chats) if number < len(chat.turns)]
+        for at in asked:
+            said[at].append({"role": "user", "content": chats[at].turns[number].user})
+        for at, reply in zip(asked, speaker.reply([said[at] for at in asked]), strict=True):
+            replies[at] = reply
+            said[at].append({"role": "assistant", "content": reply.removesuffix(UNENDED)})
+    return replies
+
+
 def measure_skills(
-    speaker: Answering, count: int, *, seed: str, batch_size: int, show: bool
+    speaker: Answering,
+    count: int,
+    *,
+    seed: str,
+    batch_size: int,
+    show: bool,
+    own: bool = False,
 ) -> list[Score]:
-    """The table of held-out probes."""
+    """A table of held-out probes; with `own` after the model's own earlier replies."""
     scores: list[Score] = []
-    rows = probed_rows()
-    with tqdm(total=count * len(rows), unit="probe", desc="held-out probes") as progress:
+    rows = own_rows() if own else probed_rows()
+    answer = own_replies if own else given_replies
+    title = "own replies" if own else "held-out probes"
+    with tqdm(total=count * len(rows), unit="probe", desc=title) as progress:
         for skill, distance in rows:
             chats = [make_probe(skill, f"{seed}/{i}", distance=distance) for i in range(count)]
             right = 0
             for batch in grouped_by_length(chats, batch_size):
-                replies = speaker.reply([chat.messages()[:-1] for chat in batch])
-                for chat, reply in zip(batch, replies, strict=True):
+                for chat, reply in zip(batch, answer(speaker, batch), strict=True):
                     good = is_right(chat.turns[-1], reply)
                     right += good
                     if show and not good:
@@ -160,6 +194,11 @@ def measure_skills(
 def probed_rows() -> list[tuple[str, int]]:
     """Skills and distances, one for each row of the table of probes."""
     return [(s, d) for s in SKILLS for d in (DISTANCES if s in DISTANT_SKILLS else (0,))]
+
+
+def own_rows() -> list[tuple[str, int]]:
+    """Skills and distances of the table in which the model writes the earlier replies."""
+    return [(skill, distance) for skill in OWN_SKILLS for distance in OWN_DISTANCES]
 
 
 def asked_in_training(questions: Iterable[str], chats: int, seed: str) -> list[str]:
@@ -195,13 +234,9 @@ def measure_prompts(speaker: Answering, prompts: list[Prompt], *, show: bool) ->
     """The table of hand-written prompts; the model also writes the earlier replies."""
     counts: dict[str, list[bool]] = {}
     for prompt in tqdm(prompts, unit="prompt", desc="hand-written prompts"):
-        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        reply = ""
-        for text in prompt.user:
-            messages.append({"role": "user", "content": text})
-            reply = speaker.reply([messages])[0]
-            messages.append({"role": "assistant", "content": reply.removesuffix(" [unended]")})
-        good = "[unended]" not in reply and prompt.judge(reply)
+        turns = tuple(Turn(text, "", prompt.group) for text in prompt.user)
+        (reply,) = own_replies(speaker, [Chat(prompt.system, turns)])
+        good = UNENDED not in reply and prompt.judge(reply)
         counts.setdefault(prompt.group, []).append(good)
         if show and not good:
             tqdm.write(f"[{prompt.group}] {prompt.user!r}: {reply!r}, not {prompt.match!r}")
@@ -235,7 +270,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="probes for each row")
     parser.add_argument("--seed", default="evaluation")
     parser.add_argument("--batch-size", type=int, default=25)
-    parser.add_argument("--only", choices=("probes", "prompts", "overlap"))
+    parser.add_argument("--only", choices=("probes", "own", "prompts", "overlap"))
     parser.add_argument(
         "--overlap",
         type=int,
@@ -247,22 +282,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if options.only != "prompts":
+    asked = (options.only,) if options.only else ("overlap", "probes", "own", "prompts")
+    if "overlap" in asked:
         print(overlap(options.count, options.overlap, options.seed))
     if options.only == "overlap":
         return
     torch.set_num_threads(options.threads)
     speaker = Speaker(options.model, options.device)
+    skills = partial(
+        measure_skills,
+        speaker,
+        options.count,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        show=options.show,
+    )
     tables: dict[str, list[Score]] = {}
-    if options.only != "prompts":
-        tables["held-out skill"] = measure_skills(
-            speaker,
-            options.count,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            show=options.show,
-        )
-    if options.only != "probes":
+    if "probes" in asked:
+        tables["held-out skill"] = skills()
+    if "own" in asked:
+        tables["held-out skill, own earlier replies"] = skills(own=True)
+    if "prompts" in asked:
         tables["hand-written prompts"] = measure_prompts(speaker, read_prompts(), show=options.show)
     for title, scores in tables.items():
         print(f"\n{table(title, scores)}")

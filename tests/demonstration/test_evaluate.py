@@ -18,6 +18,8 @@ from chatserve.demonstration.evaluate import (
     measure_prompts,
     measure_skills,
     overlap,
+    own_replies,
+    own_rows,
     table,
 )
 
@@ -118,6 +120,42 @@ def test_the_table_of_skills_counts_what_is_right(capsys: pytest.CaptureFixture[
     assert sum(score.right for score in spelled) == COUNT * (len(scores) - 1)
     assert "[spell]" in capsys.readouterr().out
     assert "| **all** | 6 | 8 | 75.0 |" in table("x", [Score("a", 4, 4), Score("b", 2, 4)])
+
+
+class Counting:
+    """Stands for a model that says how many messages it got, and never ends a first reply."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Messages]] = []
+
+    def reply(self, chats: Sequence[Messages]) -> list[str]:
+        self.asked.append([list(chat) for chat in chats])
+        return [f"{len(chat)}." + " [unended]" * (len(chat) == 1) for chat in chats]
+
+
+def test_the_models_own_replies_stand_in_the_place_of_the_right_ones() -> None:
+    short = Chat(None, (Turn("Hi.", "Hello!", "talk"), Turn("Bye.", "See you!", "talk")))
+    long = Chat("Be kind.", (*short.turns, Turn("What?", "Nothing.", "talk")))
+    model = Counting()
+    assert own_replies(model, [short, long]) == ["3.", "6."]
+    assert [len(batch) for batch in model.asked] == [2, 2, 1], "who has ended is not asked again"
+    assert [row["content"] for row in model.asked[1][0]] == ["Hi.", "1.", "Bye."]
+    assert [row["content"] for row in model.asked[2][0]] == [
+        *("Be kind.", "Hi.", "2.", "Bye.", "4.", "What?"),
+    ]
+
+
+def test_the_table_of_own_replies_asks_every_turn_of_its_probes() -> None:
+    model = Counting()
+    scores = measure_skills(model, 2, seed="o", batch_size=2, show=False, own=True)
+    assert [score.group for score in scores][:2] == ["recall", "recall, 900 characters later"]
+    assert len(scores) == len(own_rows())
+    probes = [make_probe(s, f"o/{n}", distance=d) for s, d in own_rows() for n in range(2)]
+    asked = [chat[-1]["content"] for batch in model.asked for chat in batch]
+    assert sorted(asked) == sorted(turn.user for probe in probes for turn in probe.turns)
+    told = {turn.reply for probe in probes for turn in probe.turns}
+    said = {m["content"] for batch in model.asked for chat in batch for m in chat[:-1]}
+    assert not told & said, "no right reply is given away"
 
 
 def fillers(chat: Chat) -> int:
