@@ -4,7 +4,10 @@ import re
 from collections.abc import Sequence
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from chatserve.demonstration import MODEL_FOLDER
+from chatserve.demonstration.batches import Encoder
 from chatserve.demonstration.corpus import SKILLS, Chat, Part, Turn, make_chat, make_probe
 from chatserve.demonstration.corpus.draw import is_held_out
 from chatserve.demonstration.evaluate import (
@@ -158,19 +161,30 @@ def test_the_table_of_own_replies_asks_every_turn_of_its_probes() -> None:
     assert not told & said, "no right reply is given away"
 
 
-def fillers(chat: Chat) -> int:
-    """Characters between what a probe planted and its question, counted as the corpus does."""
+def fillers(chat: Chat) -> tuple[Turn, ...]:
+    """The turns between what a probe planted and its question."""
     turns = chat.turns[:-1]
     planted = max((n for n, turn in enumerate(turns) if turn.skill in PLANTED), default=-1)
-    return sum(len(turn.user) + len(turn.reply) + 20 for turn in turns[planted + 1 :])
+    return turns[planted + 1 :]
 
 
 @pytest.mark.parametrize("skill", DISTANT_SKILLS)
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_a_question_lies_as_far_behind_as_its_row_says(skill: str, distance: int) -> None:
-    found = [fillers(make_probe(skill, f"far/{n}", distance=distance)) for n in range(25)]
+    probes = [make_probe(skill, f"far/{n}", distance=distance) for n in range(25)]
+    # Characters, counted as the corpus does.
+    found = [sum(len(t.user) + len(t.reply) + 20 for t in fillers(probe)) for probe in probes]
     assert min(found) >= distance
     assert min(found) <= distance + 300, "the least is hardly more"
+
+
+def test_the_farthest_probes_ask_from_beyond_1500_tokens() -> None:
+    encoder = Encoder(PreTrainedTokenizerFast.from_pretrained(MODEL_FOLDER))
+    for skill in DISTANT_SKILLS:
+        for number in range(12):
+            between = fillers(make_probe(skill, f"far/{number}", distance=max(DISTANCES)))
+            assert len(between) >= 6
+            assert len(encoder.chat(Chat(None, between))[0]) > 1500
 
 
 def test_each_row_asks_from_its_own_distance() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chatserve.demonstration import MODEL_FOLDER
+from chatserve.demonstration import MODEL_FOLDER, evaluate
 from chatserve.demonstration.batches import IGNORED, Encoder
 from chatserve.demonstration.corpus import make_chat
 from chatserve.demonstration.evaluate import Speaker
@@ -76,10 +76,13 @@ def test_the_folder_is_small_and_has_the_promised_shape() -> None:
     assert tokenizer().convert_tokens_to_ids("<|im_end|>") in ends
 
 
-def test_replies_end_by_themselves_and_greet() -> None:
-    replies = speaker().reply(
-        [[{"role": "user", "content": "Hello!"}], [{"role": "user", "content": "Good morning!"}]]
-    )
+def test_replies_end_by_themselves_and_greet(monkeypatch: pytest.MonkeyPatch) -> None:
+    chats = [[{"role": "user", "content": text}] for text in ("Hello!", "Good morning!")]
+    replies = speaker().reply(chats)
     assert not any("[unended]" in reply for reply in replies)
     assert "hello" in replies[0].lower()
     assert "morning" in replies[1].lower()
+    monkeypatch.setattr(evaluate, "REPLY_TOKENS_MAX", 2)
+    for whole, cut in zip(replies, speaker().reply(chats), strict=True):
+        assert cut.endswith(" [unended]")
+        assert whole.startswith(cut.removesuffix(" [unended]"))

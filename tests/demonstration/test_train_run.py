@@ -19,14 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from chatserve.demonstration import MODEL_FOLDER, architecture, batches, checkpoint, plot, train
-from chatserve.demonstration.batches import (
-    DECISIVE_WEIGHT,
-    IGNORED,
-    Encoder,
-    Slice,
-    joined,
-    make_step,
-)
+from chatserve.demonstration.batches import IGNORED, Encoder, Slice, joined, make_step
 from chatserve.demonstration.corpus import Chat, Turn
 from chatserve.demonstration.forward import EMBEDDING, cast, hidden_states
 from chatserve.demonstration.tokenizer import save
@@ -344,7 +337,7 @@ def test_the_seed_makes_the_first_weights(plan: train.Plan, tmp_path: Path, toke
     )
 
 
-def test_tokens_that_decide_count_more(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_tokens_that_decide_count_three_times(tokenizer: PreTrainedTokenizerFast) -> None:
     model = architecture.make_model(tokenizer, seed=5)
     learner = train.Learner(model, 1e-3, threads=1)
     encoder = Encoder(tokenizer)
@@ -367,9 +360,8 @@ def test_tokens_that_decide_count_more(tokenizer: PreTrainedTokenizerFast) -> No
     verdicts = part.labels == yes
     assert int(verdicts.sum()) == 2
     decides |= verdicts
-    extra = (DECISIVE_WEIGHT - 1) * each[decides].sum()
-    assert float(extra.detach()) > 0.5 * float(each[decides].detach().sum())
-    wanted = torch.autograd.grad((each.sum() + extra) / count, list(weights.values()))
+    weighted = each.sum() + 2 * each[decides].sum()
+    wanted = torch.autograd.grad(weighted / count, list(weights.values()))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
     assert loss == pytest.approx(float(each.detach().sum()) / count), "what is told is not weighted"
